@@ -1,0 +1,117 @@
+"""haulier: bulk work, run reliably.
+
+Jobs and batches of jobs, durable in SQLite, run by workers that lose nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from haulier.app import App, Task
+    from haulier.domain.batch import Batch, Counts
+    from haulier.domain.job import Job, JobError, JobState, Priority
+    from haulier.domain.retry import Backoff, RetryPolicy
+    from haulier.exceptions import (
+        CancelJob,
+        ConfigurationError,
+        HaulierError,
+        InvalidTaskTypeError,
+        JobExecutionError,
+        JobNotFoundError,
+        JobStateError,
+        JobTimeoutError,
+        LeaseLostError,
+        PermanentError,
+        RetryLater,
+        Snooze,
+        StoreError,
+        ValidationError,
+        WorkerServiceError,
+    )
+    from haulier.ports import JobFilter
+    from haulier.runners.base import BaseTaskRunner, BatchFinished
+    from haulier.services.context import Context
+    from haulier.services.secrets import Secret
+    from haulier.worker.session import WorkerOptions
+
+_HOME = {
+    "App": "app",
+    "Backoff": "domain.retry",
+    "BaseTaskRunner": "runners.base",
+    "Batch": "domain.batch",
+    "BatchFinished": "runners.base",
+    "CancelJob": "exceptions",
+    "ConfigurationError": "exceptions",
+    "Context": "services.context",
+    "Counts": "domain.batch",
+    "HaulierError": "exceptions",
+    "InvalidTaskTypeError": "exceptions",
+    "Job": "domain.job",
+    "JobError": "domain.job",
+    "JobExecutionError": "exceptions",
+    "JobFilter": "ports",
+    "JobNotFoundError": "exceptions",
+    "JobState": "domain.job",
+    "JobStateError": "exceptions",
+    "JobTimeoutError": "exceptions",
+    "LeaseLostError": "exceptions",
+    "PermanentError": "exceptions",
+    "Priority": "domain.job",
+    "RetryLater": "exceptions",
+    "RetryPolicy": "domain.retry",
+    "Secret": "services.secrets",
+    "Snooze": "exceptions",
+    "StoreError": "exceptions",
+    "Task": "app",
+    "ValidationError": "exceptions",
+    "WorkerOptions": "worker.session",
+    "WorkerServiceError": "exceptions",
+}
+"""Public names and the modules they live in. Loaded when first used, so that a command that only
+lists jobs does not pay for pydantic."""
+
+__all__ = [
+    "App",
+    "Backoff",
+    "BaseTaskRunner",
+    "Batch",
+    "BatchFinished",
+    "CancelJob",
+    "ConfigurationError",
+    "Context",
+    "Counts",
+    "HaulierError",
+    "InvalidTaskTypeError",
+    "Job",
+    "JobError",
+    "JobExecutionError",
+    "JobFilter",
+    "JobNotFoundError",
+    "JobState",
+    "JobStateError",
+    "JobTimeoutError",
+    "LeaseLostError",
+    "PermanentError",
+    "Priority",
+    "RetryLater",
+    "RetryPolicy",
+    "Secret",
+    "Snooze",
+    "StoreError",
+    "Task",
+    "ValidationError",
+    "WorkerOptions",
+    "WorkerServiceError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'haulier' has no attribute {name!r}")
+    return getattr(import_module(f"haulier.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,309 @@
+"""The library's face: an App holds task definitions and speaks to one store."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from pydantic import BaseModel
+
+from haulier.domain.batch import Batch
+from haulier.domain.job import Job, JobState
+from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import ConfigurationError, JobExecutionError
+from haulier.ports import JobFilter, JobStore, Page
+from haulier.progress import ProgressBar
+from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.jobs import JobManager, Options, Payload
+from haulier.services.registry import Registry, define_task
+from haulier.services.secrets import KeyFile, Sealer
+from haulier.stores import open_store
+from haulier.worker.session import WorkerOptions
+from haulier.worker.worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_STORE = "sqlite:///haulier.db"
+
+
+class Task(Generic[P, R]):
+    """A registered function. Calling it runs it here and now, as if it were not a task."""
+
+    def __init__(self, app: App, function: Callable[P, R], kind: str) -> None:
+        self.app = app
+        self.kind = kind
+        self._function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._function(*args, **kwargs)
+
+    async def enqueue(self, **payload: Any) -> str:
+        """Enqueue one job with these arguments and default options; returns its id."""
+        return await self.app.enqueue(self, payload)
+
+
+class App:
+    """Task definitions, and the store their jobs live in.
+
+    `store` is a URL or an opened-by-you JobStore. `secret_key_file` holds the key that seals
+    `Secret` fields (32 bytes in base64, mode 0600); by default one in the user's configuration
+    folder, made on first use. Enter the app as an async context manager, or with plain `with`
+    from code that has no event loop.
+    """
+
+    def __init__(
+        self,
+        store: str | JobStore = DEFAULT_STORE,
+        *,
+        secret_key_file: str | Path | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self.registry = registry or Registry()
+        self.store: JobStore = open_store(store) if isinstance(store, str) else store
+        key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
+        self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._portal: AbstractContextManager[BlockingPortal] | None = None
+        self._held: AbstractContextManager[Self] | None = None
+
+    # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._loop = None
+        await self.store.__aexit__(exc_type, exc, tb)
+
+    def __enter__(self) -> Self:
+        self._portal = start_blocking_portal()
+        portal = self._portal.__enter__()
+        self._held = portal.wrap_async_context_manager(self)
+        self._held.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        held, portal, self._held, self._portal = self._held, self._portal, None, None
+        assert held is not None
+        assert portal is not None
+        held.__exit__(exc_type, exc, tb)
+        portal.__exit__(exc_type, exc, tb)
+
+    # ── Define ───────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        kind: str | None = None,
+        model: type[BaseModel] | None = None,
+        retry: RetryPolicy | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        per_worker: int | None = None,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+
+    def task(
+        self,
+        function: Callable[P, R] | None = None,
+        /,
+        *,
+        kind: str | None = None,
+        model: type[BaseModel] | None = None,
+        retry: RetryPolicy | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        per_worker: int | None = None,
+    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+        """Register a function as a kind of job, named after it unless `kind` says otherwise.
+
+        A coroutine function runs on the worker's event loop, a plain one in a thread. Its
+        parameters make the payload, which is checked at enqueue and again before it runs; a
+        parameter annotated `Context` is filled in. `per_worker` is the most jobs of this kind
+        that one worker process runs at once. Raises ConfigurationError for a signature that
+        cannot be called with JSON, or a kind that is taken.
+        """
+
+        def register(target: Callable[P, R]) -> Task[P, R]:
+            definition = define_task(
+                target,
+                kind=kind,
+                model=model,
+                retry=retry or RetryPolicy(),
+                queue=queue,
+                priority=priority,
+                per_worker=per_worker,
+            )
+            self.registry.add(definition)
+            return Task(self, target, definition.kind)
+
+        return register if function is None else register(function)
+
+    def add_runner(self, runner: BaseTaskRunner[Any, Any]) -> None:
+        """Register a bulk kind."""
+        register_runner(self.registry, runner)
+
+    # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
+
+    async def enqueue(
+        self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
+    ) -> str:
+        """Insert one job and return its id. It is durable when this returns.
+
+        Raises InvalidTaskTypeError, or ValidationError with the fields at fault.
+        """
+        return await self.jobs.enqueue(_kind(task), payload or {}, options)
+
+    async def enqueue_many(
+        self,
+        task: Task[..., Any] | str,
+        payloads: Iterable[Payload],
+        **options: Unpack[Options],
+    ) -> list[str]:
+        """Insert a job per payload, in order; returns their ids."""
+        return await self.jobs.enqueue_many(_kind(task), payloads, options)
+
+    async def enqueue_batch(
+        self,
+        task: Task[..., Any] | str,
+        items: Iterable[Payload],
+        *,
+        on_finish: Task[..., Any] | str | None = None,
+        **options: Unpack[Options],
+    ) -> str:
+        """Insert one batch of items and return its id, which is also its head job's.
+
+        `on_finish` is enqueued once when the last item is settled, with `batch_id`, `state` and
+        `counts` as its payload.
+        """
+        finish = None if on_finish is None else _kind(on_finish)
+        return await self.jobs.enqueue_batch(_kind(task), items, options, finish_kind=finish)
+
+    def enqueue_sync(
+        self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
+    ) -> str:
+        """`enqueue` for code without an event loop; blocks until the job is durable.
+
+        Cheap while the app is open (`with app:`, or entered by an event loop in another thread);
+        otherwise it opens and closes the store for this one call.
+        """
+        return self._blocking(lambda: self.enqueue(task, payload, **options))
+
+    def _blocking(self, call: Callable[[], Awaitable[R]]) -> R:
+        async def run() -> R:
+            return await call()
+
+        async def open_and_run() -> R:
+            async with self:
+                return await call()
+
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not None:
+            raise ConfigurationError(
+                "enqueue_sync would block the running event loop: await enqueue instead"
+            )
+        if self._loop is not None:
+            return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        return asyncio.run(open_and_run())
+
+    # ── Look and operate ─────────────────────────────────────────────────────────────────────
+
+    async def get(self, job_id: str) -> Job:
+        """The job as it is now; raises JobNotFoundError."""
+        return await self.store.get(job_id)
+
+    async def find(
+        self, where: JobFilter | None = None, *, limit: int = 50, cursor: int | None = None
+    ) -> Page:
+        """A page of jobs, newest first."""
+        return await self.store.find(where or JobFilter(), limit=limit, cursor=cursor)
+
+    async def batch(self, batch_id: str) -> Batch:
+        """The batch as it is now; raises JobNotFoundError."""
+        return await self.store.batch(batch_id)
+
+    async def wait(
+        self, job_id: str, *, timeout: float | None = None, progress: bool | None = None
+    ) -> Job:
+        """Wait until a job or a batch is done and return it, whatever it came to.
+
+        Shows a progress bar on standard error if that is a terminal, or as `progress` says.
+        Raises JobTimeoutError after `timeout` seconds; the job goes on.
+        """
+        if progress is None:
+            progress = sys.stderr.isatty()
+        if not progress:
+            return await self.jobs.wait(job_id, timeout=timeout)
+        with ProgressBar() as bar:
+            return await self.jobs.wait(job_id, timeout=timeout, on_change=bar.show)
+
+    async def result(self, job_id: str, *, timeout: float | None = None) -> Any:
+        """Wait for a job and return what its task returned, as plain JSON values.
+
+        Raises JobExecutionError if it failed or was cancelled.
+        """
+        job = await self.jobs.wait(job_id, timeout=timeout)
+        if job.state is JobState.COMPLETED:
+            return job.value
+        why = f": {job.error.type}: {job.error.message}" if job.error else ""
+        raise JobExecutionError(f"job {job_id} {job.state}{why}")
+
+    async def cancel(self, job_id: str) -> JobState:
+        """Request that a job or batch stops; returns its state now."""
+        return await self.jobs.cancel(job_id)
+
+    async def retry(self, job_id: str) -> JobState:
+        """Make a failed or cancelled job pending again."""
+        return await self.jobs.retry(job_id)
+
+    async def retry_failed(self, batch_id: str) -> int:
+        """Requeue only the failed items of a batch; returns how many."""
+        return await self.store.retry_failed(batch_id)
+
+    # ── Work ─────────────────────────────────────────────────────────────────────────────────
+
+    def worker(self, options: WorkerOptions | None = None, *, worker_id: str | None = None) -> Worker:
+        """A worker for this app's kinds; the app must be open while it runs."""
+        return Worker(self.jobs, options, first_id=worker_id)
+
+    @asynccontextmanager
+    async def working(self, options: WorkerOptions | None = None) -> AsyncIterator[Worker]:
+        """A worker that runs beside the block and is stopped and drained at its end."""
+        worker = self.worker(options)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(worker.run())
+            try:
+                yield worker
+            finally:
+                worker.stop()
+
+
+def _kind(task: Task[..., Any] | str) -> str:
+    return task if isinstance(task, str) else task.kind

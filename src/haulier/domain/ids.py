@@ -1,0 +1,41 @@
+"""Ids: UUIDv7 (RFC 9562), as pure functions of a time and of random bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from uuid import UUID
+
+ENTROPY_BYTES = 10
+
+
+def uuid7(milliseconds: int, entropy: bytes) -> str:
+    """A UUIDv7 from a Unix time in milliseconds and 10 random bytes."""
+    raw = bytearray(milliseconds.to_bytes(6, "big") + entropy)
+    raw[6] = 0x70 | (raw[6] & 0x0F)
+    raw[8] = 0x80 | (raw[8] & 0x3F)
+    return text_id(bytes(raw))
+
+
+def derived_id(parent: str, label: str) -> str:
+    """The id that belongs to `label` of a parent id: the same arguments give the same id.
+
+    It keeps the parent's time, so items sort beside their batch, and replaces the random part
+    by a hash. A producer that crashed half-way repeats its inserts and none is doubled.
+    """
+    time_part = UUID(parent).bytes[:6]
+    digest = hashlib.blake2b(f"{parent}/{label}".encode(), digest_size=ENTROPY_BYTES).digest()
+    return uuid7(int.from_bytes(time_part, "big"), digest)
+
+
+def text_id(raw: bytes) -> str:
+    """The 36-character form of 16 bytes."""
+    h = raw.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def raw_id(text: str) -> bytes:
+    """The 16 bytes of an id; raises ValueError for anything that is not a UUID."""
+    raw = bytes.fromhex(text.replace("-", ""))
+    if len(raw) != 16:
+        raise ValueError(f"{text!r} is not a UUID")
+    return raw

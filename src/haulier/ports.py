@@ -1,0 +1,226 @@
+"""What the core calls out through. A store implements `JobStore`; nothing else touches jobs.
+
+The verbs speak of jobs, never of SQL or Lua, and each is one atomic step. `exchange` is the hot
+one: finished transitions go in, newly claimed jobs come out, one round trip and one commit. Every
+call raises StoreError when the store cannot serve, within the store's deadline, and may then have
+been applied or not: each verb can be repeated without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.job import (
+    Demand,
+    Exchange,
+    Job,
+    JobState,
+    NewJob,
+    Note,
+    Renewal,
+    Role,
+    Transition,
+    WorkerRow,
+)
+
+
+class Clock(Protocol):
+    """The time of the machine a store runs on."""
+
+    def now(self) -> int:
+        """Microseconds since 1970 UTC."""
+        ...
+
+    def boot(self) -> tuple[str, int]:
+        """The id of this boot, and microseconds since it; unlike `now` it never jumps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a query is about; fields left None do not restrict."""
+
+    states: frozenset[JobState] | None = None
+    kind: str | None = None
+    queue: str | None = None
+    batch_id: str | None = None
+    roles: frozenset[Role] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of jobs; `next` is the cursor of the following one, None at the end."""
+
+    jobs: tuple[Job, ...]
+    next: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A worker's right to write: the job and the number of the claim it holds it by."""
+
+    job_id: str
+    lease: int
+
+
+class Heartbeat(Protocol):
+    """Renews one worker incarnation. Lives in a thread of its own, with its own connection."""
+
+    def renew(self) -> Renewal:
+        """Put the expiry of the incarnation forward by the ttl; blocking."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JobReader(Protocol):
+    """Questions about jobs. They never wait for a writer."""
+
+    async def get(self, job_id: str) -> Job:
+        """The job; raises JobNotFoundError."""
+        ...
+
+    async def find(
+        self,
+        where: JobFilter,
+        *,
+        limit: int = 50,
+        cursor: int | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
+        """A page of jobs in the order of their sequence numbers, newest first unless told."""
+        ...
+
+    async def batch(self, batch_id: str) -> Batch:
+        """The batch; raises JobNotFoundError."""
+        ...
+
+    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
+        """Batches, newest first; `cursor` is the id of the last one seen."""
+        ...
+
+    async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
+        """How many jobs there are per queue, kind, role and state."""
+        ...
+
+    async def workers(self) -> list[WorkerRow]:
+        """The worker incarnations the store remembers, the youngest first."""
+        ...
+
+
+class JobStore(JobReader, Protocol):
+    """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal."""
+
+    @property
+    def ttl(self) -> float: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None: ...
+
+    # ── Producers ────────────────────────────────────────────────────────────────────────────
+
+    async def insert(
+        self,
+        jobs: Sequence[NewJob],
+        *,
+        fence: Fence | None = None,
+        finish: FinishCallback | None = None,
+    ) -> int:
+        """Insert jobs in one transaction; returns how many were new.
+
+        A job whose id exists already is left as it is. A head job starts a batch, `finish` is its
+        callback; items name their batch, which must not be sealed. With a `fence` nothing happens
+        unless it holds: raises LeaseLostError.
+        """
+        ...
+
+    async def seal(self, batch_id: str) -> None:
+        """Declare that a batch opened by `open_batch` has all its items."""
+        ...
+
+    async def open_batch(
+        self, head: NewJob, items: Sequence[NewJob], *, finish: FinishCallback | None, sealed: bool
+    ) -> None:
+        """Insert a head job that its producer expands itself, with the first items.
+
+        The head is running from the start, held by nobody; it settles like any other once it is
+        sealed and its last item is done.
+        """
+        ...
+
+    async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Request that jobs stop; returns the state each is in now, absent ids left out.
+
+        Pending ones become cancelled at once, running ones are told by their next exchange or
+        renewal. A head takes its items with it.
+        """
+        ...
+
+    async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """Make failed or cancelled single jobs and items pending again, with fresh attempts."""
+        ...
+
+    async def retry_failed(self, batch_id: str) -> int:
+        """Requeue the failed items of a batch and reopen its head; returns how many."""
+        ...
+
+    async def delete(self, job_id: str) -> None:
+        """Remove a job that is not running, a head with all its items.
+
+        Raises JobNotFoundError, or JobStateError for one that is running.
+        """
+        ...
+
+    # ── Workers ──────────────────────────────────────────────────────────────────────────────
+
+    async def enlist(self, worker: WorkerRow) -> None:
+        """Record a new worker incarnation; it lives for one ttl unless its heartbeat renews it."""
+        ...
+
+    async def exchange(
+        self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
+    ) -> Exchange:
+        """Apply finished transitions and claim new jobs, in one transaction."""
+        ...
+
+    async def note(self, notes: Sequence[Note]) -> None:
+        """Record what running jobs say of themselves; notes with a stale lease are dropped."""
+        ...
+
+    async def retire(self, worker_id: str) -> int:
+        """End an incarnation for good and release its jobs; returns how many it still held.
+
+        Released jobs count as lost: a worker that shuts down gives its jobs back first.
+        """
+        ...
+
+    async def sweep(self) -> int:
+        """End every expired incarnation as `retire` does; returns how many jobs were released."""
+        ...
+
+    def heartbeat(self, worker_id: str) -> Heartbeat:
+        """The renewer of an incarnation, to be used from one thread of its own."""
+        ...
+
+    # ── Waking ───────────────────────────────────────────────────────────────────────────────
+
+    def watch(
+        self, notify: Callable[[], None], *, ready: bool = False, settled: bool = False
+    ) -> AbstractContextManager[None]:
+        """Within the block, call `notify` on the running loop when something may have changed.
+
+        `ready`: there may be jobs to claim or cancels to hear; `settled`: jobs may have finished
+        or reported. By this process or another; several changes may be told as one.
+        """
+        ...

@@ -1,0 +1,113 @@
+"""The plug-in seam for bulk kinds: what the items are, what one item does, what the end does.
+
+A runner stands behind three kinds. Its `task_type` is the kind of the head job, whose payload is
+the start model. The head's `expand` yields one payload per item; items are jobs of the kind
+`<task_type>.item` and go through `run_item`. When the last one is settled, `<task_type>.finish`
+runs `finish` once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from haulier.domain.job import JobState
+from haulier.domain.retry import RetryPolicy
+from haulier.services.context import Context
+from haulier.services.registry import Executor, Registry, TaskDefinition, holds_secrets
+
+StartT = TypeVar("StartT", bound=BaseModel)
+ItemT = TypeVar("ItemT", bound=BaseModel)
+
+MAX_START = 16 * 1024 * 1024
+"""A head job's payload may hold the whole input of a batch, so it may be larger than others."""
+
+
+class BatchFinished(BaseModel):
+    """What a finish callback is told: which batch, how it ended, and its counts."""
+
+    batch_id: str
+    state: JobState
+    counts: dict[str, int]
+
+
+class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
+    """One bulk kind. Subclass it, name the models, and register an instance.
+
+    `run_item` may be a coroutine function (runs on the event loop) or a plain one (runs in a
+    thread). `per_worker` is the most items that one worker process runs at once.
+    """
+
+    task_type: ClassVar[str]
+    start_model: ClassVar[type[BaseModel]]
+    item_model: ClassVar[type[BaseModel]]
+    retry: ClassVar[RetryPolicy] = RetryPolicy()
+    queue: ClassVar[str] = "default"
+    per_worker: ClassVar[int | None] = None
+
+    @abstractmethod
+    def expand(self, ctx: Context, start: StartT) -> Iterable[ItemT]:
+        """Yield the items, in an order that is the same each time. Runs in a thread.
+
+        Called again from the beginning after a crash: items inserted before are not doubled.
+        Raise for an input that cannot be worked on: the head fails, its items are cancelled.
+        """
+
+    @abstractmethod
+    def run_item(self, ctx: Context, item: ItemT) -> Any | Awaitable[Any]:
+        """Do one item; what it returns is kept as the item's result. May run more than once."""
+
+    async def finish(self, ctx: Context, start: StartT, finished: BatchFinished) -> Any:
+        """Called once the batch has settled; `ctx.items(finished.batch_id)` has the results."""
+        del ctx, start, finished
+
+    def definitions(self) -> list[TaskDefinition]:
+        """The three kinds of this runner, as the registry takes them."""
+        item_kind, finish_kind = f"{self.task_type}.item", f"{self.task_type}.finish"
+        is_async = inspect.iscoroutinefunction(self.run_item)
+
+        async def finish(ctx: Context, finished: BatchFinished) -> Any:
+            start = await ctx.payload_of(finished.batch_id)
+            return await self.finish(ctx, start, finished)  # type: ignore[arg-type]
+
+        return [
+            TaskDefinition(
+                kind=self.task_type,
+                model=self.start_model,
+                executor=Executor.ASYNC,
+                expand=self.expand,
+                item_kind=item_kind,
+                finish_kind=finish_kind,
+                retry=self.retry,
+                queue=self.queue,
+                max_payload=MAX_START,
+                has_secrets=holds_secrets(self.start_model),
+            ),
+            TaskDefinition(
+                kind=item_kind,
+                model=self.item_model,
+                executor=Executor.ASYNC if is_async else Executor.THREAD,
+                call=self.run_item,
+                retry=self.retry,
+                queue=self.queue,
+                per_worker=self.per_worker,
+                has_secrets=holds_secrets(self.item_model),
+            ),
+            TaskDefinition(
+                kind=finish_kind,
+                model=BatchFinished,
+                executor=Executor.ASYNC,
+                call=finish,
+                queue=self.queue,
+            ),
+        ]
+
+
+def register_runner(registry: Registry, runner: BaseTaskRunner[Any, Any]) -> None:
+    """Make the three kinds of a runner known."""
+    for definition in runner.definitions():
+        registry.add(definition)

@@ -1,0 +1,118 @@
+"""What a running task is given: its job, its lease, and ways to speak while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import Any, Protocol
+
+import structlog
+from pydantic import BaseModel
+
+from haulier.domain.batch import Batch
+from haulier.domain.job import Job, JobState, Note
+from haulier.exceptions import CancelJob, LeaseLostError
+from haulier.ports import JobFilter, JobReader
+
+
+class Control:
+    """What the worker tells a running job: set on the event loop, read from any thread."""
+
+    __slots__ = ("cancelled", "lost")
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.lost = False
+
+
+class Runtime(Protocol):
+    """What a context reaches through: the worker that runs the job, or a stand-in in tests."""
+
+    @property
+    def reader(self) -> JobReader: ...
+
+    def report(self, note: Note) -> None:
+        """Take a note to be stored soon; callable from any thread."""
+        ...
+
+    def payload_of(self, job: Job) -> BaseModel:
+        """The checked payload of a job, its secrets bound."""
+        ...
+
+
+class Context:
+    """A running job's view of itself and its way to report.
+
+    Name it by annotating a parameter of the task: `def task(ctx: Context, …)`. All methods that
+    are not coroutines may be called from any thread.
+    """
+
+    def __init__(self, job: Job, control: Control, runtime: Runtime) -> None:
+        self.job = job
+        self._control = control
+        self._runtime = runtime
+
+    @property
+    def lease(self) -> int:
+        """The number of this claim. It only ever rises: give it to outside systems as a fence."""
+        return self.job.lease
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this job should stop: a cancel was requested or the lease was lost."""
+        return self._control.cancelled or self._control.lost
+
+    def check(self) -> None:
+        """Raise CancelJob if a cancel was requested, LeaseLostError if the lease was lost.
+
+        For plain functions: they run in threads, which cannot be stopped from outside.
+        """
+        if self._control.lost:
+            raise LeaseLostError(f"job {self.job.id} was taken away from this worker")
+        if self._control.cancelled:
+            raise CancelJob("cancelled on request")
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        """Say how far the job is, 0 to 100, with an optional message. Calls `check` as well.
+
+        Cheap enough for a loop: only the latest report is stored, a few times a second.
+        """
+        self.check()
+        if not 0 <= percent <= 100:
+            raise ValueError(f"progress is a percentage from 0 to 100, not {percent!r}")
+        self._runtime.report(Note(self.job.id, self.job.lease, int(percent), message))
+
+    @cached_property
+    def log(self) -> Any:
+        """A structured logger that carries the job's id, kind, attempt and lease."""
+        job = self.job
+        return structlog.get_logger("haulier.job").bind(
+            job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
+        )
+
+    async def batch(self, batch_id: str | None = None) -> Batch:
+        """A batch, by default the one this job is the head or an item of."""
+        return await self._runtime.reader.batch(batch_id or self.job.batch_id or self.job.id)
+
+    async def payload_of(self, job_id: str) -> BaseModel:
+        """The payload of another job, for instance the head's in a finish callback."""
+        return self._runtime.payload_of(await self._runtime.reader.get(job_id))
+
+    async def items(
+        self, batch_id: str | None = None, *, state: JobState | None = None
+    ) -> AsyncIterator[Job]:
+        """The items of that batch in their order, read page by page."""
+        where = JobFilter(
+            batch_id=batch_id or self.job.batch_id or self.job.id,
+            states=frozenset({state}) if state else None,
+        )
+        cursor: int | None = None
+        while True:
+            page = await self._runtime.reader.find(
+                where, limit=500, cursor=cursor, oldest_first=True
+            )
+            for job in page.jobs:
+                yield job
+            if page.next is None:
+                return
+            cursor = page.next

@@ -1,0 +1,125 @@
+"""Payloads between Python and JSON: checked at enqueue and again at run, secrets sealed between.
+
+The envelope of a payload is its job's own fields: kind and version. The JSON itself is opaque to
+every store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
+
+from haulier.exceptions import Problem, ValidationError
+from haulier.services.registry import TaskDefinition
+from haulier.services.secrets import Sealer, Secret, collect_into
+
+MAX_DEPTH = 32
+MAX_RESULT = 256 * 1024
+
+
+def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel) -> BaseModel:
+    """The payload as its kind's model; raises ValidationError with a problem per bad field."""
+    if isinstance(payload, definition.model):
+        return payload
+    if isinstance(payload, BaseModel):
+        raise ValidationError(
+            f"{definition.kind}: the payload must be a {definition.model.__name__}",
+            [Problem("payload", f"a {type(payload).__name__} was given")],
+        )
+    try:
+        return definition.model.model_validate(dict(payload))
+    except pydantic.ValidationError as error:
+        raise refused(definition.kind, error) from None
+    except RecursionError:
+        raise _refusal(definition.kind, "is nested too deeply") from None
+
+
+def encode(definition: TaskDefinition, payload: BaseModel, job_id: str, sealer: Sealer) -> bytes:
+    """The payload as JSON with its secrets sealed for this job."""
+    try:
+        if definition.has_secrets:
+            secrets: list[Secret] = []
+            tree = to_jsonable_python(
+                payload, context=collect_into(secrets), inf_nan_mode="constants"
+            )
+            tree = sealer.seal_tree(tree, secrets, kind=definition.kind, job_id=job_id)
+            data = to_json(tree, inf_nan_mode="constants")
+        else:
+            data = to_json(payload, inf_nan_mode="constants")
+    except (PydanticSerializationError, UnicodeError) as error:
+        raise _refusal(definition.kind, f"cannot be written as JSON: {error}") from None
+    except (RecursionError, ValueError) as error:
+        raise _refusal(definition.kind, f"cannot be written as JSON: {error}") from None
+    _check_json(definition, data)
+    return data
+
+
+def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer) -> BaseModel:
+    """The stored payload as its kind's model; secrets are bound, not opened."""
+    try:
+        if definition.has_secrets:
+            tree = sealer.open_tree(from_json(data), kind=definition.kind, job_id=job_id)
+            return definition.model.model_validate(tree)
+        return definition.model.model_validate_json(data)
+    except pydantic.ValidationError as error:
+        raise refused(definition.kind, error) from None
+
+
+def encode_result(value: Any) -> bytes:
+    """A task's result as JSON. One over the limit is replaced by a note of its size."""
+    if value is None:
+        return b"null"
+    data = to_json(value)
+    if len(data) > MAX_RESULT:
+        return to_json({"$truncated": len(data), "limit": MAX_RESULT})
+    return data
+
+
+def refused(kind: str, error: pydantic.ValidationError) -> ValidationError:
+    """Our error for pydantic's. Given values are left out: one of them may be a secret."""
+    return ValidationError(
+        f"{kind}: the payload was refused",
+        [
+            Problem(".".join(str(part) for part in item["loc"]) or "payload", item["msg"])
+            for item in error.errors(include_input=False, include_url=False, include_context=False)
+        ],
+    )
+
+
+def _refusal(kind: str, reason: str) -> ValidationError:
+    return ValidationError(f"{kind}: the payload was refused", [Problem("payload", reason)])
+
+
+def _check_json(definition: TaskDefinition, data: bytes) -> None:
+    if len(data) > definition.max_payload:
+        raise _refusal(
+            definition.kind,
+            f"is {len(data):,} bytes long, at most {definition.max_payload:,} are allowed",
+        )
+    # Both looks below are exact only after a cheap count says that they could find something.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(from_json(data)) > MAX_DEPTH:
+        raise _refusal(definition.kind, f"is nested more than {MAX_DEPTH} levels deep")
+    if b"NaN" in data or b"Infinity" in data:
+        try:
+            from_json(data, allow_inf_nan=False)
+        except ValueError:
+            raise _refusal(
+                definition.kind, "holds NaN or Infinity, which JSON cannot carry"
+            ) from None
+
+
+def _depth(node: Any) -> int:
+    deepest, level = 0, [node]
+    while level:
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        deepest += 1
+    return deepest

@@ -1,0 +1,246 @@
+"""Which kinds this process knows: task definitions, and the payload models made from functions."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic.errors import PydanticUserError
+
+from haulier.domain.job import Role
+from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
+from haulier.services.context import Context
+from haulier.services.secrets import SCHEMA_FORMAT
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
+"""What kinds look like: a dotted name."""
+
+MAX_NAME = 200
+MAX_PAYLOAD = 256 * 1024
+
+
+class Executor(StrEnum):
+    """Where a task runs: on the worker's event loop, or in one of its threads."""
+
+    ASYNC = "async"
+    THREAD = "thread"
+
+
+Expand = Callable[[Context, Any], Iterable[BaseModel]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDefinition:
+    """One kind: how its payload is checked, what runs it, and its defaults.
+
+    `call` takes the context and the validated payload model. `per_worker` is the most jobs of this
+    kind that one worker process runs at once, None means as many as the worker has slots.
+    `expand` instead of `call` makes this the kind of a head job: it yields the payloads of the
+    batch's items, whose kind is `item_kind`; `finish_kind` runs when the batch has settled.
+    """
+
+    kind: str
+    model: type[BaseModel]
+    executor: Executor
+    call: Callable[[Context, Any], Any] | None = None
+    expand: Expand | None = None
+    item_kind: str | None = None
+    finish_kind: str | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    queue: str = "default"
+    priority: int = 0
+    per_worker: int | None = None
+    version: int = 1
+    max_payload: int = MAX_PAYLOAD
+    has_secrets: bool = False
+    wants_context: bool = True
+
+    @property
+    def role(self) -> Role:
+        """The role of jobs of this kind that are enqueued on their own."""
+        return Role.HEAD if self.expand else Role.SINGLE
+
+
+class Registry:
+    """The kinds that this process knows, by name. Filled at start, never from data."""
+
+    def __init__(self) -> None:
+        self._definitions: dict[str, TaskDefinition] = {}
+
+    def add(self, definition: TaskDefinition) -> None:
+        """Make a kind known; raises ConfigurationError for a bad or taken name."""
+        check_name("kind", definition.kind)
+        check_name("queue", definition.queue)
+        if definition.kind in self._definitions:
+            raise ConfigurationError(f"the kind {definition.kind!r} is registered twice")
+        self._definitions[definition.kind] = definition
+
+    def get(self, kind: str) -> TaskDefinition:
+        """The definition of a kind; raises InvalidTaskTypeError with the nearest known names."""
+        try:
+            return self._definitions[kind]
+        except KeyError:
+            raise unknown_kind(kind, self._definitions) from None
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._definitions
+
+    def __iter__(self) -> Iterator[TaskDefinition]:
+        return iter(self._definitions.values())
+
+
+def unknown_kind(kind: str, known: Iterable[str]) -> InvalidTaskTypeError:
+    """The error for a kind that is not registered, with a suggestion."""
+    import difflib
+
+    near = difflib.get_close_matches(kind, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InvalidTaskTypeError(
+        f"unknown kind {kind!r}{hint}", [Problem("kind", f"no task is registered as {kind!r}")]
+    )
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a kind or queue name that is not a dotted name of at most 200 characters."""
+    if len(name) > MAX_NAME or not NAME.match(name):
+        raise ConfigurationError(
+            f"{what} {name[:60]!r} is not a dotted name of letters, digits and underscores"
+        )
+
+
+def define_task(
+    function: Callable[..., Any],
+    *,
+    kind: str | None = None,
+    model: type[BaseModel] | None = None,
+    **defaults: Any,
+) -> TaskDefinition:
+    """A task definition from a function: its name, its payload model, and where it runs.
+
+    The payload is, in this order: the given model; the one parameter annotated with a pydantic
+    model; or a model made of all parameters. A parameter annotated `Context` is filled by the
+    worker. Raises ConfigurationError for a signature that JSON cannot call.
+    """
+    name = kind or function.__name__
+    context_parameter, parameters = _parameters(function)
+    whole = _whole_model(parameters) if model is None else _takes_model(function, parameters, model)
+    payload_model = model or (whole[1] if whole else _made_model(function, parameters))
+    if whole:
+        parameter, _ = whole
+
+        def call(ctx: Context, payload: BaseModel) -> Any:
+            arguments = {parameter: payload}
+            if context_parameter:
+                arguments[context_parameter] = ctx  # type: ignore[assignment]
+            return function(**arguments)
+    elif context_parameter:
+
+        def call(ctx: Context, payload: BaseModel) -> Any:
+            return function(**{context_parameter: ctx}, **payload.__dict__)
+    else:
+
+        def call(_: Context, payload: BaseModel) -> Any:
+            return function(**payload.__dict__)
+
+    return TaskDefinition(
+        kind=name,
+        model=payload_model,
+        executor=Executor.ASYNC if inspect.iscoroutinefunction(function) else Executor.THREAD,
+        call=call,
+        has_secrets=holds_secrets(payload_model),
+        wants_context=context_parameter is not None,
+        **defaults,
+    )
+
+
+def holds_secrets(model: type[BaseModel]) -> bool:
+    """Whether a payload model has a Secret anywhere in it."""
+    try:
+        return SCHEMA_FORMAT in str(model.model_json_schema())
+    except PydanticUserError:
+        # A type without a JSON schema: take the careful path.
+        return True
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str | None, dict[str, inspect.Parameter]]:
+    """The name of the context parameter, if any, and all other parameters with resolved types."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+        signature = inspect.signature(function)
+    except (NameError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"task {function!r}: {error}") from error
+    context: str | None = None
+    parameters: dict[str, inspect.Parameter] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise ConfigurationError(
+                f"task {function.__name__!r}: parameter {name!r} cannot be given by name"
+            )
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise ConfigurationError(
+                f"task {function.__name__!r}: '**{name}' hides what the payload holds; name it"
+            )
+        hint = hints.get(name, Any)
+        if hint is Context:
+            context = name
+        else:
+            parameters[name] = parameter.replace(annotation=hint)
+    return context, parameters
+
+
+def _whole_model(
+    parameters: Mapping[str, inspect.Parameter],
+) -> tuple[str, type[BaseModel]] | None:
+    """The only parameter, if it takes a pydantic model: then that model is the payload."""
+    if len(parameters) != 1:
+        return None
+    ((name, parameter),) = parameters.items()
+    hint = parameter.annotation
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return name, hint
+    return None
+
+
+def _takes_model(
+    function: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    model: type[BaseModel],
+) -> tuple[str, type[BaseModel]] | None:
+    """With a model given: one parameter takes it whole, several take its fields by name."""
+    whole = _whole_model(parameters)
+    if whole and whole[1] is model:
+        return whole
+    missing = set(model.model_fields) ^ set(parameters)
+    if missing:
+        raise ConfigurationError(
+            f"task {function.__name__!r}: {', '.join(sorted(missing))} is not both "
+            f"a parameter and a field of {model.__name__}"
+        )
+    return None
+
+
+def _made_model(
+    function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter]
+) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        name: (
+            parameter.annotation,
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
+        for name, parameter in parameters.items()
+    }
+    try:
+        return create_model(
+            f"{function.__name__}_payload",
+            __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+            **fields,
+        )
+    except (PydanticUserError, NameError) as error:
+        raise ConfigurationError(f"task {function.__name__!r}: {error}") from error

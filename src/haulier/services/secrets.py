@@ -1,0 +1,259 @@
+"""Secrets in payloads: sealed when a job is enqueued, opened only where the runner asks.
+
+Sealing is AES-256-GCM (NIST SP 800-38D) with a random 96-bit nonce. Kind, field and job id are the
+associated data, so a sealed value copied to another field or job does not open.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from haulier.exceptions import AuthenticationError, ConfigurationError
+
+SCHEMA_FORMAT = "haulier-secret"
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_SEALED = "$sealed"
+_COLLECTED = "$secret"
+_MASK = "******"
+_SHORTEST_SCRUBBED = 4
+"""Shorter values are left in texts: masking every "a" would hide the text, not the secret."""
+
+_revealed: ContextVar[set[str] | None] = ContextVar("haulier_revealed", default=None)
+
+
+class Secret:
+    """A payload field whose value must not be seen: a password, a token.
+
+    Annotate a parameter or a model field with it and give a plain string when enqueuing. In the
+    task, `reveal()` returns the string; printing, logging or dumping shows asterisks.
+    """
+
+    __slots__ = ("_open",)
+
+    def __init__(self, value: str | Callable[[], str]) -> None:
+        self._open = value if callable(value) else lambda: value
+
+    def reveal(self) -> str:
+        """The plain value. It is masked in this job's errors and log lines from now on."""
+        value = self._open()
+        seen = _revealed.get()
+        if seen is not None:
+            seen.add(value)
+        return value
+
+    def __repr__(self) -> str:
+        return f"Secret({_MASK!r})"
+
+    def __str__(self) -> str:
+        return _MASK
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._open() == other._open()
+
+    def __hash__(self) -> int:
+        return hash(self._open())
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type[Any], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                cls._serialize, info_arg=True
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "format": SCHEMA_FORMAT, "writeOnly": True}
+
+    @classmethod
+    def _validate(cls, value: Any) -> Self:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        # The given value must not be echoed, as pydantic's own errors would do.
+        raise PydanticCustomError("secret_type", "a secret must be given as a string")
+
+    def _serialize(self, info: core_schema.SerializationInfo) -> Any:
+        collected: list[Secret] | None = (info.context or {}).get(_COLLECTED)
+        if collected is None:
+            return _MASK
+        collected.append(self)
+        return {_COLLECTED: len(collected) - 1}
+
+
+class KeyFile:
+    """The file that holds the key, made on first use, readable by its owner alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def default(cls) -> Self:
+        """`haulier/secret.key` in the user's configuration folder."""
+        base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        return cls(Path(base) / "haulier" / "secret.key")
+
+    def load(self) -> bytes:
+        """The key; raises ConfigurationError for a file that others can read or that is no key."""
+        try:
+            return self._read()
+        except FileNotFoundError:
+            self._create()
+            return self._read()
+
+    def _create(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Written aside and linked: of two processes that start at once one wins, whole.
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, self.path)
+        finally:
+            draft.unlink()
+
+    def _read(self) -> bytes:
+        with self.path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(200)
+        if stat.S_IMODE(mode) & 0o077:
+            raise ConfigurationError(
+                f"the key file {self.path} can be read by others; run: chmod 600 {self.path}"
+            )
+        try:
+            key = base64.b64decode(text, validate=False)
+        except ValueError:
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise ConfigurationError(
+                f"the key file {self.path} does not hold {KEY_BYTES} bytes in base64"
+            )
+        return key
+
+
+class Sealer:
+    """Seals and opens the secrets of payloads. The key is loaded when first needed."""
+
+    def __init__(self, load_key: Callable[[], bytes]) -> None:
+        self._load_key = load_key
+        self._cipher: AESGCM | None = None
+        self._key_id = ""
+
+    def seal_tree(self, tree: Any, secrets: list[Secret], *, kind: str, job_id: str) -> Any:
+        """The dumped payload with each collected secret replaced by its sealed form."""
+        return self._walk(tree, "", kind, job_id, secrets)
+
+    def open_tree(self, tree: Any, *, kind: str, job_id: str) -> Any:
+        """The stored payload with each sealed form replaced by a Secret that opens itself."""
+        return self._walk(tree, "", kind, job_id, None)
+
+    def _walk(
+        self, node: Any, path: str, kind: str, job_id: str, secrets: list[Secret] | None
+    ) -> Any:
+        if isinstance(node, list):
+            return [
+                self._walk(item, f"{path}/{index}", kind, job_id, secrets)
+                for index, item in enumerate(node)
+            ]
+        if not isinstance(node, dict):
+            return node
+        associated = f"{kind}\n{path}\n{job_id}".encode()
+        if secrets is not None and node.keys() == {_COLLECTED}:
+            return {_SEALED: self._seal(secrets[node[_COLLECTED]].reveal(), associated)}
+        if secrets is None and node.keys() == {_SEALED}:
+            sealed = node[_SEALED]
+            return Secret(lambda: self._open(sealed, associated))
+        return {
+            name: self._walk(value, f"{path}/{name}", kind, job_id, secrets)
+            for name, value in node.items()
+        }
+
+    def _seal(self, value: str, associated: bytes) -> str:
+        cipher = self._ready()
+        nonce = os.urandom(_NONCE_BYTES)
+        box = nonce + cipher.encrypt(nonce, value.encode(), associated)
+        return f"1.{self._key_id}.{base64.b64encode(box).decode()}"
+
+    def _open(self, sealed: str, associated: bytes) -> str:
+        cipher = self._ready()
+        version, key_id, box64 = sealed.split(".", 2)
+        if version != "1" or key_id != self._key_id:
+            raise AuthenticationError(
+                f"this secret was sealed with key {key_id}, this process has key {self._key_id}"
+            )
+        box = base64.b64decode(box64)
+        try:
+            return cipher.decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], associated).decode()
+        except InvalidTag:
+            raise AuthenticationError(
+                "a sealed secret does not open: it was changed, or moved to another field or job"
+            ) from None
+
+    def _ready(self) -> AESGCM:
+        if self._cipher is None:
+            key = self._load_key()
+            self._key_id = sha256(b"haulier key id\n" + key).hexdigest()[:8]
+            self._cipher = AESGCM(key)
+        return self._cipher
+
+
+def collect_into(secrets: list[Secret]) -> dict[str, Any]:
+    """The serialisation context in which secrets gather themselves in the given list."""
+    return {_COLLECTED: secrets}
+
+
+class Scrubber:
+    """Remembers which secrets were revealed within a block and masks them in texts."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._token = _revealed.set(self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _revealed.reset(self._token)
+
+    def scrub(self, text: str) -> str:
+        """The text with every revealed value masked."""
+        return scrub(text, self._seen)
+
+
+def scrub(text: str, values: Iterable[str]) -> str:
+    """The text with every given value masked, the longest first."""
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= _SHORTEST_SCRUBBED:
+            text = text.replace(value, _MASK)
+    return text
+
+
+def scrub_current(text: str) -> str:
+    """The text with every secret masked that the running job has revealed."""
+    seen = _revealed.get()
+    return scrub(text, seen) if seen else text

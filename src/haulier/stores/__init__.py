@@ -1,0 +1,27 @@
+"""Where jobs live. `open_store` picks the adapter by the URL's scheme."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from haulier.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from haulier.ports import JobStore
+
+
+def open_store(url: str) -> JobStore:
+    """The store behind a URL, not yet opened: enter it as an async context manager.
+
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
+    as long as it is open. Raises ConfigurationError for any other scheme.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        from haulier.stores.sqlite import SqliteStore
+
+        return SqliteStore.from_url(url)
+    raise ConfigurationError(
+        f"a store URL starts with sqlite://, not {scheme or url.split(':', 1)[0]!r}"
+    )

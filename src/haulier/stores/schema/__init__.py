@@ -1,0 +1,1 @@
+"""Schemas as data: numbered SQL steps, one file per store."""

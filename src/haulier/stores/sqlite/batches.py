@@ -1,0 +1,155 @@
+"""Whole batches at once: cancel, retry and delete, in slices that never block a claim for long.
+
+A batch with such work under way is marked `draining`. Whoever began it goes on until it is done;
+if that process dies, the next sweep of any worker takes it up.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from haulier.domain.ids import text_id
+from haulier.domain.job import RULES, Move
+from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.stores.sqlite.counters import Deltas
+from haulier.stores.sqlite.rows import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    HEAD,
+    ITEM,
+    PENDING,
+    RUNNING,
+    STATE_CODE,
+    fetch,
+    rank_of,
+)
+from haulier.stores.sqlite.settling import settle_done
+
+SLICE = 2000
+CANCELLING, RETRYING = 1, 2
+
+_DROP = f"""
+UPDATE jobs SET state = {STATE_CODE[RULES[Move.DROP].target]}, rank = NULL, finished_at = ?
+WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND seq > ? AND state = {PENDING}
+              ORDER BY seq LIMIT {SLICE})
+RETURNING seq, queue, kind
+"""
+
+_REQUEUE = f"""
+UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
+    run_at = :now, rank = :now - priority * {rank_of(0, -1)}
+WHERE seq IN (SELECT seq FROM jobs WHERE batch = :batch AND state = {FAILED}
+              ORDER BY seq LIMIT {SLICE})
+RETURNING queue, kind
+"""
+
+
+def begin_cancel(db: apsw.Connection, batch: bytes) -> None:
+    """Mark a batch cancelled; `drain` then drops its pending items."""
+    db.execute(
+        "UPDATE batches SET cancel = 1, draining = ? WHERE id = ?",
+        (CANCELLING, batch),
+    )
+    # Running items are told first: they take longest to stop.
+    db.execute(f"UPDATE jobs SET cancel = 1 WHERE batch = ? AND state = {RUNNING}", (batch,))
+
+
+def begin_retry(db: apsw.Connection, now: int, batch: bytes) -> None:
+    """Reopen the head of a settled batch; `drain` then requeues its failed items."""
+    rows = fetch(
+        db,
+        "SELECT j.state, j.queue, j.kind, b.failed, b.sealed, b.draining FROM jobs j "
+        "JOIN batches b ON b.id = j.id WHERE j.id = ?",
+        (batch,),
+    )
+    if not rows:
+        raise JobNotFoundError(text_id(batch))
+    state, queue, kind, failed, sealed, draining = rows[0]
+    if draining:
+        raise JobStateError("a cancel or retry of this batch is still under way")
+    if not sealed:
+        raise JobStateError("this batch was never completely filled; start it anew")
+    if not failed:
+        return
+    if state != RUNNING:
+        reopen_head(db, now, batch, queue, kind, state)
+    db.execute("UPDATE batches SET draining = ? WHERE id = ?", (RETRYING, batch))
+
+
+def reopen_head(
+    db: apsw.Connection, now: int, batch: bytes, queue: str, kind: str, state: int
+) -> None:
+    """A settled head runs again, because some of its items do."""
+    if state not in (COMPLETED, CANCELLED):
+        raise JobStateError("this batch failed while it was being filled; start it anew")
+    db.execute(
+        f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL WHERE id = ?",
+        (batch,),
+    )
+    db.execute(
+        "UPDATE batches SET cancel = 0, sealed = 1, finish_job = NULL WHERE id = ?", (batch,)
+    )
+    deltas = Deltas()
+    deltas.moved(queue, kind, HEAD, None, state, RUNNING)
+    deltas.write(db, now)
+
+
+def drain(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
+    """One slice of the work under way: how many items moved, and the next cursor or None."""
+    rows = fetch(db, "SELECT draining FROM batches WHERE id = ?", (batch,))
+    if not rows or not rows[0][0]:
+        return 0, None
+    if rows[0][0] == RETRYING:
+        return _requeue_slice(db, now, batch)
+    return _drop_slice(db, now, batch, cursor)
+
+
+def _drop_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
+    dropped = fetch(db, _DROP, (now, batch, cursor))
+    deltas = Deltas()
+    for _, queue, kind in dropped:
+        deltas.moved(queue, kind, ITEM, batch, PENDING, CANCELLED)
+    done = len(dropped) < SLICE
+    if done:
+        # Items claimed between two slices are running by now.
+        db.execute(f"UPDATE jobs SET cancel = 1 WHERE batch = ? AND state = {RUNNING}", (batch,))
+        db.execute("UPDATE batches SET draining = 0 WHERE id = ?", (batch,))
+    deltas.write(db, now)
+    settle_done(db, now, [batch])
+    following = None if done else max(row[0] for row in dropped)
+    return len(dropped), following
+
+
+def _requeue_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, int | None]:
+    requeued = fetch(db, _REQUEUE, {"now": now, "batch": batch})
+    deltas = Deltas()
+    for queue, kind in requeued:
+        deltas.moved(queue, kind, ITEM, batch, FAILED, PENDING)
+    done = len(requeued) < SLICE
+    if done:
+        db.execute("UPDATE batches SET draining = 0 WHERE id = ?", (batch,))
+    deltas.write(db, now)
+    settle_done(db, now, [batch])
+    return len(requeued), None if done else 0
+
+
+def draining_batches(db: apsw.Connection) -> list[bytes]:
+    """Batches whose cancel or retry somebody has to go on with."""
+    rows = fetch(db, "SELECT id FROM batches WHERE draining > 0")
+    return [row[0] for row in rows]
+
+
+def delete_slice(db: apsw.Connection, now: int, batch: bytes) -> bool:
+    """Delete some items of a batch that is to be deleted; whether any may be left."""
+    rows = fetch(
+        db,
+        f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {SLICE}) "
+        "RETURNING queue, kind, state",
+        (batch,),
+    )
+    deltas = Deltas()
+    for queue, kind, state in rows:
+        deltas.removed(queue, kind, ITEM, state)
+    deltas.write(db, now)
+    return len(rows) == SLICE

@@ -1,0 +1,447 @@
+"""Connections and threads: one writer thread per process, which commits in groups.
+
+Operations are plain functions of a connection. Those that wait while a commit is being written to
+the disk go together into the next transaction, so the cost of the disk's fsync is shared by all
+that arrived meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Flag
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import apsw
+
+from haulier.exceptions import (
+    ConfigurationError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+)
+
+T = TypeVar("T")
+Operation = Callable[[apsw.Connection], T]
+
+APPLICATION_ID = 0x4841554C
+"""Marks our files in SQLite's own header field: the letters HAUL."""
+
+SCHEMA_STEP = 1
+OLDEST_SQLITE = (3, 51, 3)
+"""Before it, two connections that checkpoint and write at once can corrupt a WAL database
+(sqlite.org/wal.html, "the WAL-reset bug"); several workers on one file do just that."""
+
+BUSY_SECONDS = 8.0
+GROUP_SECONDS = 0.02
+GROUP_OPERATIONS = 64
+FOREIGN_POLL_SECONDS = 0.01
+IDLE_POLL_SECONDS = 1.0
+
+
+class Change(Flag):
+    """What a commit may have changed, for those who wait."""
+
+    NOTHING = 0
+    READY = 1
+    SETTLED = 2
+    ANY = 3
+
+
+def check_library() -> None:
+    """Refuse an SQLite library with the WAL corruption bug."""
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < OLDEST_SQLITE:
+        raise ConfigurationError(
+            f"SQLite {apsw.sqlite_lib_version()} can corrupt a database that several processes "
+            "write to; install apsw 3.54 or later, which brings a sound one"
+        )
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Iterator[None]:
+    """The one place where SQLite's errors become ours."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise StoreFullError(f"no space left for the store {path}") from error
+    except (apsw.NotADBError, apsw.CorruptError) as error:
+        raise StoreCorruptError(f"{path} is damaged or not a haulier store: {error}") from error
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise StoreUnavailableError(
+            f"the store {path} stayed locked for {BUSY_SECONDS:g} s"
+        ) from error
+    except apsw.ReadOnlyError as error:
+        raise StoreUnavailableError(f"the store {path} cannot be written") from error
+    except apsw.CantOpenError as error:
+        raise StoreUnavailableError(f"the store {path} cannot be opened: {error}") from error
+    except apsw.Error as error:
+        raise StoreError(f"the store {path} failed: {error}") from error
+
+
+def connect(path: str, *, readonly: bool = False) -> apsw.Connection:
+    """A configured connection; the file must exist unless it is in memory."""
+    flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE
+    if path == ":memory:":
+        flags |= apsw.SQLITE_OPEN_CREATE
+    db = apsw.Connection(path, flags=flags)
+    db.set_busy_handler(_patience())
+    db.execute("PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16000")
+    return db
+
+
+def _patience() -> Callable[[int], bool]:
+    """A busy handler with short, jittered waits: SQLite's own waits up to 100 ms at a time."""
+    began = 0.0
+
+    def wait(tries: int) -> bool:
+        nonlocal began
+        if tries == 0:
+            began = time.monotonic()
+        if time.monotonic() - began > BUSY_SECONDS:
+            return False
+        time.sleep(random.uniform(0.2, 1.0) * min(0.0005 * 2 ** min(tries, 5), 0.01))
+        return True
+
+    return wait
+
+
+def prepare(path: str) -> apsw.Connection:
+    """Open the store for writing, creating or checking its schema."""
+    if path != ":memory:":
+        _touch(Path(path))
+    db = connect(path)
+    try:
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        with _transaction(db):
+            _check_or_create(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _touch(path: Path) -> None:
+    """Create the file for its owner alone, before SQLite would create it for everybody."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"the store {path} cannot be opened: {error.strerror}"
+        ) from error
+
+
+def _check_or_create(db: apsw.Connection, path: str) -> None:
+    ((application,),) = db.execute("PRAGMA application_id").fetchall()
+    ((step,),) = db.execute("PRAGMA user_version").fetchall()
+    if application == APPLICATION_ID:
+        if step != SCHEMA_STEP:
+            raise ConfigurationError(
+                f"the store {path} has schema step {step}, this haulier needs {SCHEMA_STEP}"
+            )
+        return
+    if db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
+        raise StoreCorruptError(f"{path} is an SQLite database of some other program")
+    db.execute(resources.files("haulier.stores.schema").joinpath("sqlite.sql").read_text("utf-8"))
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_STEP}")
+
+
+@contextlib.contextmanager
+def _transaction(db: apsw.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        _roll_back(db)
+        raise
+
+
+def _roll_back(db: apsw.Connection) -> None:
+    # A full disk or an I/O error may have rolled back already.
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+@dataclass(slots=True, eq=False)
+class _Call(Generic[T]):
+    """One operation on its way to a thread and its result on the way back."""
+
+    run: Operation[T]
+    deliver: Callable[[T | None, BaseException | None], None]
+    change: Change = Change.NOTHING
+    probe: Operation[T | None] | None = None
+    abandoned: bool = False
+
+
+class Lane(threading.Thread):
+    """A thread that owns a connection and runs operations on it, one after the other."""
+
+    def __init__(
+        self, name: str, path: str, open_connection: Callable[[], apsw.Connection]
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.path = path
+        self._open = open_connection
+        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._closed = False
+
+    def open(self) -> None:
+        """Start the thread and wait until its connection is open; blocking."""
+        self.start()
+        error = self._opened.get()
+        if error is not None:
+            self._closed = True
+            raise error
+
+    def close(self) -> None:
+        """Finish what was asked for, close the connection, end the thread; blocking."""
+        if not self._closed:
+            self._closed = True
+            self._calls.put(None)
+            self.join()
+
+    async def call(
+        self,
+        run: Operation[T],
+        *,
+        deadline: float,
+        change: Change = Change.NOTHING,
+        probe: Operation[T | None] | None = None,
+    ) -> T:
+        """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
+        if self._closed:
+            raise StoreUnavailableError(f"the store {self.path} is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: T | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(value)  # type: ignore[arg-type]
+
+        def deliver(value: T | None, error: BaseException | None) -> None:
+            # The loop may be gone when the caller gave up and its program ended.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(settle, value, error)
+
+        call = _Call(run, deliver, change, probe)
+        self._calls.put(call)
+        try:
+            async with asyncio.timeout(deadline):
+                return await future
+        except TimeoutError:
+            raise StoreUnavailableError(
+                f"the store {self.path} did not answer within {deadline:g} s"
+            ) from None
+        finally:
+            call.abandoned = True
+
+    def call_blocking(self, run: Operation[T], *, deadline: float) -> T:
+        """The same for threads that have no event loop."""
+        answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        call = _Call(run, lambda value, error: answer.put((value, error)))
+        self._calls.put(call)
+        try:
+            value, error = answer.get(timeout=deadline)
+        except queue.Empty:
+            call.abandoned = True
+            raise StoreUnavailableError(
+                f"the store {self.path} did not answer within {deadline:g} s"
+            ) from None
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def run(self) -> None:
+        try:
+            with translated(self.path):
+                db = self._open()
+        except BaseException as error:  # noqa: BLE001 - handed to the opener
+            self._opened.put(error)
+            return
+        self._opened.put(None)
+        try:
+            self._serve(db)
+        finally:
+            db.close()
+
+    def _serve(self, db: apsw.Connection) -> None:
+        while (call := self._calls.get()) is not None:
+            if not call.abandoned:
+                self._run_alone(db, call)
+
+    def _run_alone(self, db: apsw.Connection, call: _Call[Any]) -> None:
+        try:
+            with translated(self.path), _snapshot(db):
+                value = call.run(db)
+        except Exception as error:  # noqa: BLE001 - belongs to the caller
+            call.deliver(None, error)
+        else:
+            call.deliver(value, None)
+
+
+@contextlib.contextmanager
+def _snapshot(db: apsw.Connection) -> Iterator[None]:
+    """Several reads of one operation see one state of the store."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
+@dataclass(slots=True)
+class _Watcher:
+    loop: asyncio.AbstractEventLoop
+    notify: Callable[[], None]
+    change: Change
+
+
+@dataclass(slots=True)
+class _Group:
+    """The calls of one transaction and what each of them came to."""
+
+    calls: list[_Call[Any]] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    errors: list[BaseException | None] = field(default_factory=list)
+
+    def add(self, call: _Call[Any], value: Any, error: BaseException | None) -> None:
+        self.calls.append(call)
+        self.values.append(value)
+        self.errors.append(error)
+
+
+class Writer(Lane):
+    """The lane through which every write of this process goes."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path))
+        self._watchers: list[_Watcher] = []
+        self._waiting: list[_Call[Any]] = []
+        self._seen_version: object = None
+        self._looked = 0.0
+
+    @contextlib.contextmanager
+    def watch(self, notify: Callable[[], None], change: Change) -> Iterator[None]:
+        """Call `notify` on the running loop whenever such a change may have happened."""
+        watcher = _Watcher(asyncio.get_running_loop(), notify, change)
+        self._watchers.append(watcher)
+        # Shortens the wait of a thread that went to sleep when nobody was watching.
+        self._calls.put(_Call(lambda _: None, lambda _value, _error: None, abandoned=True))
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
+    def tell(self, change: Change) -> None:
+        """Wake those who wait for such a change."""
+        for watcher in tuple(self._watchers):
+            if watcher.change & change:
+                with contextlib.suppress(RuntimeError):
+                    watcher.loop.call_soon_threadsafe(watcher.notify)
+
+    def _serve(self, db: apsw.Connection) -> None:
+        self._seen_version = self._data_version(db)
+        ending = False
+        while not ending or self._waiting:
+            ending = self._gather(block=not self._waiting and not ending) or ending
+            calls = [call for call in self._waiting if not call.abandoned]
+            self._waiting = []
+            if calls:
+                self._commit(db, calls)
+            self._look_for_others(db)
+
+    def _gather(self, *, block: bool) -> bool:
+        """Collect the calls that wait; whether the last one has come."""
+        try:
+            if block:
+                pause = FOREIGN_POLL_SECONDS if self._watchers else IDLE_POLL_SECONDS
+                call = self._calls.get(timeout=pause)
+            else:
+                call = self._calls.get_nowait()
+            while call is not None:
+                self._waiting.append(call)
+                if len(self._waiting) >= GROUP_OPERATIONS:
+                    return False
+                call = self._calls.get_nowait()
+        except queue.Empty:
+            return False
+        return True
+
+    def _commit(self, db: apsw.Connection, calls: list[_Call[Any]]) -> None:
+        group = _Group()
+        try:
+            with translated(self.path):
+                if len(calls) == 1 and self._probed(db, calls[0]):
+                    return
+                with _transaction(db):
+                    self._run_group(db, calls, group)
+        except Exception as error:  # noqa: BLE001 - belongs to every caller of this group
+            for call in calls:
+                if call not in self._waiting:
+                    call.deliver(None, error)
+            return
+        change = Change.NOTHING
+        for call, value, failure in zip(group.calls, group.values, group.errors, strict=True):
+            call.deliver(value, failure)
+            change |= call.change if failure is None else Change.NOTHING
+        if change:
+            self.tell(change)
+
+    def _probed(self, db: apsw.Connection, call: _Call[Any]) -> bool:
+        """Whether a look without the write lock showed that there is nothing to write."""
+        if call.probe is None:
+            return False
+        value = call.probe(db)
+        if value is None:
+            return False
+        call.deliver(value, None)
+        return True
+
+    def _run_group(self, db: apsw.Connection, calls: list[_Call[Any]], group: _Group) -> None:
+        began = time.monotonic()
+        for index, call in enumerate(calls):
+            if index and time.monotonic() - began > GROUP_SECONDS:
+                # A long transaction would keep other processes from writing.
+                self._waiting.extend(calls[index:])
+                return
+            db.execute("SAVEPOINT one")
+            try:
+                group.add(call, call.run(db), None)
+            except apsw.Error:
+                raise
+            except Exception as failure:  # noqa: BLE001 - one caller's, the others go on
+                db.execute("ROLLBACK TO one")
+                group.add(call, None, failure)
+            db.execute("RELEASE one")
+
+    def _look_for_others(self, db: apsw.Connection) -> None:
+        """Notice commits of other processes, which SQLite does not announce."""
+        now = time.monotonic()
+        if not self._watchers or now - self._looked < FOREIGN_POLL_SECONDS:
+            return
+        self._looked = now
+        version = self._data_version(db)
+        if version != self._seen_version:
+            self._seen_version = version
+            self.tell(Change.ANY)
+
+    def _data_version(self, db: apsw.Connection) -> object:
+        ((version,),) = db.execute("PRAGMA data_version").fetchall()
+        return version

@@ -1,0 +1,112 @@
+"""Questions: plain reads on a connection of their own, which no writer keeps waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+
+from haulier.domain.batch import Batch
+from haulier.domain.ids import raw_id
+from haulier.domain.job import Job, JobState, Role, WorkerRow
+from haulier.exceptions import JobNotFoundError
+from haulier.ports import JobFilter, Page
+from haulier.stores.sqlite.rows import (
+    BATCH_COLUMNS,
+    HEAD,
+    JOB_COLUMNS,
+    ROLE_CODE,
+    STATE_CODE,
+    STATES,
+    batch_from_row,
+    fetch,
+    job_from_row,
+    key_of,
+    worker_from_row,
+)
+
+_TOP = frozenset({Role.SINGLE, Role.HEAD})
+
+
+def get(db: apsw.Connection, job_id: str) -> Job:
+    rows = fetch(db, f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (key_of(job_id),))
+    if not rows:
+        raise JobNotFoundError(job_id)
+    return job_from_row(rows[0])
+
+
+def find(
+    db: apsw.Connection, where: JobFilter, limit: int, cursor: int | None, oldest_first: bool
+) -> Page:
+    """One more row than asked for tells whether there is a following page."""
+    terms, values = _terms(where)
+    if cursor is not None:
+        terms.append("seq > ?" if oldest_first else "seq < ?")
+        values.append(cursor)
+    condition = f"WHERE {' AND '.join(terms)}" if terms else ""
+    rows = fetch(
+        db,
+        f"SELECT {JOB_COLUMNS} FROM jobs {condition} "
+        f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ?",
+        (*values, limit + 1),
+    )
+    jobs = tuple(job_from_row(row) for row in rows[:limit])
+    return Page(jobs, jobs[-1].seq if len(rows) > limit else None)
+
+
+def _terms(where: JobFilter) -> tuple[list[str], list[Any]]:
+    terms: list[str] = []
+    values: list[Any] = []
+    if where.batch_id is not None:
+        terms.append("batch = ?")
+        values.append(key_of(where.batch_id))
+    for column, value in (("kind", where.kind), ("queue", where.queue)):
+        if value is not None:
+            terms.append(f"{column} = ?")
+            values.append(value)
+    if where.roles == _TOP:
+        # In these words it is the condition of the index jobs_top.
+        terms.append("role < 2")
+    elif where.roles is not None:
+        terms.append(f"role IN ({', '.join(str(ROLE_CODE[role]) for role in where.roles)})")
+    if where.states is not None:
+        terms.append(f"state IN ({', '.join(str(STATE_CODE[state]) for state in where.states)})")
+    return terms, values
+
+
+def batch(db: apsw.Connection, batch_id: str) -> Batch:
+    rows = fetch(
+        db,
+        f"SELECT {BATCH_COLUMNS} FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?",
+        (key_of(batch_id),),
+    )
+    if not rows:
+        raise JobNotFoundError(batch_id)
+    return batch_from_row(rows[0])
+
+
+def batches(db: apsw.Connection, limit: int, cursor: str | None) -> list[Batch]:
+    """Ids of batches begin with their time, so their order is the order of age."""
+    rows = fetch(
+        db,
+        f"SELECT {BATCH_COLUMNS} FROM batches b JOIN jobs j ON j.id = b.id "
+        f"WHERE j.role = {HEAD} AND b.id < ? ORDER BY b.id DESC LIMIT ?",
+        (raw_id(cursor) if cursor is not None else b"\xff" * 17, limit),
+    )
+    return [batch_from_row(row) for row in rows]
+
+
+def counts(db: apsw.Connection) -> dict[tuple[str, str, Role, JobState], int]:
+    roles = {code: role for role, code in ROLE_CODE.items()}
+    rows = fetch(db, "SELECT queue, kind, role, state, n FROM counts WHERE n <> 0")
+    return {(row[0], row[1], roles[row[2]], STATES[row[3]]): row[4] for row in rows}
+
+
+def workers(db: apsw.Connection, boot: tuple[str, int]) -> list[WorkerRow]:
+    rows = fetch(
+        db,
+        "SELECT id, host, pid, queues, kinds, slots, started_at, renewed_at, "
+        "ended_at IS NULL AND boot = ? AND expires > ? FROM workers ORDER BY started_at DESC",
+        boot,
+    )
+    return [worker_from_row(row) for row in rows]

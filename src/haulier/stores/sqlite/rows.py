@@ -1,0 +1,173 @@
+"""Between rows and values: the codes of states and roles, columns, and JSON columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import apsw
+
+from haulier.domain.batch import Batch, Counts
+from haulier.domain.ids import raw_id, text_id
+from haulier.domain.job import (
+    RANK_PER_PRIORITY,
+    Job,
+    JobError,
+    JobState,
+    Role,
+    WorkerRow,
+)
+from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import JobNotFoundError
+
+Row = tuple[Any, ...]
+
+STATES = (
+    JobState.PENDING,
+    JobState.RUNNING,
+    JobState.COMPLETED,
+    JobState.FAILED,
+    JobState.CANCELLED,
+)
+STATE_CODE: Mapping[JobState, int] = {state: code for code, state in enumerate(STATES)}
+PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = range(5)
+
+ROLES = (Role.SINGLE, Role.HEAD, Role.ITEM)
+ROLE_CODE: Mapping[Role, int] = {role: code for code, role in enumerate(ROLES)}
+SINGLE, HEAD, ITEM = range(3)
+
+JOB_COLUMNS = (
+    "id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost, "
+    "key, batch, position, retry, worker, cancel, created_at, started_at, finished_at, progress, "
+    "message, result, error"
+)
+"""In the order in which `job_from_row` expects them."""
+
+
+def rank_of(run_at: int, priority: int) -> int:
+    """A ready job's place in its queue: lower comes first (see RANK_PER_PRIORITY)."""
+    return run_at - priority * RANK_PER_PRIORITY
+
+
+def key_of(job_id: str) -> bytes:
+    """The stored form of an id; JobNotFoundError for a text that is no id at all."""
+    try:
+        return raw_id(job_id)
+    except ValueError:
+        raise JobNotFoundError(job_id) from None
+
+
+def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) -> list[Row]:
+    """All rows of a statement, typed as what the schema makes of them."""
+    return db.execute(sql, bindings).fetchall()
+
+
+@lru_cache(maxsize=1024)
+def _batch_text(raw: bytes) -> str:
+    return text_id(raw)
+
+
+@lru_cache(maxsize=256)
+def retry_from_text(text: str) -> RetryPolicy:
+    return RetryPolicy.from_dict(json.loads(text))
+
+
+@lru_cache(maxsize=256)
+def retry_to_text(policy: RetryPolicy) -> str:
+    return json.dumps(policy.as_dict(), separators=(",", ":"))
+
+
+def error_to_text(error: JobError, now: int) -> str:
+    return json.dumps(
+        {
+            "type": error.type,
+            "message": error.message,
+            "traceback": error.traceback,
+            "attempt": error.attempt,
+            "at": now,
+        },
+        separators=(",", ":"),
+    )
+
+
+def error_from_text(text: str) -> JobError:
+    return JobError(**json.loads(text))
+
+
+def job_from_row(row: Row) -> Job:
+    """The job that a row of JOB_COLUMNS holds."""
+    return Job(
+        id=text_id(row[0]),
+        seq=row[1],
+        kind=row[2],
+        queue=row[3],
+        payload=row[4],
+        state=STATES[row[5]],
+        version=row[6],
+        role=ROLES[row[7]],
+        priority=row[8],
+        run_at=row[9],
+        attempt=row[10],
+        lease=row[11],
+        lost=row[12],
+        key=row[13],
+        batch_id=row[14] and _batch_text(row[14]),
+        position=row[15],
+        retry=row[16] and retry_from_text(row[16]),
+        worker=row[17] and _batch_text(row[17]),
+        cancel_requested=bool(row[18]),
+        created_at=row[19],
+        started_at=row[20],
+        finished_at=row[21],
+        progress=row[22],
+        message=row[23],
+        result=row[24],
+        error=row[25] and error_from_text(row[25]),
+    )
+
+
+BATCH_COLUMNS = (
+    "b.id, j.kind, j.queue, j.state, b.total, b.pending, b.running, b.completed, b.failed, "
+    "b.cancelled, b.sealed, b.cancel, j.created_at, b.started_at, j.finished_at, b.finish_job"
+)
+
+
+def batch_from_row(row: Row) -> Batch:
+    """The batch that a row of BATCH_COLUMNS holds."""
+    return Batch(
+        id=text_id(row[0]),
+        kind=row[1],
+        queue=row[2],
+        state=STATES[row[3]],
+        counts=Counts(
+            total=row[4],
+            pending=row[5],
+            running=row[6],
+            completed=row[7],
+            failed=row[8],
+            cancelled=row[9],
+        ),
+        sealed=bool(row[10]),
+        cancel_requested=bool(row[11]),
+        created_at=row[12],
+        started_at=row[13],
+        finished_at=row[14],
+        finish_job=row[15] and text_id(row[15]),
+    )
+
+
+def worker_from_row(row: Row) -> WorkerRow:
+    """The worker behind: id, host, pid, queues, kinds, slots, started_at, renewed_at, alive."""
+    return WorkerRow(
+        id=text_id(row[0]),
+        host=row[1],
+        pid=row[2],
+        queues=tuple(json.loads(row[3])),
+        kinds=tuple(json.loads(row[4])),
+        slots=row[5],
+        started_at=row[6],
+        renewed_at=row[7],
+        alive=bool(row[8]),
+    )

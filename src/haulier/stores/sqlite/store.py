@@ -1,0 +1,313 @@
+"""The store's face: each verb as one operation on the writer's or the reader's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import apsw
+
+from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.ids import raw_id
+from haulier.domain.job import (
+    MICROSECOND,
+    Demand,
+    Exchange,
+    Job,
+    JobState,
+    Move,
+    NewJob,
+    Note,
+    Renewal,
+    Role,
+    Transition,
+    WorkerRow,
+)
+from haulier.exceptions import ConfigurationError
+from haulier.ports import Clock, Fence, Heartbeat, JobFilter, Page
+from haulier.stores.sqlite import batches, control, inserts, liveness, queries
+from haulier.stores.sqlite.clock import SystemClock
+from haulier.stores.sqlite.engine import Change, Lane, Writer, check_library, connect, translated
+from haulier.stores.sqlite.exchange import exchange, nothing_to_do
+from haulier.stores.sqlite.rows import key_of
+
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+DEFAULT_TTL = 15.0
+DEFAULT_DEADLINE = 15.0
+
+_HEADS_GO_ON = frozenset({Move.HAND_OVER, Move.RETRY, Move.SNOOZE, Move.GIVE_BACK})
+
+
+class SqliteStore:
+    """Jobs in one SQLite file, or in memory.
+
+    `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
+    call. Any number of processes of one machine may share the file.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        ttl: float = DEFAULT_TTL,
+        deadline: float = DEFAULT_DEADLINE,
+        clock: Clock | None = None,
+    ) -> None:
+        self.path = path
+        self.ttl = ttl
+        self._deadline = deadline
+        self._clock = clock or SystemClock()
+        self._writer = Writer(path)
+        # A private in-memory database has one connection, so its reads go through the writer.
+        self._reader: Lane = (
+            self._writer
+            if path == MEMORY
+            else Lane("haulier-sqlite-reader", path, lambda: connect(path, readonly=True))
+        )
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """`sqlite:///relative`, `sqlite:////absolute`, or `sqlite://` for memory."""
+        parts = urlsplit(url)
+        if parts.netloc or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"{url!r} is not a store URL; write sqlite:///file.db or sqlite:////folder/file.db"
+            )
+        return cls(unquote(parts.path[1:]) or MEMORY)
+
+    async def __aenter__(self) -> Self:
+        check_library()
+        # Opening takes the write lock for a moment, which another process may hold.
+        await asyncio.to_thread(self._writer.open)
+        if self._reader is not self._writer:
+            try:
+                await asyncio.to_thread(self._reader.open)
+            except BaseException:
+                await asyncio.to_thread(self._writer.close)
+                raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        # The writer goes last: the last connection to close folds the WAL into the file.
+        await asyncio.to_thread(self._reader.close)
+        await asyncio.to_thread(self._writer.close)
+
+    # ── Producers ────────────────────────────────────────────────────────────────────────────
+
+    async def insert(
+        self,
+        jobs: Sequence[NewJob],
+        *,
+        fence: Fence | None = None,
+        finish: FinishCallback | None = None,
+    ) -> int:
+        return await self._write(
+            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, finish), Change.READY
+        )
+
+    async def open_batch(
+        self, head: NewJob, items: Sequence[NewJob], *, finish: FinishCallback | None, sealed: bool
+    ) -> None:
+        await self._write(
+            lambda db: inserts.open_batch(db, self._clock.now(), head, items, finish, sealed),
+            Change.ANY,
+        )
+
+    async def seal(self, batch_id: str) -> None:
+        await self._write(
+            lambda db: inserts.seal(db, self._clock.now(), key_of(batch_id)), Change.ANY
+        )
+
+    async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        states, heads = await self._write(
+            lambda db: control.cancel(db, self._clock.now(), job_ids), Change.ANY
+        )
+        for head in heads:
+            await self._drain(head)
+        return states
+
+    async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        return await self._write(
+            lambda db: control.requeue(db, self._clock.now(), job_ids), Change.ANY
+        )
+
+    async def retry_failed(self, batch_id: str) -> int:
+        batch = key_of(batch_id)
+        await self._write(
+            lambda db: batches.begin_retry(db, self._clock.now(), batch), Change.SETTLED
+        )
+        return await self._drain(batch)
+
+    async def delete(self, job_id: str) -> None:
+        await self._read(lambda db: control.check_deletable(db, job_id))
+        batch = key_of(job_id)
+        while await self._write(
+            lambda db: batches.delete_slice(db, self._clock.now(), batch), Change.SETTLED
+        ):
+            pass
+        await self._write(lambda db: control.delete(db, self._clock.now(), job_id), Change.SETTLED)
+
+    # ── Workers ──────────────────────────────────────────────────────────────────────────────
+
+    async def enlist(self, worker: WorkerRow) -> None:
+        await self._write(
+            lambda db: liveness.enlist(
+                db, self._clock.now(), self._clock.boot(), worker, self._ttl_us
+            )
+        )
+
+    async def exchange(
+        self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
+    ) -> Exchange:
+        def probe(db: apsw.Connection) -> Exchange | None:
+            return nothing_to_do(db, self._clock.now(), worker_id, demands)
+
+        change = Change.NOTHING
+        for transition in finished:
+            change |= Change.SETTLED
+            if transition.move is not Move.COMPLETE:
+                change |= Change.READY
+        reply = await self._write(
+            lambda db: exchange(db, self._clock.now(), worker_id, finished, demands),
+            change,
+            probe=None if finished else probe,
+        )
+        for transition in finished:
+            if transition.job.role is Role.HEAD and transition.move not in _HEADS_GO_ON:
+                await self._drain(raw_id(transition.job.id))
+        return reply
+
+    async def note(self, notes: Sequence[Note]) -> None:
+        await self._write(lambda db: liveness.note(db, notes), Change.SETTLED)
+
+    async def retire(self, worker_id: str) -> int:
+        return await self._write(
+            lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.READY
+        )
+
+    async def sweep(self) -> int:
+        if not await self._read(lambda db: liveness.sweep_needed(db, self._clock.boot())):
+            return 0
+        released = await self._write(
+            lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.READY
+        )
+        for batch in await self._read(batches.draining_batches):
+            await self._drain(batch)
+        return released
+
+    def heartbeat(self, worker_id: str) -> Heartbeat:
+        worker, clock = raw_id(worker_id), self._clock
+        return _Heartbeat(
+            self.path,
+            lambda db: liveness.renew(db, clock.now(), clock.boot(), worker, self._ttl_us),
+            self._writer,
+        )
+
+    def watch(
+        self, notify: Callable[[], None], *, ready: bool = False, settled: bool = False
+    ) -> AbstractContextManager[None]:
+        change = (Change.READY if ready else Change.NOTHING) | (
+            Change.SETTLED if settled else Change.NOTHING
+        )
+        return self._writer.watch(notify, change)
+
+    # ── Questions ────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, job_id: str) -> Job:
+        return await self._read(lambda db: queries.get(db, job_id))
+
+    async def find(
+        self,
+        where: JobFilter,
+        *,
+        limit: int = 50,
+        cursor: int | None = None,
+        oldest_first: bool = False,
+    ) -> Page:
+        return await self._read(lambda db: queries.find(db, where, limit, cursor, oldest_first))
+
+    async def batch(self, batch_id: str) -> Batch:
+        return await self._read(lambda db: queries.batch(db, batch_id))
+
+    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
+        return await self._read(lambda db: queries.batches(db, limit, cursor))
+
+    async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
+        return await self._read(queries.counts)
+
+    async def workers(self) -> list[WorkerRow]:
+        return await self._read(lambda db: queries.workers(db, self._clock.boot()))
+
+    # ── The threads ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _ttl_us(self) -> int:
+        return round(self.ttl * MICROSECOND)
+
+    async def _write(
+        self,
+        run: Callable[[apsw.Connection], T],
+        change: Change = Change.NOTHING,
+        *,
+        probe: Callable[[apsw.Connection], T | None] | None = None,
+    ) -> T:
+        return await self._writer.call(run, deadline=self._deadline, change=change, probe=probe)
+
+    async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
+        return await self._reader.call(run, deadline=self._deadline)
+
+    async def _drain(self, batch: bytes) -> int:
+        """Go on with a cancel or retry of a batch until it is done; how many items it moved."""
+        moved, cursor = 0, 0
+        while True:
+            at = cursor
+            count, following = await self._write(
+                lambda db, at=at: batches.drain(db, self._clock.now(), batch, at),
+                Change.ANY,
+            )
+            moved += count
+            if following is None:
+                return moved
+            cursor = following
+
+    def _drain_slice(
+        self, db: apsw.Connection, *, batch: bytes, cursor: int
+    ) -> tuple[int, int | None]:
+        return batches.drain(db, self._clock.now(), batch, cursor)
+
+
+class _Heartbeat:
+    """Renews one incarnation on a connection of the calling thread's own.
+
+    In memory there is only the writer's connection, so there it waits for the writer's thread.
+    """
+
+    def __init__(self, path: str, renew: Callable[[apsw.Connection], Renewal], lane: Lane) -> None:
+        self._path = path
+        self._renew = renew
+        self._lane = lane
+        self._db: apsw.Connection | None = None
+
+    def renew(self) -> Renewal:
+        if self._path == MEMORY:
+            return self._lane.call_blocking(self._renew, deadline=DEFAULT_DEADLINE)
+        with translated(self._path):
+            if self._db is None:
+                self._db = connect(self._path)
+            return self._renew(self._db)
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
