@@ -73,7 +73,7 @@ class App:
         self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._portal: AbstractContextManager[BlockingPortal] | None = None
-        self._held: AbstractContextManager[Self] | None = None
+        self._held: AbstractContextManager[Self, bool | None] | None = None
 
     # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
 
@@ -91,10 +91,15 @@ class App:
         self._loop = None
         await self.store.__aexit__(exc_type, exc, tb)
 
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Self]:
+        async with self:
+            yield self
+
     def __enter__(self) -> Self:
         self._portal = start_blocking_portal()
         portal = self._portal.__enter__()
-        self._held = portal.wrap_async_context_manager(self)
+        self._held = portal.wrap_async_context_manager(self._opened())
         self._held.__enter__()
         return self
 
@@ -127,9 +132,10 @@ class App:
         per_worker: int | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
-    def task(
+    # Neither overload's parameters can be told in one signature that mypy would accept for both.
+    def task(  # type: ignore[misc]
         self,
-        function: Callable[P, R] | None = None,
+        function: Callable[..., Any] | None = None,
         /,
         *,
         kind: str | None = None,
@@ -138,7 +144,7 @@ class App:
         queue: str = "default",
         priority: int = 0,
         per_worker: int | None = None,
-    ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
+    ) -> Any:
         """Register a function as a kind of job, named after it unless `kind` says otherwise.
 
         A coroutine function runs on the worker's event loop, a plain one in a thread. Its
@@ -148,7 +154,7 @@ class App:
         cannot be called with JSON, or a kind that is taken.
         """
 
-        def register(target: Callable[P, R]) -> Task[P, R]:
+        def register(target: Callable[..., Any]) -> Task[..., Any]:
             definition = define_task(
                 target,
                 kind=kind,
@@ -289,7 +295,9 @@ class App:
 
     # ── Work ─────────────────────────────────────────────────────────────────────────────────
 
-    def worker(self, options: WorkerOptions | None = None, *, worker_id: str | None = None) -> Worker:
+    def worker(
+        self, options: WorkerOptions | None = None, *, worker_id: str | None = None
+    ) -> Worker:
         """A worker for this app's kinds; the app must be open while it runs."""
         return Worker(self.jobs, options, first_id=worker_id)
 

@@ -334,7 +334,7 @@ def _job_id(options: Options) -> str:
 
 
 def _plan(definition: TaskDefinition, options: Options) -> _Plan:
-    """The options over the definition's defaults; raises ValidationError for values out of range."""
+    """The options over the definition's defaults; raises ValidationError for bad values."""
     problems: list[Problem] = []
     queue = options.get("queue") or definition.queue
     try:

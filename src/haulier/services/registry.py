@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import typing
@@ -60,7 +61,6 @@ class TaskDefinition:
     version: int = 1
     max_payload: int = MAX_PAYLOAD
     has_secrets: bool = False
-    wants_context: bool = True
 
     @property
     def role(self) -> Role:
@@ -73,6 +73,11 @@ class Registry:
 
     def __init__(self) -> None:
         self._definitions: dict[str, TaskDefinition] = {}
+        self._missing: dict[str, str] = {}
+
+    def missing(self, kind: str, remedy: str) -> None:
+        """Remember that a kind exists but lacks a library, and what to do about it."""
+        self._missing[kind] = remedy
 
     def add(self, definition: TaskDefinition) -> None:
         """Make a kind known; raises ConfigurationError for a bad or taken name."""
@@ -87,24 +92,24 @@ class Registry:
         try:
             return self._definitions[kind]
         except KeyError:
-            raise unknown_kind(kind, self._definitions) from None
+            raise self._unknown(kind) from None
+
+    def _unknown(self, kind: str) -> InvalidTaskTypeError:
+        if kind in self._missing:
+            reason = f"is not installed: {self._missing[kind]}"
+            return InvalidTaskTypeError(f"kind {kind!r} {reason}", [Problem("kind", reason)])
+        near = difflib.get_close_matches(kind, list(self._definitions), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return InvalidTaskTypeError(
+            f"unknown kind {kind[:60]!r}{hint}",
+            [Problem("kind", f"no task is registered as {kind[:60]!r}")],
+        )
 
     def __contains__(self, kind: object) -> bool:
         return kind in self._definitions
 
     def __iter__(self) -> Iterator[TaskDefinition]:
         return iter(self._definitions.values())
-
-
-def unknown_kind(kind: str, known: Iterable[str]) -> InvalidTaskTypeError:
-    """The error for a kind that is not registered, with a suggestion."""
-    import difflib
-
-    near = difflib.get_close_matches(kind, list(known), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InvalidTaskTypeError(
-        f"unknown kind {kind!r}{hint}", [Problem("kind", f"no task is registered as {kind!r}")]
-    )
 
 
 def check_name(what: str, name: str) -> None:
@@ -132,22 +137,14 @@ def define_task(
     context_parameter, parameters = _parameters(function)
     whole = _whole_model(parameters) if model is None else _takes_model(function, parameters, model)
     payload_model = model or (whole[1] if whole else _made_model(function, parameters))
-    if whole:
-        parameter, _ = whole
+    taken_whole = whole[0] if whole else None
 
-        def call(ctx: Context, payload: BaseModel) -> Any:
-            arguments = {parameter: payload}
-            if context_parameter:
-                arguments[context_parameter] = ctx  # type: ignore[assignment]
-            return function(**arguments)
-    elif context_parameter:
-
-        def call(ctx: Context, payload: BaseModel) -> Any:
-            return function(**{context_parameter: ctx}, **payload.__dict__)
-    else:
-
-        def call(_: Context, payload: BaseModel) -> Any:
-            return function(**payload.__dict__)
+    def call(ctx: Context, payload: BaseModel) -> Any:
+        arguments: dict[str, Any]
+        arguments = {taken_whole: payload} if taken_whole else {**payload.__dict__}
+        if context_parameter:
+            arguments[context_parameter] = ctx
+        return function(**arguments)
 
     return TaskDefinition(
         kind=name,
@@ -155,7 +152,6 @@ def define_task(
         executor=Executor.ASYNC if inspect.iscoroutinefunction(function) else Executor.THREAD,
         call=call,
         has_secrets=holds_secrets(payload_model),
-        wants_context=context_parameter is not None,
         **defaults,
     )
 

@@ -325,7 +325,7 @@ class Session:
         return HeartbeatThread(
             self._store.heartbeat(self.id),
             self._store.ttl,
-            renewed=partial(self._loop.call_soon_threadsafe, self._renewed),
+            renewed=lambda renewal: self._loop.call_soon_threadsafe(self._renewed, renewal),
             failing=partial(self._loop.call_soon_threadsafe, self._renewal_failed),
             expired=partial(self._loop.call_soon_threadsafe, self._lose),
         )

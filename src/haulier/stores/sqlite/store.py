@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -208,11 +209,11 @@ class SqliteStore:
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
         worker, clock = raw_id(worker_id), self._clock
-        return _Heartbeat(
-            self.path,
-            lambda db: liveness.renew(db, clock.now(), clock.boot(), worker, self._ttl_us),
-            self._writer,
-        )
+
+        def renew(db: apsw.Connection) -> Renewal:
+            return liveness.renew(db, clock.now(), clock.boot(), worker, self._ttl_us)
+
+        return _Heartbeat(self.path, renew, self._writer)
 
     def watch(
         self, notify: Callable[[], None], *, ready: bool = False, settled: bool = False
@@ -271,10 +272,8 @@ class SqliteStore:
         """Go on with a cancel or retry of a batch until it is done; how many items it moved."""
         moved, cursor = 0, 0
         while True:
-            at = cursor
             count, following = await self._write(
-                lambda db, at=at: batches.drain(db, self._clock.now(), batch, at),
-                Change.ANY,
+                partial(self._drain_slice, batch=batch, cursor=cursor), Change.ANY
             )
             moved += count
             if following is None:

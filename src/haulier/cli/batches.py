@@ -1,0 +1,193 @@
+"""`haulier batches`: bulk jobs as one object."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from haulier.cli.jobs import watch_until_done
+from haulier.cli.output import (
+    STATE_NAMES,
+    ago,
+    batch_document,
+    command_body,
+    duration,
+    emit_fields,
+    emit_json,
+    emit_table,
+    existing_store,
+    instant,
+    json_option,
+    states_of,
+    store_option,
+)
+from haulier.exceptions import JobNotFoundError
+from haulier.ports import JobFilter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from haulier.domain.job import Job
+    from haulier.ports import JobStore
+
+EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
+
+
+@click.group()
+def batches() -> None:
+    """List, watch, cancel, retry and export batches."""
+
+
+@batches.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
+@store_option
+@json_option
+@command_body
+async def list_batches(limit: int, store: str, as_json: bool) -> None:
+    """List batches, the newest first."""
+    async with existing_store(store) as opened:
+        found = await opened.batches(limit=limit)
+    if as_json:
+        emit_json({"batches": [batch_document(batch) for batch in found]})
+        return
+    if not found:
+        click.echo("No batches yet. Start one:  haulier run media-uniq --help", err=True)
+        return
+    emit_table(
+        ("ID", "KIND", "STATE", "DONE", "FAILED", "CREATED", "ETA"),
+        [
+            (
+                batch.id,
+                batch.kind,
+                str(batch.state),
+                f"{batch.counts.done}/{batch.counts.total}",
+                str(batch.counts.failed),
+                ago(batch.created_at),
+                duration(batch_document(batch)["eta"]),
+            )
+            for batch in found
+        ],
+    )
+
+
+@batches.command("show")
+@click.argument("batch_id")
+@store_option
+@json_option
+@command_body
+async def show(batch_id: str, store: str, as_json: bool) -> None:
+    """Show a batch: its counters, rate and ETA."""
+    async with existing_store(store) as opened:
+        batch = await opened.batch(batch_id)
+    document = batch_document(batch)
+    if as_json:
+        emit_json(document)
+        return
+    if document["rate"] is not None:
+        document["rate"] = f"{document['rate']:.1f} items/s"
+    document["eta"] = None if document["eta"] is None else duration(document["eta"])
+    emit_fields(document.items())
+
+
+@batches.command("watch")
+@click.argument("batch_id")
+@click.option("--timeout", type=float, help="Give up after so many seconds.")
+@store_option
+@json_option
+@command_body
+async def watch(batch_id: str, timeout: float | None, store: str, as_json: bool) -> int:
+    """Wait until a batch is done, with a progress bar. Exit code 8 if any item failed."""
+    return await watch_until_done(batch_id, timeout, store, as_json=as_json)
+
+
+@batches.command("cancel")
+@click.argument("batch_id")
+@store_option
+@json_option
+@command_body
+async def cancel(batch_id: str, store: str, as_json: bool) -> None:
+    """Stop a batch: its pending items at once, its running ones as soon as they heed it."""
+    async with existing_store(store) as opened:
+        if not await opened.cancel([batch_id]):
+            raise JobNotFoundError(batch_id)
+        batch = await opened.batch(batch_id)
+    if as_json:
+        emit_json(batch_document(batch))
+    else:
+        counts = batch.counts
+        click.echo(f"{batch.id}  {counts.cancelled} cancelled, {counts.running} asked to stop")
+
+
+@batches.command("retry-failed")
+@click.argument("batch_id")
+@store_option
+@json_option
+@command_body
+async def retry_failed(batch_id: str, store: str, as_json: bool) -> None:
+    """Run only the failed items of a batch again."""
+    async with existing_store(store) as opened:
+        count = await opened.retry_failed(batch_id)
+    if as_json:
+        emit_json({"id": batch_id, "requeued": count})
+    else:
+        click.echo(f"{batch_id}  {count} items requeued")
+
+
+@batches.command("export")
+@click.argument("batch_id")
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="jsonl")
+@click.option("--state", "states", multiple=True, type=click.Choice(STATE_NAMES))
+@store_option
+@command_body
+async def export(batch_id: str, form: str, states: Sequence[str], store: str) -> None:
+    """Write every item of a batch to standard output, one per line, in their order."""
+    async with existing_store(store) as opened:
+        await opened.batch(batch_id)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        if form == "csv":
+            writer.writerow(EXPORT_COLUMNS)
+        async for job in _items(opened, batch_id, states):
+            row = _export_row(job)
+            if form == "csv":
+                writer.writerow([_cell(row[column]) for column in EXPORT_COLUMNS])
+            else:
+                click.echo(json.dumps(row))
+
+
+async def _items(store: JobStore, batch_id: str, states: Sequence[str]) -> AsyncIterator[Job]:
+    where = JobFilter(batch_id=batch_id, states=states_of(states))
+    cursor: int | None = None
+    while True:
+        page = await store.find(where, limit=1000, cursor=cursor, oldest_first=True)
+        for job in page.jobs:
+            yield job
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def _export_row(job: Job) -> dict[str, Any]:
+    from haulier.cli.output import job_document
+
+    return {
+        "position": job.position,
+        "id": job.id,
+        "state": job.state,
+        "attempt": job.attempt,
+        "started_at": instant(job.started_at),
+        "finished_at": instant(job.finished_at),
+        "error_type": job.error.type if job.error else None,
+        "error": job.error.message if job.error else None,
+        "result": job.value,
+        "payload": job_document(job)["payload"],
+    }
+
+
+def _cell(value: Any) -> str:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,96 @@
+"""`haulier echo`: the server that tells a caller how its request arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import click
+
+from haulier.cli.output import command_body
+from haulier.exceptions import ConfigurationError
+
+STREAMS_END = 5
+"""Seconds that open requests get to finish when a server stops."""
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8471, show_default=True, type=click.IntRange(0, 65_535))
+@command_body
+async def echo(host: str, port: int) -> None:
+    """Serve what proxies are checked against, where they can reach it.
+
+    Answers any GET with the caller's address and headers, and nothing else.
+    """
+    from haulier.cli.worker import stopped_by_signals
+
+    with contextlib.closing(listen(host, port)) as listener:
+        server = http_server(_echo_app())
+        click.echo(f"haulier echo answers on {address_of(listener)}", err=True)
+        with stopped_by_signals(lambda _: setattr(server, "should_exit", True)):
+            await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def local_echo() -> AsyncIterator[str]:
+    """An echo server on a free loopback port for as long as the block lasts; yields its URL."""
+    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+        server = http_server(_echo_app())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.serve(sockets=[listener]))
+            try:
+                yield f"{address_of(listener)}/echo"
+            finally:
+                server.should_exit = True
+
+
+def _echo_app() -> Any:
+    from haulier.runners import echo as echo_server
+
+    return echo_server.app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigurationError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigurationError(
+            f"port: cannot listen on {host}:{port}: {error.strerror}"
+        ) from None
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port, *_ = listener.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def http_server(asgi: Any) -> Any:
+    """A uvicorn server for an ASGI application, ended by its `should_exit`."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: they must stop more than the server."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return Server(
+        uvicorn.Config(
+            asgi,
+            log_config=None,
+            access_log=False,
+            # The echo server must report what the socket says, not what a proxy claims.
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=STREAMS_END,
+        )
+    )

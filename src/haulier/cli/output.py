@@ -1,0 +1,274 @@
+"""What every command shares: options, output as a table or as JSON, errors and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from haulier.domain.batch import Batch
+from haulier.domain.job import MICROSECOND, Job, JobState, Role
+from haulier.exceptions import (
+    AuthenticationError,
+    ConfigurationError,
+    HaulierError,
+    JobNotFoundError,
+    JobStateError,
+    JobTimeoutError,
+    StoreError,
+    ValidationError,
+)
+
+if TYPE_CHECKING:
+    from haulier.ports import JobStore
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES = {
+    "ok": 0,
+    "failed": 1,
+    "usage": 2,
+    "not found": 3,
+    "conflict": 4,
+    "auth": 5,
+    "unreachable": 6,
+    "timeout": 7,
+    "unsuccessful": 8,
+    "interrupted": 130,
+}
+"""`unsuccessful`: the command did its work, and the work it ran or waited for failed in part."""
+
+_CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
+    (JobNotFoundError, "not found"),
+    (JobStateError, "conflict"),
+    (AuthenticationError, "auth"),
+    (StoreError, "unreachable"),
+    (JobTimeoutError, "timeout"),
+    (ValidationError, "usage"),
+    (ConfigurationError, "usage"),
+)
+
+DEFAULT_STORE = "sqlite:///haulier.db"
+
+
+class Failure(click.ClickException):
+    """One of our errors on its way out of a command."""
+
+    def __init__(self, error: HaulierError, *, json_output: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.json_output = json_output
+
+
+def complain(error: HaulierError, *, json_output: bool) -> int:
+    """Say what went wrong on standard error; returns the exit code."""
+    name = next((name for kind, name in _CODE_OF_ERROR if isinstance(error, kind)), "failed")
+    if json_output:
+        problems = [
+            {
+                key: value
+                for key, value in (("line", p.line), ("field", p.field), ("reason", p.reason))
+                if value is not None
+            }
+            for p in getattr(error, "problems", ())
+        ]
+        message = getattr(error, "message", str(error))
+        document = {"error": name, "type": type(error).__name__, "message": message}
+        click.echo(json.dumps({**document, "problems": problems}), err=True)
+    else:
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+    return EXIT_CODES[name]
+
+
+# ── Options ──────────────────────────────────────────────────────────────────────────────────
+
+
+def store_option(function: F) -> F:
+    """`--store URL`, or HAULIER_STORE, or haulier.db in the working folder."""
+    return click.option(
+        "--store",
+        metavar="URL",
+        envvar="HAULIER_STORE",
+        default=DEFAULT_STORE,
+        show_default=True,
+        show_envvar=True,
+        help="Where the jobs live.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """`--json`: one JSON document on standard output instead of a table."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
+        function
+    )
+
+
+def command_body(function: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
+    """Run a command's coroutine; our errors leave as Failure, Ctrl-C as Abort."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> int:
+        async def body() -> int | None:
+            return await function(*args, **kwargs)
+
+        try:
+            return asyncio.run(body()) or 0
+        except HaulierError as error:
+            raise Failure(error, json_output=bool(kwargs.get("as_json"))) from error
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
+    return run
+
+
+@asynccontextmanager
+async def existing_store(url: str) -> AsyncIterator[JobStore]:
+    """The store, open; a command that only looks does not create one by a typing mistake."""
+    from haulier.stores import open_store
+
+    store = open_store(url)
+    path = getattr(store, "path", None)
+    if path == ":memory:":
+        raise ConfigurationError("a store in memory cannot be shared with another process")
+    if path is not None and not Path(path).exists():  # noqa: ASYNC240 - nothing else runs yet
+        raise ConfigurationError(f"there is no store {path} yet; enqueue something first")
+    async with store:
+        yield store
+
+
+# ── Output ───────────────────────────────────────────────────────────────────────────────────
+
+
+def emit_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(document, indent=None if not sys.stdout.isatty() else 2))
+
+
+def emit_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Aligned columns on standard output; plain enough for a pipe, fast enough for a glance."""
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    for number, line in enumerate(lines):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.secho(text.rstrip(), bold=number == 0)
+
+
+def emit_fields(fields: Iterable[tuple[str, Any]]) -> None:
+    """One line per field that has a value."""
+    known = [(name, str(value)) for name, value in fields if value not in (None, "")]
+    width = max(len(name) for name, _ in known)
+    for name, value in known:
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
+
+
+def instant(microseconds: int | None) -> str | None:
+    """An instant as ISO 8601 in UTC."""
+    if microseconds is None:
+        return None
+    stamp = datetime.fromtimestamp(microseconds / MICROSECOND, UTC)
+    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(microseconds: int | None) -> str:
+    """How long ago an instant was, in one unit."""
+    if microseconds is None:
+        return "-"
+    seconds = datetime.now(UTC).timestamp() - microseconds / MICROSECOND
+    return "in " + duration(-seconds) if seconds < -1 else duration(max(seconds, 0)) + " ago"
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in one unit."""
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def job_document(job: Job) -> dict[str, Any]:
+    """A job as JSON; sealed secrets are left sealed."""
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "queue": job.queue,
+        "role": job.role,
+        "state": job.state,
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "lost": job.lost,
+        "lease": job.lease,
+        "key": job.key,
+        "batch_id": job.batch_id,
+        "position": job.position,
+        "progress": job.progress,
+        "message": job.message,
+        "cancel_requested": job.cancel_requested,
+        "payload": _masked(json.loads(job.payload)),
+        "result": job.value,
+        "error": None
+        if job.error is None
+        else {
+            "type": job.error.type,
+            "message": job.error.message,
+            "traceback": job.error.traceback,
+            "attempt": job.error.attempt,
+            "at": instant(job.error.at),
+        },
+        "run_at": instant(job.run_at),
+        "created_at": instant(job.created_at),
+        "started_at": instant(job.started_at),
+        "finished_at": instant(job.finished_at),
+    }
+
+
+def _masked(node: Any) -> Any:
+    if isinstance(node, dict):
+        if node.keys() == {"$sealed"}:
+            return "******"
+        return {name: _masked(value) for name, value in node.items()}
+    return [_masked(item) for item in node] if isinstance(node, list) else node
+
+
+def batch_document(batch: Batch) -> dict[str, Any]:
+    """A batch as JSON, with its rate (items a second) and ETA (seconds)."""
+    counts, now = batch.counts, round(datetime.now(UTC).timestamp() * MICROSECOND)
+    return {
+        "id": batch.id,
+        "kind": batch.kind,
+        "queue": batch.queue,
+        "state": batch.state,
+        "sealed": batch.sealed,
+        "cancel_requested": batch.cancel_requested,
+        "total": counts.total,
+        "pending": counts.pending,
+        "running": counts.running,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "progress": round(batch.progress, 2),
+        "rate": batch.rate(now),
+        "eta": batch.eta(now),
+        "created_at": instant(batch.created_at),
+        "started_at": instant(batch.started_at),
+        "finished_at": instant(batch.finished_at),
+        "finish_job": batch.finish_job,
+    }
+
+
+def states_of(names: Sequence[str]) -> frozenset[JobState] | None:
+    """The states named on a command line."""
+    return frozenset(JobState(name) for name in names) or None
+
+
+STATE_NAMES = [str(state) for state in JobState]
+TOP_ROLES = frozenset({Role.SINGLE, Role.HEAD})

@@ -1,0 +1,67 @@
+"""The composition root: from settings to an app with every kind that is installed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from haulier.app import App
+from haulier.config import Settings
+from haulier.exceptions import ConfigurationError
+from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
+from haulier.worker.session import WorkerOptions
+
+
+def build_app(settings: Settings, user_app: str | None = None) -> App:
+    """The app that serves the built-in bulk kinds, and the tasks of the user's own app.
+
+    `user_app` is `module:attribute`. Its store is used unless the settings name one.
+    """
+    own = load_app(user_app) if user_app else None
+    named = "store" in settings.model_fields_set
+    app = App(
+        own.store if own is not None and not named else settings.store,
+        secret_key_file=settings.secret_key_file,
+        registry=own.registry if own is not None else None,
+    )
+    add_builtin_runners(app)
+    return app
+
+
+def add_builtin_runners(app: App) -> None:
+    """Register the bulk kinds that come with haulier and whose libraries are installed."""
+    app.add_runner(ProxyDiagnosticsTaskRunner())
+    try:
+        from haulier.runners.media_uniq import MediaUniqTaskRunner
+    except ModuleNotFoundError:
+        app.registry.missing("media_uniq", "pip install 'haulier[media]'")
+    else:
+        app.add_runner(MediaUniqTaskRunner())
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """What the settings say about workers."""
+    return WorkerOptions(
+        queues=settings.queues,
+        concurrency=settings.concurrency,
+        threads=settings.threads,
+        grace=settings.grace,
+    )
+
+
+def load_app(reference: str) -> App:
+    """The App that `module:attribute` names; modules are found from the working folder too."""
+    module_name, _, attribute = reference.partition(":")
+    if not attribute:
+        raise ConfigurationError(f"an app is given as module:attribute, not {reference!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        app = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"cannot load the app {reference!r}: {error}") from error
+    if not isinstance(app, App):
+        raise ConfigurationError(f"{reference!r} is a {type(app).__name__}, not a haulier App")
+    return app

@@ -1,0 +1,59 @@
+"""Logs: structured events on standard error, without secrets.
+
+event                          level    fields
+renewal failed                 warning  error
+exchange failed                warning  worker, error, times
+lease lost                     warning  job, kind, lease, dropped
+incarnation lost               error    worker, jobs
+released jobs of lost workers  warning  jobs
+sweep failed                   warning  error
+progress not stored            warning  error
+could not sign off             warning  worker, error
+store failed at start          error    error
+worker process started         info     pid, worker
+worker process ended           warning  pid, worker, exit, restart_in
+worker stopping                info     grace
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import structlog
+
+
+def configure_logging(
+    level: str, style: str, scrub: Callable[[str], str] = lambda text: text
+) -> None:
+    """Send log events to standard error: readable (`console`), or one JSON object a line (`json`).
+
+    `scrub` masks the secrets that the running job has revealed.
+    """
+
+    def scrubbed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {
+            name: scrub(value) if isinstance(value, str) else value for name, value in event.items()
+        }
+
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            scrubbed,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
