@@ -26,8 +26,10 @@ def _also(name: str, *others: str) -> Any:
 class Settings(BaseSettings):
     """Every setting, its default, and in its alias the environment variable that sets it.
 
-    Times are seconds. `media_root` and `output_root` are the only folders that the HTTP API may
-    read pictures from and write renditions to. `check_url` is what proxies are checked against.
+    Times are seconds: `grace` is what running jobs get when a worker stops, `ttl` how long a worker
+    may fail to renew itself before its jobs go to others. `media_root` and `output_root` are the
+    only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
+    what proxies are checked against.
     """
 
     model_config = SettingsConfigDict(
@@ -41,6 +43,7 @@ class Settings(BaseSettings):
     )
     threads: int = Field(16, ge=1, le=1_000)
     grace: float = Field(30.0, ge=0, le=86_400)
+    ttl: float = Field(15.0, ge=1, le=3_600)
     secret_key_file: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(8470, ge=0, le=65_535)

@@ -10,6 +10,7 @@ from haulier.app import App
 from haulier.config import Settings
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
+from haulier.stores import open_store
 from haulier.worker.session import WorkerOptions
 
 
@@ -21,7 +22,9 @@ def build_app(settings: Settings, user_app: str | None = None) -> App:
     own = load_app(user_app) if user_app else None
     named = "store" in settings.model_fields_set
     app = App(
-        own.store if own is not None and not named else settings.store,
+        own.store
+        if own is not None and not named
+        else open_store(settings.store, ttl=settings.ttl),
         secret_key_file=settings.secret_key_file,
         registry=own.registry if own is not None else None,
     )

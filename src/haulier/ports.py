@@ -28,6 +28,9 @@ from haulier.domain.job import (
     WorkerRow,
 )
 
+DEFAULT_TTL = 15.0
+"""Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
+
 
 class Clock(Protocol):
     """The time of the machine a store runs on."""

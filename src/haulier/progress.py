@@ -6,7 +6,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job
@@ -26,7 +33,7 @@ class ProgressBar:
             console=console or Console(stderr=True),
             transient=False,
         )
-        self._by_job: dict[str, int] = {}
+        self._by_job: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -44,12 +51,12 @@ class ProgressBar:
         """Draw the present state of a job or its batch."""
         if job.id not in self._by_job:
             self._by_job[job.id] = self._bars.add_task(job.kind, total=100, note="")
-        bar = self._by_job[job.id]  # type: ignore[assignment]
+        bar = self._by_job[job.id]
         if batch is None:
             done = 100 if job.state.final else job.progress or 0
-            self._bars.update(bar, completed=done, total=100, note=job.message or job.state)  # type: ignore[arg-type]
+            self._bars.update(bar, completed=done, total=100, note=job.message or job.state)
             return
         counts = batch.counts
         note = f"[red]{counts.failed} failed[/red]" if counts.failed else ""
         total = counts.total if batch.sealed or counts.total else 1
-        self._bars.update(bar, completed=counts.done, total=total, note=note)  # type: ignore[arg-type]
+        self._bars.update(bar, completed=counts.done, total=total, note=note)

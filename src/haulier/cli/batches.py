@@ -47,7 +47,7 @@ def batches() -> None:
 @store_option
 @json_option
 @command_body
-async def list_batches(limit: int, store: str, as_json: bool) -> None:
+async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
     """List batches, the newest first."""
     async with existing_store(store) as opened:
         found = await opened.batches(limit=limit)
@@ -79,7 +79,7 @@ async def list_batches(limit: int, store: str, as_json: bool) -> None:
 @store_option
 @json_option
 @command_body
-async def show(batch_id: str, store: str, as_json: bool) -> None:
+async def show(batch_id: str, store: str | None, as_json: bool) -> None:
     """Show a batch: its counters, rate and ETA."""
     async with existing_store(store) as opened:
         batch = await opened.batch(batch_id)
@@ -99,7 +99,7 @@ async def show(batch_id: str, store: str, as_json: bool) -> None:
 @store_option
 @json_option
 @command_body
-async def watch(batch_id: str, timeout: float | None, store: str, as_json: bool) -> int:
+async def watch(batch_id: str, timeout: float | None, store: str | None, as_json: bool) -> int:
     """Wait until a batch is done, with a progress bar. Exit code 8 if any item failed."""
     return await watch_until_done(batch_id, timeout, store, as_json=as_json)
 
@@ -109,7 +109,7 @@ async def watch(batch_id: str, timeout: float | None, store: str, as_json: bool)
 @store_option
 @json_option
 @command_body
-async def cancel(batch_id: str, store: str, as_json: bool) -> None:
+async def cancel(batch_id: str, store: str | None, as_json: bool) -> None:
     """Stop a batch: its pending items at once, its running ones as soon as they heed it."""
     async with existing_store(store) as opened:
         if not await opened.cancel([batch_id]):
@@ -127,7 +127,7 @@ async def cancel(batch_id: str, store: str, as_json: bool) -> None:
 @store_option
 @json_option
 @command_body
-async def retry_failed(batch_id: str, store: str, as_json: bool) -> None:
+async def retry_failed(batch_id: str, store: str | None, as_json: bool) -> None:
     """Run only the failed items of a batch again."""
     async with existing_store(store) as opened:
         count = await opened.retry_failed(batch_id)
@@ -143,7 +143,7 @@ async def retry_failed(batch_id: str, store: str, as_json: bool) -> None:
 @click.option("--state", "states", multiple=True, type=click.Choice(STATE_NAMES))
 @store_option
 @command_body
-async def export(batch_id: str, form: str, states: Sequence[str], store: str) -> None:
+async def export(batch_id: str, form: str, states: Sequence[str], store: str | None) -> None:
     """Write every item of a batch to standard output, one per line, in their order."""
     async with existing_store(store) as opened:
         await opened.batch(batch_id)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from haulier.cli.jobs import watch_until_done
+from haulier.cli.jobs import tell_end
 from haulier.cli.output import command_body, emit_json, json_option, store_option
 from haulier.exceptions import Problem, ValidationError
 
@@ -40,7 +40,7 @@ async def enqueue(
     job_id: str | None,
     user_app: str | None,
     wait: bool,
-    store: str,
+    store: str | None,
     as_json: bool,
 ) -> int:
     """Enqueue one job of KIND and print its id."""
@@ -53,10 +53,10 @@ async def enqueue(
         new_id = await app.enqueue(
             kind, document, queue=queue, priority=priority, delay=delay, key=key, job_id=job_id
         )
-    if not wait:
-        emit_json({"id": new_id}) if as_json else click.echo(new_id)
-        return 0
-    return await watch_until_done(new_id, None, store, as_json=as_json)
+        if wait:
+            return tell_end(await app.wait(new_id), as_json=as_json)
+    emit_json({"id": new_id}) if as_json else click.echo(new_id)
+    return 0
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from haulier.cli.output import (
     states_of,
     store_option,
 )
-from haulier.domain.job import MICROSECOND, Job, JobState
+from haulier.domain.job import MICROSECOND, Job, JobState, Role
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import JobFilter
 
@@ -53,7 +53,7 @@ async def list_jobs(
     batch_id: str | None,
     limit: int,
     cursor: int | None,
-    store: str,
+    store: str | None,
     as_json: bool,
 ) -> None:
     """List jobs, the newest first."""
@@ -96,7 +96,7 @@ async def list_jobs(
 @store_option
 @json_option
 @command_body
-async def show(job_id: str, store: str, as_json: bool) -> None:
+async def show(job_id: str, store: str | None, as_json: bool) -> None:
     """Show all that is known of one job."""
     async with existing_store(store) as opened:
         job = await opened.get(job_id)
@@ -117,22 +117,28 @@ async def show(job_id: str, store: str, as_json: bool) -> None:
 @store_option
 @json_option
 @command_body
-async def watch(job_id: str, timeout: float | None, store: str, as_json: bool) -> int:
+async def watch(job_id: str, timeout: float | None, store: str | None, as_json: bool) -> int:
     """Wait until a job is done, with a progress bar. Exit code 8 if it did not complete."""
     return await watch_until_done(job_id, timeout, store, as_json=as_json)
 
 
-async def watch_until_done(job_id: str, timeout: float | None, store: str, *, as_json: bool) -> int:
+async def watch_until_done(
+    job_id: str, timeout: float | None, store: str | None, *, as_json: bool
+) -> int:
     """Wait for a job or batch and tell how it ended; the exit code."""
     from haulier.app import App
 
     async with existing_store(store) as opened:
-        job = await App(opened).wait(job_id, timeout=timeout)
+        return tell_end(await App(opened).wait(job_id, timeout=timeout), as_json=as_json)
+
+
+def tell_end(job: Job, *, as_json: bool) -> int:
+    """Say how a job or batch ended; the exit code."""
     if as_json:
         emit_json(job_document(job))
     else:
         click.echo(f"{job.kind} {job.id} {job.state} {_note(job)}".rstrip())
-    failed_items = isinstance(job.value, dict) and job.value.get("failed")
+    failed_items = job.role is Role.HEAD and job.value and job.value.get("failed")
     done = job.state is JobState.COMPLETED and not failed_items
     return EXIT_CODES["ok" if done else "unsuccessful"]
 
@@ -142,7 +148,7 @@ async def watch_until_done(job_id: str, timeout: float | None, store: str, *, as
 @store_option
 @json_option
 @command_body
-async def cancel(job_ids: Sequence[str], store: str, as_json: bool) -> None:
+async def cancel(job_ids: Sequence[str], store: str | None, as_json: bool) -> None:
     """Stop jobs: pending ones at once, running ones as soon as they heed it."""
     async with existing_store(store) as opened:
         states = await opened.cancel(job_ids)
@@ -154,7 +160,7 @@ async def cancel(job_ids: Sequence[str], store: str, as_json: bool) -> None:
 @store_option
 @json_option
 @command_body
-async def retry(job_ids: Sequence[str], store: str, as_json: bool) -> None:
+async def retry(job_ids: Sequence[str], store: str | None, as_json: bool) -> None:
     """Make failed or cancelled jobs pending again, with fresh attempts."""
     async with existing_store(store) as opened:
         states = await opened.requeue(job_ids)
@@ -202,6 +208,6 @@ def _note(job: Job) -> str:
         return job.message or (f"{job.progress} %" if job.progress is not None else "")
     if job.state is JobState.PENDING and job.run_at > job.created_at:
         return f"due {instant(job.run_at)}"
-    if isinstance(job.value, dict) and "failed" in job.value and "total" in job.value:
+    if job.role is Role.HEAD and job.value:
         return f"{job.value['completed']} of {job.value['total']} completed"
     return ""

@@ -92,15 +92,13 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
 
 
 def store_option(function: F) -> F:
-    """`--store URL`, or HAULIER_STORE, or haulier.db in the working folder."""
+    """`--store URL`, or HAULIER_STORE; without both the user's app's, or haulier.db."""
     return click.option(
         "--store",
         metavar="URL",
         envvar="HAULIER_STORE",
-        default=DEFAULT_STORE,
-        show_default=True,
-        show_envvar=True,
-        help="Where the jobs live.",
+        help="Where the jobs live.  [env: HAULIER_STORE; default: your app's, "
+        f"without one {DEFAULT_STORE}]",
     )(function)
 
 
@@ -130,11 +128,11 @@ def command_body(function: Callable[..., Awaitable[int | None]]) -> Callable[...
 
 
 @asynccontextmanager
-async def existing_store(url: str) -> AsyncIterator[JobStore]:
+async def existing_store(url: str | None) -> AsyncIterator[JobStore]:
     """The store, open; a command that only looks does not create one by a typing mistake."""
     from haulier.stores import open_store
 
-    store = open_store(url)
+    store = open_store(url or DEFAULT_STORE)
     path = getattr(store, "path", None)
     if path == ":memory:":
         raise ConfigurationError("a store in memory cannot be shared with another process")

@@ -197,9 +197,10 @@ async def _run(
         return EXIT_CODES["ok"]
     job = await work_until_done(app, settings, batch_id)
     if job is None:
+        there = f"--store {settings.store}"
         click.echo(
-            f"\nInterrupted; nothing is lost. Go on with:  haulier worker --store {settings.store}\n"
-            f"and look with:  haulier batches watch {batch_id} --store {settings.store}",
+            f"\nInterrupted; nothing is lost. Go on with:  haulier worker {there}\n"
+            f"and look with:  haulier batches watch {batch_id} {there}",
             err=True,
         )
         return EXIT_CODES["interrupted"]

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from haulier.exceptions import ConfigurationError
+from haulier.ports import DEFAULT_TTL
 
 if TYPE_CHECKING:
     from haulier.ports import JobStore
 
 
-def open_store(url: str) -> JobStore:
+def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     """The store behind a URL, not yet opened: enter it as an async context manager.
+
+    `ttl` (seconds) is how long a worker of this process lives without renewing its row.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
     as long as it is open. Raises ConfigurationError for any other scheme.
@@ -21,7 +24,7 @@ def open_store(url: str) -> JobStore:
     if scheme == "sqlite":
         from haulier.stores.sqlite import SqliteStore
 
-        return SqliteStore.from_url(url)
+        return SqliteStore.from_url(url, ttl=ttl)
     raise ConfigurationError(
         f"a store URL starts with sqlite://, not {scheme or url.split(':', 1)[0]!r}"
     )

@@ -41,6 +41,11 @@ class Deltas:
         """A job was deleted; a batch's own counters go with the batch."""
         self._counts[queue, kind, role, state] -= 1
 
+    @property
+    def touch_batches(self) -> bool:
+        """Whether the counters of any batch change."""
+        return bool(self._batches)
+
     def write(self, db: apsw.Connection, now: int) -> list[bytes]:
         """Apply the sums; returns the batches whose counters changed."""
         rows = [(*key, n) for key, n in self._counts.items() if n]

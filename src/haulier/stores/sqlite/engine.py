@@ -58,6 +58,10 @@ class Change(Flag):
     ANY = 3
 
 
+Changes = Change | Callable[[T], Change]
+"""What an operation changes: always the same, or told by what it returned."""
+
+
 def check_library() -> None:
     """Refuse an SQLite library with the WAL corruption bug."""
     version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
@@ -180,7 +184,7 @@ class _Call(Generic[T]):
 
     run: Operation[T]
     deliver: Callable[[T | None, BaseException | None], None]
-    change: Change = Change.NOTHING
+    change: Changes[T] = Change.NOTHING
     probe: Operation[T | None] | None = None
     abandoned: bool = False
 
@@ -218,7 +222,7 @@ class Lane(threading.Thread):
         run: Operation[T],
         *,
         deadline: float,
-        change: Change = Change.NOTHING,
+        change: Changes[T] = Change.NOTHING,
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
@@ -400,7 +404,8 @@ class Writer(Lane):
         change = Change.NOTHING
         for call, value, failure in zip(group.calls, group.values, group.errors, strict=True):
             call.deliver(value, failure)
-            change |= call.change if failure is None else Change.NOTHING
+            if failure is None:
+                change |= call.change(value) if callable(call.change) else call.change
         if change:
             self.tell(change)
 

@@ -78,14 +78,14 @@ def _kinds_json(kinds: tuple[str, ...]) -> str:
 
 def nothing_to_do(
     db: apsw.Connection, now: int, worker_id: str, demands: Sequence[Demand]
-) -> Exchange | None:
+) -> tuple[Exchange, bool] | None:
     """An empty answer if a claim would find nothing; None if it is worth a transaction.
 
     Without it, idle workers of several processes would wake each other by their empty commits.
     """
     worker = raw_id(worker_id)
     if not fetch(db, _ALIVE, (worker,)):
-        return Exchange(alive=False)
+        return Exchange(alive=False), False
     ((due,),) = fetch(db, _NEXT_DUE)
     if due is not None and due <= now:
         return None
@@ -94,7 +94,8 @@ def nothing_to_do(
             for queue in demand.queues:
                 if fetch(db, _READY, (queue, _kinds_json(portion.kinds))):
                     return None
-    return Exchange(cancels=_cancels(db, worker), due_in=None if due is None else due - now)
+    due_in = None if due is None else due - now
+    return Exchange(cancels=_cancels(db, worker), due_in=due_in), False
 
 
 def exchange(
@@ -103,27 +104,36 @@ def exchange(
     worker_id: str,
     finished: Sequence[Transition],
     demands: Sequence[Demand],
-) -> Exchange:
-    """Apply the transitions that still hold their lease, then claim what the demands ask for."""
+) -> tuple[Exchange, bool]:
+    """Apply the transitions that still hold their lease, then claim what the demands ask for.
+
+    The second value tells whether a batch settled, which may have brought a new job.
+    """
     worker = raw_id(worker_id)
     alive = bool(fetch(db, _ALIVE, (worker,)))
     deltas = Deltas()
     lost = _apply(db, now, finished, deltas)
+    settled = False
+    if deltas.touch_batches:
+        # Before the claim, so that a finish callback is among what it finds.
+        settled = settle_done(db, now, deltas.write(db, now))
+        deltas = Deltas()
     jobs: list[Job] = []
     wanted = sum(demand.slots for demand in demands)
     if alive and wanted:
         db.execute(_PROMOTE, (now,))
         for demand in demands:
             jobs.extend(_claim(db, now, worker, demand, deltas))
-    settle_done(db, now, deltas.write(db, now))
+    deltas.write(db, now)
     ((due,),) = fetch(db, _NEXT_DUE) if len(jobs) < wanted else ((None,),)
-    return Exchange(
+    reply = Exchange(
         jobs=tuple(jobs),
         lost=tuple(lost),
         cancels=_cancels(db, worker),
         due_in=None if due is None else max(due - now, 0),
         alive=alive,
     )
+    return reply, settled
 
 
 def apply_transitions(

@@ -29,11 +29,14 @@ _DONE = (
 )
 
 
-def settle_done(db: apsw.Connection, now: int, batches: Iterable[bytes]) -> None:
-    """Settle the heads of those batches that have nothing left to do."""
+def settle_done(db: apsw.Connection, now: int, batches: Iterable[bytes]) -> bool:
+    """Settle the heads of those batches that have nothing left to do; whether there were any."""
+    settled = False
     for batch in batches:
         for row in fetch(db, _DONE, (batch, RUNNING)):
             _settle(db, now, batch, row)
+            settled = True
+    return settled
 
 
 def _settle(db: apsw.Connection, now: int, batch: bytes, row: Row) -> None:

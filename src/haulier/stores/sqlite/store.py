@@ -29,17 +29,24 @@ from haulier.domain.job import (
     WorkerRow,
 )
 from haulier.exceptions import ConfigurationError
-from haulier.ports import Clock, Fence, Heartbeat, JobFilter, Page
+from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, JobFilter, Page
 from haulier.stores.sqlite import batches, control, inserts, liveness, queries
 from haulier.stores.sqlite.clock import SystemClock
-from haulier.stores.sqlite.engine import Change, Lane, Writer, check_library, connect, translated
+from haulier.stores.sqlite.engine import (
+    Change,
+    Changes,
+    Lane,
+    Writer,
+    check_library,
+    connect,
+    translated,
+)
 from haulier.stores.sqlite.exchange import exchange, nothing_to_do
 from haulier.stores.sqlite.rows import key_of
 
 T = TypeVar("T")
 
 MEMORY = ":memory:"
-DEFAULT_TTL = 15.0
 DEFAULT_DEADLINE = 15.0
 
 _HEADS_GO_ON = frozenset({Move.HAND_OVER, Move.RETRY, Move.SNOOZE, Move.GIVE_BACK})
@@ -73,14 +80,14 @@ class SqliteStore:
         )
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
         """`sqlite:///relative`, `sqlite:////absolute`, or `sqlite://` for memory."""
         parts = urlsplit(url)
         if parts.netloc or parts.query or parts.fragment:
             raise ConfigurationError(
                 f"{url!r} is not a store URL; write sqlite:///file.db or sqlite:////folder/file.db"
             )
-        return cls(unquote(parts.path[1:]) or MEMORY)
+        return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl)
 
     async def __aenter__(self) -> Self:
         check_library()
@@ -171,19 +178,20 @@ class SqliteStore:
     async def exchange(
         self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
     ) -> Exchange:
-        def probe(db: apsw.Connection) -> Exchange | None:
+        def run(db: apsw.Connection) -> tuple[Exchange, bool]:
+            return exchange(db, self._clock.now(), worker_id, finished, demands)
+
+        def probe(db: apsw.Connection) -> tuple[Exchange, bool] | None:
             return nothing_to_do(db, self._clock.now(), worker_id, demands)
 
-        change = Change.NOTHING
-        for transition in finished:
-            change |= Change.SETTLED
-            if transition.move is not Move.COMPLETE:
-                change |= Change.READY
-        reply = await self._write(
-            lambda db: exchange(db, self._clock.now(), worker_id, finished, demands),
-            change,
-            probe=None if finished else probe,
-        )
+        def change(answer: tuple[Exchange, bool]) -> Change:
+            if not finished:
+                return Change.NOTHING
+            _, settled = answer
+            put_back = any(transition.move is not Move.COMPLETE for transition in finished)
+            return Change.ANY if settled or put_back else Change.SETTLED
+
+        reply, _ = await self._write(run, change, probe=None if finished else probe)
         for transition in finished:
             if transition.job.role is Role.HEAD and transition.move not in _HEADS_GO_ON:
                 await self._drain(raw_id(transition.job.id))
@@ -259,7 +267,7 @@ class SqliteStore:
     async def _write(
         self,
         run: Callable[[apsw.Connection], T],
-        change: Change = Change.NOTHING,
+        change: Changes[T] = Change.NOTHING,
         *,
         probe: Callable[[apsw.Connection], T | None] | None = None,
     ) -> T:

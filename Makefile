@@ -1,0 +1,51 @@
+# Two commands on a machine that has Python 3.11 or later, git and make:
+#   make demo   set everything up and run the main job
+#   make test   set everything up and pass the tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo 'make check   format, lint, types, import layers, sizes'
+	@echo 'make format  let the formatter and the linter fix what they can'
+	@echo 'make bench   measure this machine'
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps are newer than pyproject.toml when what it names is installed. The set for tests holds
+# all that the demo needs, so whoever has it is not asked to install again.
+$(VENV)/.test: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $(VENV)/.demo $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/haulier demo $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.demo
+	$(BIN)/haulier bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) haulier-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

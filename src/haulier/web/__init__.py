@@ -1,0 +1,1 @@
+"""The HTTP API. The composition root opens the store and gives it a JobManager."""

@@ -1,0 +1,34 @@
+"""What the operator decides about the HTTP API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from haulier.exceptions import ConfigurationError
+from haulier.runners.proxy_input import Target
+
+MAX_BODY = 20 * 1024 * 1024
+"""Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebOptions:
+    """Settings of the HTTP API; raises ConfigurationError for a `check_url` that is none.
+
+    Requests name pictures below `media_root` and folders below `output_root`, nothing else.
+    `check_url` is what proxies are checked against; None means this server's own `/echo`.
+    """
+
+    media_root: Path
+    output_root: Path
+    version: str
+    check_url: str | None = None
+    max_body: int = MAX_BODY
+
+    def __post_init__(self) -> None:
+        if self.check_url is not None:
+            try:
+                Target.parse(self.check_url)
+            except ValueError as error:
+                raise ConfigurationError(f"check_url: {error}") from None

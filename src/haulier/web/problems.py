@@ -1,0 +1,203 @@
+"""Our errors as HTTP problems (RFC 9457): one table, and the handlers that look it up.
+
+A problem tells what to do about it and never repeats the input, which may hold a secret.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from haulier.exceptions import (
+    HaulierError,
+    InvalidTaskTypeError,
+    JobNotFoundError,
+    JobStateError,
+    Problem,
+    RateLimitError,
+    StoreError,
+    StoreFullError,
+    StoreUnavailableError,
+    ValidationError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+REQUEST_ID = "haulier.request_id"
+"""Where in the ASGI scope the id of a request is."""
+
+MAX_ERRORS = 1000
+LONGEST_FIELD = 200
+
+_URN = "urn:haulier:problem:"
+_log = structlog.get_logger("haulier.web")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one class of errors is told. Without a `detail` the error's own message is taken."""
+
+    status: HTTPStatus
+    name: str
+    title: str
+    detail: str | None = None
+    retry_after: int | None = None
+
+
+PROBLEMS: Mapping[type[HaulierError], _Kind] = {
+    ValidationError: _Kind(HTTPStatus(422), "invalid-input", "The input was refused"),
+    InvalidTaskTypeError: _Kind(HTTPStatus(422), "unknown-kind", "There is no such kind"),
+    JobNotFoundError: _Kind(
+        HTTPStatus.NOT_FOUND, "job-not-found", "There is no such job", "No job or batch has this id"
+    ),
+    JobStateError: _Kind(HTTPStatus.CONFLICT, "job-state", "The job's state does not allow this"),
+    RateLimitError: _Kind(
+        HTTPStatus.TOO_MANY_REQUESTS, "rate-limit", "A limit was reached", retry_after=5
+    ),
+    StoreError: _Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "store-failed",
+        "The store cannot serve",
+        "The server's log says why",
+    ),
+    StoreUnavailableError: _Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "store-unavailable",
+        "The store cannot be reached",
+        "The request may be repeated",
+        retry_after=5,
+    ),
+    StoreFullError: _Kind(
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "store-full",
+        "The store is full",
+        "There is no space left to store this",
+    ),
+}
+"""Errors that clients are told about, with their subclasses. Any other one is a plain 500."""
+
+
+class FieldError(BaseModel):
+    """One thing wrong with the input; `line` is that of a list or a CSV text, counted from 1."""
+
+    field: str
+    reason: str
+    line: int | None = None
+
+
+class ProblemDetails(BaseModel):
+    """What went wrong, as RFC 9457 has it; `errors` has an entry per field or line at fault."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    errors: list[FieldError] | None = None
+    errors_omitted: int | None = Field(
+        None, description=f"How many more there were than the {MAX_ERRORS:,} that are told."
+    )
+
+
+def problem_response(
+    status: int,
+    *,
+    name: str | None = None,
+    title: str | None = None,
+    detail: str | None = None,
+    errors: Sequence[Problem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A problem as a response; without a `name` it says no more than its status."""
+    omitted = len(errors) - MAX_ERRORS
+    body = ProblemDetails(
+        type=f"{_URN}{name}" if name else "about:blank",
+        title=title or HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=[_field_error(error) for error in errors[:MAX_ERRORS]] or None,
+        errors_omitted=omitted if omitted > 0 else None,
+    )
+    # Escaped to ASCII: a field is named by the client and may not be encodable otherwise.
+    content = json.dumps(body.model_dump(exclude_none=True), separators=(",", ":"))
+    return Response(content, status, headers, media_type=MEDIA_TYPE)
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: the statuses of which a route has something special to say, and the others."""
+    told: dict[int | str, dict[str, Any]] = {
+        status: {"model": ProblemDetails, "description": HTTPStatus(status).phrase}
+        for status in statuses
+    }
+    return told | {"default": {"model": ProblemDetails, "description": "Any other problem"}}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error that a route raises with a problem."""
+    app.add_exception_handler(HaulierError, _on_our_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_refused_request)
+
+
+async def _on_our_error(request: Request, error: Exception) -> Response:
+    kind = next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)
+    if kind is None:
+        raise error
+    if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
+    return problem_response(
+        kind.status,
+        name=kind.name,
+        title=kind.title,
+        detail=kind.detail or getattr(error, "message", str(error)),
+        errors=getattr(error, "problems", ()),
+        headers={"Retry-After": str(kind.retry_after)} if kind.retry_after else None,
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = None if error.detail == phrase else error.detail
+    return problem_response(error.status_code, detail=detail, headers=error.headers)
+
+
+async def _on_refused_request(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, RequestValidationError)
+    faults = error.errors()
+    if any(fault["type"] == "json_invalid" for fault in faults):
+        return problem_response(400, detail="The body is not JSON")
+    kind = PROBLEMS[ValidationError]
+    # Only where and why are taken over: pydantic's errors also carry the input.
+    problems = [Problem(_field(fault["loc"]), fault["msg"]) for fault in faults]
+    return problem_response(
+        kind.status,
+        name=kind.name,
+        title=kind.title,
+        detail="The request was refused",
+        errors=problems,
+    )
+
+
+def _field(location: Sequence[Any]) -> str:
+    """The name of a field without the part of the request it is in."""
+    return ".".join(str(part) for part in location[1:]) or str(location[0])
+
+
+def _field_error(problem: Problem) -> FieldError:
+    return FieldError(
+        field=problem.field[:LONGEST_FIELD],
+        reason=problem.reason.removeprefix("Value error, "),
+        line=problem.line,
+    )

@@ -1,0 +1,255 @@
+"""The routes of API v1. Each turns a request into one call on the JobManager and back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from haulier.domain.job import JobState, Role
+from haulier.exceptions import (
+    Problem,
+    StoreError,
+    StoreUnavailableError,
+    ValidationError,
+)
+from haulier.ports import JobFilter
+from haulier.services.jobs import JobManager, Options
+from haulier.services.payload import validate
+from haulier.web.options import WebOptions
+from haulier.web.problems import problem_responses
+from haulier.web.schemas import (
+    EnqueueBody,
+    Health,
+    ItemList,
+    ItemQuery,
+    ItemView,
+    JobDetail,
+    JobList,
+    JobQuery,
+    JobStatus,
+    JobSummary,
+    MediaUniqBody,
+    ProxyDiagnosticsBody,
+    Requeued,
+    Started,
+    StateChange,
+)
+from haulier.web.starts import START_PATHS, media_uniq_start, own_echo_url, proxy_diagnostics_start
+
+PREFIX = "/api/v1"
+
+_TOP = frozenset({Role.SINGLE, Role.HEAD})
+_ITEMS = frozenset({Role.ITEM})
+
+router = APIRouter(prefix=PREFIX)
+
+
+def _manager(request: Request) -> JobManager:
+    jobs: JobManager = request.app.state.jobs
+    return jobs
+
+
+def _options(request: Request) -> WebOptions:
+    options: WebOptions = request.app.state.options
+    return options
+
+
+Jobs = Annotated[JobManager, Depends(_manager)]
+Settings = Annotated[WebOptions, Depends(_options)]
+
+
+@router.get("/health", summary="Whether the service works", responses=problem_responses(503))
+async def health(jobs: Jobs, options: Settings) -> Health:
+    """Asks the store; answers 503 when it fails."""
+    asked = time.perf_counter()
+    try:
+        counts, workers = await jobs.store.counts(), await jobs.store.workers()
+    except StoreError as error:
+        # A store that is full or damaged does not serve either, whatever other routes call it.
+        raise StoreUnavailableError(str(error)) from error
+    answered = time.perf_counter()
+    tops, items = Counter[JobState](), Counter[JobState]()
+    for (_, _, role, state), number in counts.items():
+        (items if role is Role.ITEM else tops)[state] += number
+    alive = sum(worker.alive for worker in workers)
+    return Health(
+        status="ok" if alive else "degraded",
+        version=options.version,
+        store_ms=round(1000 * (answered - asked), 3),
+        workers=alive,
+        jobs={state: tops[state] for state in JobState},
+        items={state: items[state] for state in JobState},
+    )
+
+
+@router.get("/jobs", summary="List jobs", responses=problem_responses(422))
+async def list_jobs(jobs: Jobs, query: Annotated[JobQuery, Query()]) -> JobList:
+    """Newest first, page by page."""
+    roles = frozenset(query.role) or (_TOP if query.batch is None else _ITEMS)
+    where = JobFilter(
+        states=frozenset(query.state) or None,
+        kind=query.kind,
+        queue=query.queue,
+        batch_id=None if query.batch is None else str(query.batch),
+        roles=roles,
+    )
+    page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor)
+    return JobList(
+        jobs=[JobSummary.model_validate(job) for job in page.jobs], next=_token(page.next)
+    )
+
+
+@router.get("/jobs/{job_id}", summary="Show a job", responses=problem_responses(404))
+async def show_job(jobs: Jobs, job_id: str) -> JobDetail:
+    """Everything about a job, with its payload."""
+    job = await jobs.store.get(job_id)
+    # The payload of a head may be megabytes: taken apart beside the event loop.
+    return await asyncio.to_thread(JobDetail.model_validate, job)
+
+
+@router.get(
+    "/jobs/{job_id}/status", summary="How far a job or batch is", responses=problem_responses(404)
+)
+async def job_status(jobs: Jobs, job_id: str) -> JobStatus:
+    """Cheap enough to be asked again and again, also of a batch of a million items."""
+    job = await jobs.store.get(job_id)
+    batch = await jobs.store.batch(job_id) if job.role is Role.HEAD else None
+    return JobStatus.of(job, batch, now=time.time_ns() // 1000)
+
+
+@router.get(
+    "/jobs/{job_id}/items",
+    summary="List the items of a batch",
+    responses=problem_responses(404, 422),
+)
+async def list_items(jobs: Jobs, job_id: str, query: Annotated[ItemQuery, Query()]) -> ItemList:
+    """In the order in which the batch was filled, page by page, with their results."""
+    await jobs.store.batch(job_id)
+    where = JobFilter(states=frozenset(query.state) or None, batch_id=job_id, roles=_ITEMS)
+    page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor, oldest_first=True)
+    return ItemList(
+        items=[ItemView.model_validate(job) for job in page.jobs], next=_token(page.next)
+    )
+
+
+def _token(cursor: int | None) -> str | None:
+    return None if cursor is None else str(cursor)
+
+
+@router.post(
+    "/jobs/{job_id}/stop",
+    status_code=202,
+    summary="Stop a job or batch",
+    responses=problem_responses(404),
+)
+async def stop_job(jobs: Jobs, job_id: str) -> StateChange:
+    """Pending jobs are cancelled at once, running ones are told. A batch stops with its items."""
+    return StateChange(id=job_id, state=await jobs.cancel(job_id))
+
+
+@router.post("/jobs/{job_id}/retry", summary="Retry a job", responses=problem_responses(404, 409))
+async def retry_job(jobs: Jobs, job_id: str) -> StateChange:
+    """A failed or cancelled job becomes pending again, with fresh attempts."""
+    return StateChange(id=job_id, state=await jobs.retry(job_id))
+
+
+@router.post(
+    "/jobs/{job_id}/retry-failed",
+    summary="Retry the failed items of a batch",
+    responses=problem_responses(404, 409),
+)
+async def retry_failed(jobs: Jobs, job_id: str) -> Requeued:
+    """Only those items run again that have failed."""
+    return Requeued(id=job_id, requeued=await jobs.store.retry_failed(job_id))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    summary="Delete a job or batch",
+    responses=problem_responses(404, 409),
+)
+async def delete_job(jobs: Jobs, job_id: str) -> None:
+    """A batch goes with its items. What still runs must be stopped first."""
+    await jobs.store.delete(job_id)
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    summary="Enqueue a job",
+    responses=problem_responses(400, 413, 415, 422, 507),
+)
+async def enqueue(jobs: Jobs, body: EnqueueBody, response: Response) -> Started:
+    """A job of any registered kind; bulk kinds that have a start route of their own go there."""
+    family = body.kind.partition(".")[0]
+    if family in START_PATHS:
+        raise ValidationError(
+            "this kind is not enqueued directly",
+            [Problem("kind", f"is started by POST {START_PATHS[family]}")],
+        )
+    options: Options = {
+        "queue": body.queue,
+        "priority": body.priority,
+        "delay": body.delay,
+        "run_at": body.run_at,
+        "key": body.key,
+        "job_id": None if body.id is None else str(body.id),
+    }
+    return _started(await jobs.enqueue(body.kind, _payload(jobs, body), options), response)
+
+
+@router.post(
+    START_PATHS["media_uniq"].removeprefix(PREFIX),
+    status_code=202,
+    summary="Start renditions of pictures for accounts",
+    responses=problem_responses(400, 413, 415, 422, 507),
+)
+async def start_media_uniq(
+    jobs: Jobs, options: Settings, body: MediaUniqBody, response: Response
+) -> Started:
+    """One batch: every source for every account. All faults are told at once."""
+    start = await asyncio.to_thread(media_uniq_start, body, options)
+    return _started(await jobs.enqueue("media_uniq", start, {}), response)
+
+
+@router.post(
+    START_PATHS["proxy_diagnostics"].removeprefix(PREFIX),
+    status_code=202,
+    summary="Start checks of proxies",
+    responses=problem_responses(400, 413, 415, 422, 507),
+)
+async def start_proxy_diagnostics(
+    jobs: Jobs,
+    options: Settings,
+    request: Request,
+    body: ProxyDiagnosticsBody,
+    response: Response,
+) -> Started:
+    """One batch, an item per proxy. All lines at fault are told at once."""
+    check_url = options.check_url or own_echo_url(request.scope.get("server"))
+    start = await asyncio.to_thread(proxy_diagnostics_start, body, check_url)
+    return _started(await jobs.enqueue("proxy_diagnostics", start, {}), response)
+
+
+def _payload(jobs: JobManager, body: EnqueueBody) -> Any:
+    """The checked payload; faults are told with their place in the body."""
+    definition = jobs.registry.get(body.kind)
+    try:
+        return validate(definition, body.payload)
+    except ValidationError as error:
+        faults = [
+            Problem(f"payload.{fault.field}".removesuffix(".payload"), fault.reason)
+            for fault in error.problems
+        ]
+        raise ValidationError(error.message, faults) from None
+
+
+def _started(job_id: str, response: Response) -> Started:
+    location = f"{PREFIX}/jobs/{job_id}"
+    response.headers["Location"] = location
+    return Started(id=job_id, status_url=f"{location}/status")

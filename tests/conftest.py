@@ -1,0 +1,73 @@
+"""Stores to test against, and the watch over what a test leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from support import STORE_HOMES, FakeClock, StoreHome
+
+from haulier.ports import JobStore
+
+# The same examples in every run: a failure can be repeated by anyone who runs the suite.
+settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
+settings.load_profile("haulier")
+
+PATIENCE = 5.0
+"""Seconds that a thread which is ending may still take."""
+
+
+@pytest.fixture(params=STORE_HOMES)
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> StoreHome:
+    """Where this test's jobs live, once per kind of store."""
+    return STORE_HOMES[request.param](tmp_path)
+
+
+@pytest.fixture
+async def store(home: StoreHome) -> AsyncIterator[JobStore]:
+    """An open store in real time. (Below tests/stores its time stands still.)"""
+    async with home.client(real_time=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves threads of ours, or threads that keep the process alive."""
+    before = set(threading.enumerate())
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("no_open_tasks")
+    yield
+    left = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and _may_not_stay(thread)
+    ]
+    for thread in left:
+        thread.join(PATIENCE)
+    alive = [thread.name for thread in left if thread.is_alive()]
+    assert not alive, f"the test left threads behind: {', '.join(alive)}"
+
+
+def _may_not_stay(thread: threading.Thread) -> bool:
+    # Those of asyncio's own pool end when the loop is closed, which is after this.
+    of_the_loop = thread.name.startswith("asyncio_")
+    return thread.name.startswith("haulier-") or not (thread.daemon or of_the_loop)
+
+
+@pytest.fixture
+async def no_open_tasks() -> AsyncIterator[None]:
+    """Fail a test that leaves asyncio tasks running."""
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"the test left tasks behind: {left}"

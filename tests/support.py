@@ -1,0 +1,241 @@
+"""What tests share: a clock to turn, a patient wait, homes for stores, and a worker by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.ids import derived_id
+from haulier.domain.job import (
+    MICROSECOND,
+    Demand,
+    Exchange,
+    Job,
+    JobError,
+    Move,
+    NewJob,
+    Portion,
+    Role,
+    Transition,
+    WorkerRow,
+)
+from haulier.ports import JobStore
+from haulier.services.ids import new_id, new_ids
+from haulier.stores.sqlite import SqliteStore
+
+TTL = 15.0
+
+
+async def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """Ask until the condition holds and return what it said. The only place where tests sleep."""
+    give_up = time.monotonic() + timeout
+    while True:
+        answer = condition()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > give_up:
+            raise AssertionError(f"still not so after {timeout:g} s: {condition}")
+        await asyncio.sleep(0.01)
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self._now = 1_767_225_600 * MICROSECOND
+        self._boots = 1
+        self._since_boot = 3600 * MICROSECOND
+
+    def now(self) -> int:
+        return self._now
+
+    def boot(self) -> tuple[str, int]:
+        return f"boot-{self._boots}", self._since_boot
+
+    def advance(self, seconds: float) -> None:
+        """Time passes."""
+        self._now += round(seconds * MICROSECOND)
+        self._since_boot += round(seconds * MICROSECOND)
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock; no time passes."""
+        self._now += round(seconds * MICROSECOND)
+
+    def reboot(self) -> None:
+        """The machine starts anew."""
+        self._boots += 1
+        self._since_boot = 0
+
+
+class StoreTime(Protocol):
+    """The store's time as a conformance test turns it."""
+
+    def now(self) -> int: ...
+
+    def advance(self, seconds: float) -> None: ...
+
+
+class StoreHome(Protocol):
+    """Where the jobs of one test live.
+
+    Each `client` is a store object of its own on the same jobs; `several` says whether two can be
+    open at once. Clients read `clock` unless they are asked for in real time.
+    """
+
+    several: bool
+    clock: StoreTime
+
+    def client(self, *, ttl: float = TTL, real_time: bool = False) -> JobStore: ...
+
+
+class SqliteFile:
+    """One SQLite file in the test's own folder."""
+
+    several = True
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+        self.path = folder / "jobs.db"
+
+    def client(self, *, ttl: float = TTL, real_time: bool = False) -> SqliteStore:
+        return SqliteStore(str(self.path), ttl=ttl, clock=None if real_time else self.clock)
+
+
+class SqliteMemory:
+    """SQLite in memory: gone when its only client closes."""
+
+    several = False
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+
+    def client(self, *, ttl: float = TTL, real_time: bool = False) -> SqliteStore:
+        return SqliteStore(":memory:", ttl=ttl, clock=None if real_time else self.clock)
+
+
+STORE_HOMES: dict[str, Callable[[Path], StoreHome]] = {
+    "sqlite-file": SqliteFile,
+    "sqlite-memory": SqliteMemory,
+}
+
+
+def work(kind: str = "work", **fields: Any) -> NewJob:
+    """A plain job."""
+    return NewJob(**{"id": new_id(), "kind": kind, "payload": b'{"n":1}', **fields})
+
+
+def works(count: int, kind: str = "work", **fields: Any) -> list[NewJob]:
+    return [work(kind, id=job_id, **fields) for job_id in new_ids(count)]
+
+
+def head(kind: str = "bulk", **fields: Any) -> NewJob:
+    """The head job of a batch."""
+    return work(kind, role=Role.HEAD, **fields)
+
+
+def items(batch_id: str, count: int, *, first: int = 0, kind: str = "work") -> list[NewJob]:
+    """Items of a batch; the same positions always have the same ids."""
+    return [
+        work(
+            kind,
+            id=derived_id(batch_id, str(position)),
+            role=Role.ITEM,
+            batch_id=batch_id,
+            position=position,
+        )
+        for position in range(first, first + count)
+    ]
+
+
+async def filled_batch(
+    store: JobStore, count: int, *, sealed: bool = True, finish: FinishCallback | None = None
+) -> str:
+    """A batch that its producer filled; returns its id."""
+    top = head()
+    await store.open_batch(top, items(top.id, count), finish=finish, sealed=sealed)
+    return top.id
+
+
+def move(job: Job, how: Move, *, delay: float | None = None) -> Transition:
+    """A transition as a worker hands it in; `delay` in seconds."""
+    failed = how in (Move.FAIL, Move.RETRY)
+    return Transition(
+        job,
+        how,
+        delay=None if delay is None else round(delay * MICROSECOND),
+        result=b'{"ok":true}' if how is Move.COMPLETE else None,
+        error=JobError(type="Boom", message="it broke", attempt=job.attempt) if failed else None,
+    )
+
+
+class Hand:
+    """A worker whose every step the test takes itself, over the port alone."""
+
+    def __init__(self, store: JobStore, queues: Sequence[str], kinds: Sequence[str]) -> None:
+        self.id = new_id()
+        self.store = store
+        self.queues = tuple(queues)
+        self.kinds = tuple(kinds)
+
+    @classmethod
+    async def enlist(
+        cls,
+        store: JobStore,
+        *,
+        queues: Sequence[str] = ("default",),
+        kinds: Sequence[str] = ("work", "bulk"),
+    ) -> Self:
+        """A new incarnation, known to the store."""
+        hand = cls(store, queues, kinds)
+        row = WorkerRow(
+            id=hand.id, host="here", pid=1, queues=hand.queues, kinds=hand.kinds, slots=100
+        )
+        await store.enlist(row)
+        return hand
+
+    async def exchange(self, *finished: Transition, slots: int = 0) -> Exchange:
+        """Hand in, and ask for up to `slots` jobs of any kind this worker knows."""
+        demands = [Demand(self.queues, (Portion(self.kinds, slots),), slots)] if slots else []
+        return await self.store.exchange(self.id, finished, demands)
+
+    async def claim(self, slots: int = 1) -> list[Job]:
+        return list((await self.exchange(slots=slots)).jobs)
+
+    async def claim_one(self) -> Job:
+        (job,) = await self.claim(1)
+        return job
+
+    async def hand_in(self, job: Job, how: Move, *, delay: float | None = None) -> bool:
+        """Hand in one move; whether it was applied."""
+        return not (await self.exchange(move(job, how, delay=delay))).lost
+
+    async def work_off(self, how: Move = Move.COMPLETE, slots: int = 500) -> int:
+        """Claim and finish until there is nothing left to claim; how many jobs that were."""
+        done = 0
+        while jobs := await self.claim(slots):
+            reply = await self.exchange(*(move(job, how) for job in jobs))
+            assert not reply.lost
+            done += len(jobs)
+        return done
+
+    def renew(self) -> Any:
+        """One heartbeat."""
+        heartbeat = self.store.heartbeat(self.id)
+        try:
+            return heartbeat.renew()
+        finally:
+            heartbeat.close()
+
+
+def adds_up(batch: Batch) -> bool:
+    """Whether the counters of a batch agree with its total."""
+    counts = batch.counts
+    parts = (counts.pending, counts.running, counts.completed, counts.failed, counts.cancelled)
+    return counts.total == sum(parts) and min(parts) >= 0
