@@ -305,12 +305,18 @@ class App:
     async def working(self, options: WorkerOptions | None = None) -> AsyncIterator[Worker]:
         """A worker that runs beside the block and is stopped and drained at its end."""
         worker = self.worker(options)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(worker.run())
-            try:
-                yield worker
-            finally:
-                worker.stop()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(worker.run())
+                try:
+                    yield worker
+                finally:
+                    worker.stop()
+        except BaseExceptionGroup as errors:
+            # The block's own exception must leave as itself, not wrapped in our group.
+            if len(errors.exceptions) > 1:
+                raise
+            raise errors.exceptions[0] from None
 
 
 def _kind(task: Task[..., Any] | str) -> str:

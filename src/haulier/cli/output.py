@@ -121,10 +121,23 @@ def command_body(function: Callable[..., Awaitable[int | None]]) -> Callable[...
             return asyncio.run(body()) or 0
         except HaulierError as error:
             raise Failure(error, json_output=bool(kwargs.get("as_json"))) from error
+        except ExceptionGroup as group:
+            inner = sole_error(group)
+            if isinstance(inner, HaulierError):
+                raise Failure(inner, json_output=bool(kwargs.get("as_json"))) from group
+            raise
         except KeyboardInterrupt:
             raise click.Abort from None
 
     return run
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a task group really met: its only error, or the group itself if there are several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 @asynccontextmanager

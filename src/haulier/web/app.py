@@ -40,8 +40,10 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     )
     app.state.jobs = jobs
     app.state.options = options
+    echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
+    app.state.routes = (*router.routes, echo_route)
     app.include_router(router)
-    app.router.routes.append(Route(ECHO_PATH, _Echo(), methods=["GET"]))
+    app.router.routes.append(echo_route)
     install_handlers(app)
     app.add_middleware(Guard, max_body=options.max_body)
     return app

@@ -6,7 +6,7 @@ A problem tells what to do about it and never repeats the input, which may hold 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from haulier.exceptions import (
     HaulierError,
@@ -142,7 +143,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer every error that a route raises with a problem."""
+    """Answer every error that a route raises with a problem. Routes are in `app.state.routes`."""
     app.add_exception_handler(HaulierError, _on_our_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_refused_request)
@@ -165,11 +166,20 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    del request
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     detail = None if error.detail == phrase else error.detail
-    return problem_response(error.status_code, detail=detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
+    return problem_response(error.status_code, detail=detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """All methods of the address: the framework tells only those of the first route that fits."""
+    routes: Iterable[Route] = request.app.state.routes
+    fitting = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    return ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
 
 
 async def _on_refused_request(request: Request, error: Exception) -> Response:

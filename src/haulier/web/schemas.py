@@ -299,7 +299,7 @@ class MediaUniqBody(_Taken):
 
     accounts: list[str] | None = None
     accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
-    sources: list[RelativePath] = Field(min_length=1)
+    sources: list[RelativePath] = Field(min_length=1, max_length=10_000)
     output: RelativePath
     spec: str | PlatformSpec = "square"
     watermark: WatermarkBody | None = None

@@ -142,8 +142,11 @@ def _existing(root: Path, given: str, field: str) -> str:
 def _folder(root: Path, given: str, field: str) -> str:
     """A folder below the root that exists or can be made; raises ValidationError."""
     path = _inside(root, given, field)
-    if path.exists() and not path.is_dir():
-        raise _fault(field, "is not a folder")
+    try:
+        if path.exists() and not path.is_dir():
+            raise _fault(field, "is not a folder")
+    except OSError as error:
+        raise _fault(field, f"cannot be used: {error.strerror}") from None
     return str(path)
 
 
