@@ -119,6 +119,28 @@ async def test_cancel_stops_pending_and_running_jobs(tmp_path):
         await wait_until(lambda: states() == ["cancelled", "cancelled"], 30)
 
 
+def test_secrets_are_taken_from_standard_input_only(tmp_path):
+    (tmp_path / "tasks.py").write_text(
+        "from haulier import App, Secret\n"
+        "app = App('sqlite:///tasks.db')\n"
+        "@app.task\n"
+        "async def login(name: str, password: Secret): pass\n"
+    )
+    payload = '{"name": "ada", "password": "canary-0815"}'
+    refused = haulier(tmp_path, "enqueue", "login", "--payload", payload, "--app", "tasks:app")
+    assert refused.returncode == USAGE
+    assert "--payload -" in refused.stderr
+    taken = haulier(
+        tmp_path, "enqueue", "login", "--payload", "-", "--app", "tasks:app", stdin=payload
+    )
+    assert taken.returncode == OK, taken.stderr
+    store = ("--store", "sqlite:///tasks.db")
+    shown = haulier_json(tmp_path, "jobs", "show", taken.stdout.strip(), *store)
+    assert shown["payload"] == {"name": "ada", "password": "******"}
+    for path in tmp_path.glob("tasks.db*"):
+        assert b"canary-0815" not in path.read_bytes()
+
+
 def test_waiting_has_a_limit(tmp_path):
     with_tasks(tmp_path)
     job_id = enqueue(tmp_path, "echo", '{"value": 1}')

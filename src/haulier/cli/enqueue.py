@@ -48,6 +48,11 @@ async def enqueue(
     from haulier.container import build_app
 
     app = build_app(read_settings(store=store), user_app)
+    if payload != "-" and app.registry.get(kind).has_secrets:
+        raise ValidationError(
+            f"{kind} takes secrets, which the list of processes would show",
+            [Problem("payload", "give it on standard input: --payload -")],
+        )
     document = _parsed(sys.stdin.read() if payload == "-" else payload)
     async with app:
         new_id = await app.enqueue(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from haulier.ports import JobStore
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 EXIT_CODES = {
     "ok": 0,
@@ -114,22 +116,35 @@ def command_body(function: Callable[..., Awaitable[int | None]]) -> Callable[...
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> int:
-        async def body() -> int | None:
-            return await function(*args, **kwargs)
-
+        as_json = bool(kwargs.get("as_json"))
         try:
-            return asyncio.run(body()) or 0
+            return run_coroutine(function(*args, **kwargs)) or 0
         except HaulierError as error:
-            raise Failure(error, json_output=bool(kwargs.get("as_json"))) from error
+            raise Failure(error, json_output=as_json) from error
         except ExceptionGroup as group:
             inner = sole_error(group)
             if isinstance(inner, HaulierError):
-                raise Failure(inner, json_output=bool(kwargs.get("as_json"))) from group
+                raise Failure(inner, json_output=as_json) from group
             raise
         except KeyboardInterrupt:
             raise click.Abort from None
 
     return run
+
+
+def run_coroutine(coroutine: Awaitable[T]) -> T:
+    """Run to the end on a new event loop: uvloop's where the extra `speed` brought it."""
+
+    async def body() -> T:
+        return await coroutine
+
+    factory = None
+    if importlib.util.find_spec("uvloop") is not None:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(body())
 
 
 def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 50
 FAILURES_SHOWN = 10
-PROXY_HEADINGS = tuple("PROXY|VERDICT|OK|CONNECT|FIRST BYTE|TOTAL|p95|EXIT|HEADERS|WHY".split("|"))
+PROXY_HEADINGS = (
+    "PROXY",
+    "VERDICT",
+    "OK",
+    "CONNECT",
+    "FIRST BYTE",
+    "TOTAL",
+    "p95",
+    "EXIT",
+    "HEADERS",
+    "WHY",
+)
 """Times are medians over the tries, but for the last, which is the 95th percentile of the total."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import structlog
 
-from haulier.cli.output import command_body, store_option
+from haulier.cli.output import command_body, run_coroutine, store_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ def run_child(settings: dict[str, Any], user_app: str | None, worker_id: str) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     own = Settings(**settings)
     start_logging(own)
-    asyncio.run(run_worker(own, user_app, worker_id, signals=(signal.SIGTERM,)))
+    run_coroutine(run_worker(own, user_app, worker_id, signals=(signal.SIGTERM,)))
 
 
 async def run_worker(
