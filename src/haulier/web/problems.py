@@ -1,6 +1,7 @@
 """Our errors as HTTP problems (RFC 9457): one table, and the handlers that look it up.
 
-A problem tells what to do about it and never repeats the input, which may hold a secret.
+A problem names what is wrong with an input, by field and line, but does not repeat its values: they
+may be secrets. Only the name of an unknown kind or spec is told again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _log = structlog.get_logger("haulier.web")
 class _Kind:
     """How one class of errors is told. Without a `detail` the error's own message is taken."""
 
-    status: HTTPStatus
+    status: int
     name: str
     title: str
     detail: str | None = None
@@ -56,30 +57,28 @@ class _Kind:
 
 
 PROBLEMS: Mapping[type[HaulierError], _Kind] = {
-    ValidationError: _Kind(HTTPStatus(422), "invalid-input", "The input was refused"),
-    InvalidTaskTypeError: _Kind(HTTPStatus(422), "unknown-kind", "There is no such kind"),
+    ValidationError: _Kind(422, "invalid-input", "The input was refused"),
+    InvalidTaskTypeError: _Kind(422, "unknown-kind", "There is no such kind"),
     JobNotFoundError: _Kind(
-        HTTPStatus.NOT_FOUND, "job-not-found", "There is no such job", "No job or batch has this id"
+        404, "job-not-found", "There is no such job", "No job or batch has this id"
     ),
-    JobStateError: _Kind(HTTPStatus.CONFLICT, "job-state", "The job's state does not allow this"),
-    RateLimitError: _Kind(
-        HTTPStatus.TOO_MANY_REQUESTS, "rate-limit", "A limit was reached", retry_after=5
-    ),
+    JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
+    RateLimitError: _Kind(429, "rate-limit", "A limit was reached", retry_after=5),
     StoreError: _Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        503,
         "store-failed",
         "The store cannot serve",
         "The server's log says why",
     ),
     StoreUnavailableError: _Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        503,
         "store-unavailable",
         "The store cannot be reached",
         "The request may be repeated",
         retry_after=5,
     ),
     StoreFullError: _Kind(
-        HTTPStatus.INSUFFICIENT_STORAGE,
+        507,
         "store-full",
         "The store is full",
         "There is no space left to store this",
@@ -153,7 +152,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
     kind = next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)
     if kind is None:
         raise error
-    if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if kind.status >= 500:
         _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
     return problem_response(
         kind.status,
@@ -170,7 +169,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     detail = None if error.detail == phrase else error.detail
     headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+    if error.status_code == 405:
         headers["Allow"] = _allowed(request) or headers.get("Allow", "")
     return problem_response(error.status_code, detail=detail, headers=headers)
 

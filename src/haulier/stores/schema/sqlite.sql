@@ -43,7 +43,7 @@ CREATE TABLE batches (
     id           BLOB    PRIMARY KEY,               -- its head job's id
     own_expander INTEGER NOT NULL,                  -- 1: a worker runs the head to make the items
     sealed       INTEGER NOT NULL DEFAULT 0,
-    draining     INTEGER NOT NULL DEFAULT 0,        -- a cancel (1) or retry (2) under way in slices
+    draining     INTEGER NOT NULL DEFAULT 0,        -- a cancel (1), retry (2) or delete (3) in slices
     cancel       INTEGER NOT NULL DEFAULT 0,
     total        INTEGER NOT NULL DEFAULT 0,
     pending      INTEGER NOT NULL DEFAULT 0,

@@ -27,7 +27,7 @@ from haulier.stores.sqlite.rows import (
 from haulier.stores.sqlite.settling import settle_done
 
 SLICE = 2000
-CANCELLING, RETRYING = 1, 2
+CANCELLING, RETRYING, DELETING = 1, 2, 3
 
 _DROP = f"""
 UPDATE jobs SET state = {STATE_CODE[RULES[Move.DROP].target]}, rank = NULL, finished_at = ?
@@ -59,15 +59,15 @@ def begin_retry(db: apsw.Connection, now: int, batch: bytes) -> None:
     """Reopen the head of a settled batch; `drain` then requeues its failed items."""
     rows = fetch(
         db,
-        "SELECT j.state, j.queue, j.kind, b.failed, b.sealed, b.draining FROM jobs j "
+        "SELECT j.state, j.queue, j.kind, b.failed, b.sealed, b.draining, b.cancel FROM jobs j "
         "JOIN batches b ON b.id = j.id WHERE j.id = ?",
         (batch,),
     )
     if not rows:
         raise JobNotFoundError(text_id(batch))
-    state, queue, kind, failed, sealed, draining = rows[0]
-    if draining:
-        raise JobStateError("a cancel or retry of this batch is still under way")
+    state, queue, kind, failed, sealed, draining, cancel = rows[0]
+    if draining or (cancel and state == RUNNING):
+        raise JobStateError("a cancel, retry or delete of this batch is still under way")
     if not sealed:
         raise JobStateError("this batch was never completely filled; start it anew")
     if not failed:
@@ -102,6 +102,8 @@ def drain(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int
         return 0, None
     if rows[0][0] == RETRYING:
         return _requeue_slice(db, now, batch)
+    if rows[0][0] == DELETING:
+        return _delete_slice(db, now, batch)
     return _drop_slice(db, now, batch, cursor)
 
 
@@ -135,13 +137,17 @@ def _requeue_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, in
 
 
 def draining_batches(db: apsw.Connection) -> list[bytes]:
-    """Batches whose cancel or retry somebody has to go on with."""
+    """Batches whose cancel, retry or delete somebody has to go on with."""
     rows = fetch(db, "SELECT id FROM batches WHERE draining > 0")
     return [row[0] for row in rows]
 
 
-def delete_slice(db: apsw.Connection, now: int, batch: bytes) -> bool:
-    """Delete some items of a batch that is to be deleted; whether any may be left."""
+def begin_delete(db: apsw.Connection, batch: bytes) -> None:
+    """Mark a batch as being deleted; `drain` then removes its items, and the head with the last."""
+    db.execute("UPDATE batches SET draining = ? WHERE id = ?", (DELETING, batch))
+
+
+def _delete_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, int | None]:
     rows = fetch(
         db,
         f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {SLICE}) "
@@ -151,5 +157,12 @@ def delete_slice(db: apsw.Connection, now: int, batch: bytes) -> bool:
     deltas = Deltas()
     for queue, kind, state in rows:
         deltas.removed(queue, kind, ITEM, state)
+    done = len(rows) < SLICE
+    if done:
+        for queue, kind, state in fetch(
+            db, "DELETE FROM jobs WHERE id = ? RETURNING queue, kind, state", (batch,)
+        ):
+            deltas.removed(queue, kind, HEAD, state)
+        db.execute("DELETE FROM batches WHERE id = ?", (batch,))
     deltas.write(db, now)
-    return len(rows) == SLICE
+    return len(rows), None if done else 0

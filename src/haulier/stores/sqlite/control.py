@@ -8,7 +8,7 @@ import apsw
 
 from haulier.domain.job import JobState
 from haulier.exceptions import JobNotFoundError, JobStateError
-from haulier.stores.sqlite.batches import begin_cancel, reopen_head
+from haulier.stores.sqlite.batches import DELETING, begin_cancel, begin_delete, reopen_head
 from haulier.stores.sqlite.counters import Deltas
 from haulier.stores.sqlite.rows import (
     CANCELLED,
@@ -30,16 +30,19 @@ _LOOK = "SELECT seq, state, role, queue, kind, batch, worker, priority FROM jobs
 
 def cancel(
     db: apsw.Connection, now: int, job_ids: Iterable[str]
-) -> tuple[dict[str, JobState], list[bytes]]:
-    """Cancel or request it; returns the states, and the batches that are now to be drained."""
+) -> tuple[dict[str, JobState], list[str]]:
+    """Cancel or request it; returns the states, and the heads whose batches are to be drained."""
     states: dict[str, JobState] = {}
-    heads: list[bytes] = []
+    heads: list[str] = []
     deltas = Deltas()
     for job_id in job_ids:
         row = _look(db, job_id)
         if row is None:
             continue
         seq, state, role, queue, kind, batch, worker, _ = row
+        if role == HEAD and state in (PENDING, RUNNING):
+            begin_cancel(db, key_of(job_id))
+            heads.append(job_id)
         if state == PENDING:
             db.execute(
                 f"UPDATE jobs SET state = {CANCELLED}, rank = NULL, finished_at = ? WHERE seq = ?",
@@ -49,9 +52,6 @@ def cancel(
             state = CANCELLED
         elif state == RUNNING and (role != HEAD or worker is not None):
             db.execute("UPDATE jobs SET cancel = 1 WHERE seq = ?", (seq,))
-        if role == HEAD and state in (RUNNING, CANCELLED):
-            begin_cancel(db, key_of(job_id))
-            heads.append(key_of(job_id))
         states[job_id] = STATES[state]
     settle_done(db, now, deltas.write(db, now))
     return states, heads
@@ -83,19 +83,21 @@ def requeue(db: apsw.Connection, now: int, job_ids: Iterable[str]) -> dict[str, 
     return states
 
 
-def delete(db: apsw.Connection, now: int, job_id: str) -> None:
-    """Delete a single job, or a head whose items are gone already."""
-    row = check_deletable(db, job_id)
-    seq, state, role, queue, kind, *_ = row
-    db.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
+def delete(db: apsw.Connection, now: int, job_id: str) -> bytes | None:
+    """Delete a single job, or begin to delete a batch, which is returned and to be drained."""
+    seq, state, role, queue, kind, *_ = _deletable(db, job_id)
     if role == HEAD:
-        db.execute("DELETE FROM batches WHERE id = ?", (key_of(job_id),))
+        batch = key_of(job_id)
+        begin_delete(db, batch)
+        return batch
+    db.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
     deltas = Deltas()
     deltas.removed(queue, kind, role, state)
     deltas.write(db, now)
+    return None
 
 
-def check_deletable(db: apsw.Connection, job_id: str) -> Row:
+def _deletable(db: apsw.Connection, job_id: str) -> Row:
     """The job's row; raises JobNotFoundError, or JobStateError if it must stay."""
     row = _look(db, job_id)
     if row is None:
@@ -121,11 +123,15 @@ def _look(db: apsw.Connection, job_id: str) -> Row | None:
 
 def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
     """A head that failed or was cancelled expands again, from nothing."""
-    rows = fetch(db, "SELECT own_expander, running + pending FROM batches WHERE id = ?", (batch,))
-    if not rows[0][0]:
+    ((own_expander, unfinished, draining),) = fetch(
+        db, "SELECT own_expander, running + pending, draining FROM batches WHERE id = ?", (batch,)
+    )
+    if not own_expander:
         raise JobStateError("this batch was filled by its producer: retry its items instead")
-    if rows[0][1]:
+    if unfinished:
         raise JobStateError("this batch still has items that are not finished")
+    if draining == DELETING:
+        raise JobStateError("this batch is being deleted")
     removed = Deltas()
     for queue, kind, state in fetch(
         db, "DELETE FROM jobs WHERE batch = ? RETURNING queue, kind, state", (batch,)
@@ -140,7 +146,13 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
 
 
 def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> None:
-    rows = fetch(db, "SELECT state, queue, kind FROM jobs WHERE id = ?", (batch,))
-    state, queue, kind = rows[0]
+    ((state, queue, kind, cancel, draining),) = fetch(
+        db,
+        "SELECT j.state, j.queue, j.kind, b.cancel, b.draining FROM jobs j "
+        "JOIN batches b ON b.id = j.id WHERE j.id = ?",
+        (batch,),
+    )
+    if draining == DELETING or (cancel and state == RUNNING):
+        raise JobStateError("a cancel or delete of this item's batch is still under way")
     if state != RUNNING:
         reopen_head(db, now, batch, queue, kind, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import apsw
 
@@ -39,7 +40,9 @@ _COMPLETE = (
 _MOVE = f"""
 UPDATE jobs SET
     state = CASE WHEN cancel = 1 AND :yields THEN {CANCELLED} ELSE :target END,
-    attempt = attempt + :attempt, lost = lost + :lost, lease = lease + :lease_rise,
+    attempt = attempt + CASE WHEN cancel = 1 AND :yields THEN 0 ELSE :attempt END,
+    lost = lost + CASE WHEN cancel = 1 AND :yields THEN 0 ELSE :lost END,
+    lease = lease + :lease_rise,
     rank = :rank, run_at = coalesce(:run_at, run_at), worker = NULL,
     cancel = CASE WHEN :target = {RUNNING} THEN cancel ELSE 0 END,
     finished_at = CASE WHEN :target > {RUNNING} OR (cancel = 1 AND :yields) THEN :now END,
@@ -54,21 +57,29 @@ WHERE seq IN (SELECT seq FROM jobs WHERE state = {PENDING} AND rank IS NULL AND 
               ORDER BY run_at LIMIT {PROMOTED_AT_ONCE})
 """
 
-_CLAIM = f"""
+_LINE = (
+    f"FROM jobs WHERE queue = :queue AND state = {PENDING} AND rank IS NOT NULL "
+    "AND kind IN (SELECT value FROM json_each(:kinds)) ORDER BY rank, seq LIMIT :slots"
+)
+
+
+def _claiming(seqs: str) -> str:
+    return f"""
 UPDATE jobs SET state = {RUNNING}, attempt = attempt + 1, lease = lease + 1, worker = :worker,
     started_at = :now, finished_at = NULL, progress = NULL, message = NULL
-WHERE seq IN (SELECT seq FROM jobs WHERE queue = :queue AND state = {PENDING} AND rank IS NOT NULL
-              AND kind IN (SELECT value FROM json_each(:kinds)) ORDER BY rank, seq LIMIT :slots)
+WHERE seq IN ({seqs})
 RETURNING rank, {JOB_COLUMNS}
 """
 
-_READY = (
-    f"SELECT 1 FROM jobs WHERE queue = ? AND state = {PENDING} AND rank IS NOT NULL "
-    "AND kind IN (SELECT value FROM json_each(?)) LIMIT 1"
-)
+
+_CLAIM_FIRST = _claiming(f"SELECT seq {_LINE}")
+_CLAIM_THESE = _claiming("SELECT value FROM json_each(:seqs)")
+_FIRST = f"SELECT rank, seq {_LINE}"
 _NEXT_DUE = f"SELECT min(run_at) FROM jobs WHERE state = {PENDING} AND rank IS NULL"
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel = 1 AND state = {RUNNING}"
-_ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL"
+_ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? AND expires > ?"
+
+Boot = tuple[str, int]
 
 
 @lru_cache(maxsize=256)
@@ -77,14 +88,14 @@ def _kinds_json(kinds: tuple[str, ...]) -> str:
 
 
 def nothing_to_do(
-    db: apsw.Connection, now: int, worker_id: str, demands: Sequence[Demand]
+    db: apsw.Connection, now: int, boot: Boot, worker_id: str, demands: Sequence[Demand]
 ) -> tuple[Exchange, bool] | None:
     """An empty answer if a claim would find nothing; None if it is worth a transaction.
 
     Without it, idle workers of several processes would wake each other by their empty commits.
     """
     worker = raw_id(worker_id)
-    if not fetch(db, _ALIVE, (worker,)):
+    if not fetch(db, _ALIVE, (worker, *boot)):
         return Exchange(alive=False), False
     ((due,),) = fetch(db, _NEXT_DUE)
     if due is not None and due <= now:
@@ -92,7 +103,7 @@ def nothing_to_do(
     for demand in demands:
         for portion in demand.portions:
             for queue in demand.queues:
-                if fetch(db, _READY, (queue, _kinds_json(portion.kinds))):
+                if _first(db, queue, portion.kinds, 1):
                     return None
     due_in = None if due is None else due - now
     return Exchange(cancels=_cancels(db, worker), due_in=due_in), False
@@ -101,6 +112,7 @@ def nothing_to_do(
 def exchange(
     db: apsw.Connection,
     now: int,
+    boot: Boot,
     worker_id: str,
     finished: Sequence[Transition],
     demands: Sequence[Demand],
@@ -110,7 +122,7 @@ def exchange(
     The second value tells whether a batch settled, which may have brought a new job.
     """
     worker = raw_id(worker_id)
-    alive = bool(fetch(db, _ALIVE, (worker,)))
+    alive = bool(fetch(db, _ALIVE, (worker, *boot)))
     deltas = Deltas()
     lost = _apply(db, now, finished, deltas)
     settled = False
@@ -231,34 +243,47 @@ def _count(deltas: Deltas, job: Job, state: int) -> None:
 def _claim(
     db: apsw.Connection, now: int, worker: bytes, demand: Demand, deltas: Deltas
 ) -> Iterator[Job]:
-    left = demand.slots
-    for portion in demand.portions:
-        room = portion.slots
-        for queue in demand.queues:
-            slots = min(left, room)
-            if slots <= 0:
-                break
-            rows = fetch(
-                db,
-                _CLAIM,
-                {
-                    "worker": worker,
-                    "now": now,
-                    "queue": queue,
-                    "kinds": _kinds_json(portion.kinds),
-                    "slots": slots,
-                },
-            )
-            left, room = left - len(rows), room - len(rows)
-            # RETURNING gives no order of its own; rank, then seq, is the order of the line.
-            rows.sort(key=_line)
-            for row in rows:
-                job = job_from_row(row[1:])
-                deltas.moved(job.queue, job.kind, row[8], row[15], PENDING, RUNNING)
-                yield job
+    bindings: dict[str, Any] = {"worker": worker, "now": now}
+    if len(demand.portions) == len(demand.queues) == 1:
+        (portion,), (queue,) = demand.portions, demand.queues
+        bindings |= _place(queue, portion.kinds, min(demand.slots, portion.slots))
+        rows = fetch(db, _CLAIM_FIRST, bindings)
+    else:
+        rows = fetch(db, _CLAIM_THESE, bindings | {"seqs": json.dumps(_line_up(db, demand))})
+    # RETURNING gives no order of its own; rank, then seq, is the order of the line.
+    rows.sort(key=_rank_and_seq)
+    for row in rows:
+        job = job_from_row(row[1:])
+        deltas.moved(job.queue, job.kind, row[8], row[15], PENDING, RUNNING)
+        yield job
 
 
-def _line(row: Row) -> tuple[int, int]:
+def _line_up(db: apsw.Connection, demand: Demand) -> list[int]:
+    """The first jobs of several lines merged into one: no queue or portion starves another."""
+    waiting = [
+        (rank, seq, number)
+        for number, portion in enumerate(demand.portions)
+        for queue in demand.queues
+        for rank, seq in _first(db, queue, portion.kinds, min(demand.slots, portion.slots))
+    ]
+    room = [portion.slots for portion in demand.portions]
+    chosen: list[int] = []
+    for _, seq, number in sorted(waiting):
+        if room[number] > 0 and len(chosen) < demand.slots:
+            room[number] -= 1
+            chosen.append(seq)
+    return chosen
+
+
+def _first(db: apsw.Connection, queue: str, kinds: tuple[str, ...], slots: int) -> list[Row]:
+    return fetch(db, _FIRST, _place(queue, kinds, slots))
+
+
+def _place(queue: str, kinds: tuple[str, ...], slots: int) -> dict[str, Any]:
+    return {"queue": queue, "kinds": _kinds_json(kinds), "slots": slots}
+
+
+def _rank_and_seq(row: Row) -> tuple[int, int]:
     return row[0], row[2]
 
 

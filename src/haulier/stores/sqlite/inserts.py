@@ -41,12 +41,13 @@ def insert(
     """Insert pending jobs; returns how many were not there before."""
     if fence is not None:
         _check_fence(db, fence)
-    _check_open(db, {job.batch_id for job in jobs if job.batch_id is not None})
     deltas = Deltas()
     new = _insert_rows(db, now, jobs, PENDING, deltas)
     for job in new:
         if job.role is Role.HEAD:
             _add_batch(db, job, finish, own_expander=True)
+    # Only for what is new: repeating an insert is harmless, also after the batch was sealed.
+    _check_open(db, {job.batch_id for job in new if job.batch_id is not None})
     deltas.write(db, now)
     return len(new)
 
@@ -63,9 +64,8 @@ def open_batch(
     deltas = Deltas()
     if _insert_rows(db, now, [head], RUNNING, deltas):
         _add_batch(db, head, finish, own_expander=False)
-    else:
+    if _insert_rows(db, now, items, PENDING, deltas):
         _check_open(db, {head.id})
-    _insert_rows(db, now, items, PENDING, deltas)
     deltas.write(db, now)
     if sealed:
         seal(db, now, raw_id(head.id))
@@ -112,7 +112,8 @@ def _really_new(
 
 
 def _row(job: NewJob, now: int, state: int) -> Row:
-    run_at = now + job.delay if job.run_at is None else job.run_at
+    # An instant in the past counts as now, or a producer could jump the line by naming one.
+    run_at = now + job.delay if job.run_at is None else max(job.run_at, now)
     ready = run_at <= now
     return (
         raw_id(job.id),

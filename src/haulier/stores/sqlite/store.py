@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,7 +29,7 @@ from haulier.domain.job import (
     Transition,
     WorkerRow,
 )
-from haulier.exceptions import ConfigurationError
+from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, JobFilter, Page
 from haulier.stores.sqlite import batches, control, inserts, liveness, queries
 from haulier.stores.sqlite.clock import SystemClock
@@ -48,8 +49,6 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 DEFAULT_DEADLINE = 15.0
-
-_HEADS_GO_ON = frozenset({Move.HAND_OVER, Move.RETRY, Move.SNOOZE, Move.GIVE_BACK})
 
 
 class SqliteStore:
@@ -142,7 +141,9 @@ class SqliteStore:
             lambda db: control.cancel(db, self._clock.now(), job_ids), Change.ANY
         )
         for head in heads:
-            await self._drain(head)
+            await self._drain(key_of(head))
+            with contextlib.suppress(JobNotFoundError):
+                states[head] = (await self.get(head)).state
         return states
 
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -158,13 +159,11 @@ class SqliteStore:
         return await self._drain(batch)
 
     async def delete(self, job_id: str) -> None:
-        await self._read(lambda db: control.check_deletable(db, job_id))
-        batch = key_of(job_id)
-        while await self._write(
-            lambda db: batches.delete_slice(db, self._clock.now(), batch), Change.SETTLED
-        ):
-            pass
-        await self._write(lambda db: control.delete(db, self._clock.now(), job_id), Change.SETTLED)
+        batch = await self._write(
+            lambda db: control.delete(db, self._clock.now(), job_id), Change.SETTLED
+        )
+        if batch is not None:
+            await self._drain(batch)
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
 
@@ -179,10 +178,10 @@ class SqliteStore:
         self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
     ) -> Exchange:
         def run(db: apsw.Connection) -> tuple[Exchange, bool]:
-            return exchange(db, self._clock.now(), worker_id, finished, demands)
+            return exchange(db, self._clock.now(), self._clock.boot(), worker_id, finished, demands)
 
         def probe(db: apsw.Connection) -> tuple[Exchange, bool] | None:
-            return nothing_to_do(db, self._clock.now(), worker_id, demands)
+            return nothing_to_do(db, self._clock.now(), self._clock.boot(), worker_id, demands)
 
         def change(answer: tuple[Exchange, bool]) -> Change:
             if not finished:
@@ -193,7 +192,8 @@ class SqliteStore:
 
         reply, _ = await self._write(run, change, probe=None if finished else probe)
         for transition in finished:
-            if transition.job.role is Role.HEAD and transition.move not in _HEADS_GO_ON:
+            # Any other move may have ended the head, by itself or because of a cancel.
+            if transition.job.role is Role.HEAD and transition.move is not Move.HAND_OVER:
                 await self._drain(raw_id(transition.job.id))
         return reply
 
@@ -201,18 +201,20 @@ class SqliteStore:
         await self._write(lambda db: liveness.note(db, notes), Change.SETTLED)
 
     async def retire(self, worker_id: str) -> int:
-        return await self._write(
-            lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.READY
+        released = await self._write(
+            lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.ANY
         )
+        if released:
+            await self._drain_all()
+        return released
 
     async def sweep(self) -> int:
         if not await self._read(lambda db: liveness.sweep_needed(db, self._clock.boot())):
             return 0
         released = await self._write(
-            lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.READY
+            lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.ANY
         )
-        for batch in await self._read(batches.draining_batches):
-            await self._drain(batch)
+        await self._drain_all()
         return released
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
@@ -277,7 +279,7 @@ class SqliteStore:
         return await self._reader.call(run, deadline=self._deadline)
 
     async def _drain(self, batch: bytes) -> int:
-        """Go on with a cancel or retry of a batch until it is done; how many items it moved."""
+        """Go on with what is done to a whole batch; returns how many items that concerned."""
         moved, cursor = 0, 0
         while True:
             count, following = await self._write(
@@ -287,6 +289,10 @@ class SqliteStore:
             if following is None:
                 return moved
             cursor = following
+
+    async def _drain_all(self) -> None:
+        for batch in await self._read(batches.draining_batches):
+            await self._drain(batch)
 
     def _drain_slice(
         self, db: apsw.Connection, *, batch: bytes, cursor: int
