@@ -22,6 +22,7 @@ from haulier.domain.job import (
     Exchange,
     Interrupted,
     Job,
+    Move,
     Note,
     Outcome,
     Portion,
@@ -65,6 +66,7 @@ class _Running:
     control: Control
     task: asyncio.Task[None] | None = None
     stop: Stop | None = None
+    started: bool = False
 
 
 @dataclass(slots=True)
@@ -159,6 +161,8 @@ class Session:
         self._claiming = True
         self._stopping = False
         self._ended = False
+        self._interrupted = False
+        self._grace_over: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     # ── Life ─────────────────────────────────────────────────────────────────────────────────
@@ -179,6 +183,8 @@ class Session:
                     for side in sides:
                         side.cancel()
         finally:
+            if self._grace_over is not None:
+                self._grace_over.cancel()
             await asyncio.shield(self._hand_in())
 
     def stop(self, *, now: bool = False) -> None:
@@ -186,11 +192,12 @@ class Session:
         if now:
             self._interrupt()
         elif not self._stopping:
-            self._loop.call_later(self._options.grace, self._interrupt)
+            self._grace_over = self._loop.call_later(self._options.grace, self._interrupt)
         self._stopping = True
         self._wake.set()
 
     def _interrupt(self) -> None:
+        self._interrupted = True
         for entry in tuple(self._running.values()):
             self._halt(entry, Stop.SHUTDOWN)
 
@@ -208,6 +215,8 @@ class Session:
         """The last word of this incarnation: what finished, and nothing held any more."""
         if self._ended:
             return
+        # Jobs that the embedding program cancelled before they could say a word.
+        self._finished.extend(Transition(e.job, Move.GIVE_BACK) for e in self._running.values())
         try:
             if self._finished:
                 await self._store.exchange(self.id, self._finished, ())
@@ -232,7 +241,9 @@ class Session:
                 self._finished = finished + self._finished
                 trouble += 1
                 _log.warning("exchange failed", worker=self.id, error=str(error), times=trouble)
-                await self._wait(min(0.05 * 2 ** min(trouble, 8), STORE_PATIENCE) * random.random())
+                if self._interrupted and not self._running:
+                    return
+                await asyncio.sleep(min(0.05 * 2.0**trouble, STORE_PATIENCE) * random.random())
                 continue
             trouble = 0
             self._take(reply, group)
@@ -283,22 +294,24 @@ class Session:
 
     async def _run(self, entry: _Running) -> None:
         job, definition = entry.job, entry.definition
-        outcome: Outcome | None
+        entry.started = True
         try:
-            ctx = Context(job, entry.control, self)
-            outcome = await execute(job, definition, ctx, self._manager, self._threads)
-        except asyncio.CancelledError:
-            outcome = _STOPPED[entry.stop]
+            outcome = await self._attempt(entry) if entry.stop is None else _STOPPED[entry.stop]
         finally:
             del self._running[job.id]
             self._lanes[definition.executor].took(job.kind, -1)
-        if entry.stop is Stop.SHUTDOWN and isinstance(outcome, Cancelled):
-            # A plain function heard of the shutdown through ctx.check().
-            outcome = Interrupted()
         if outcome is None or self._ended:
             return
-        self._finished.append(decide(job, outcome, job.retry or definition.retry, random.random()))
+        policy = job.retry or definition.retry
+        self._finished.append(decide(job, outcome, policy, random.random()))
         self._wake.set()
+
+    async def _attempt(self, entry: _Running) -> Outcome | None:
+        ctx = Context(entry.job, entry.control, self)
+        try:
+            return await execute(entry.job, entry.definition, ctx, self._manager, self._threads)
+        except asyncio.CancelledError:
+            return _STOPPED[entry.stop]
 
     def _halt(self, entry: _Running, why: Stop) -> None:
         """Stop a running job: a coroutine is cancelled, a thread finds out by its context."""
@@ -311,7 +324,8 @@ class Session:
                 return
         else:
             entry.control.lost = True
-        if entry.task is not None:
+        # A task cancelled before its first step would end without a word; it looks by itself then.
+        if entry.task is not None and entry.started:
             entry.task.cancel()
 
     def _cancel(self, job_id: str) -> None:

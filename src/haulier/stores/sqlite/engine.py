@@ -126,6 +126,8 @@ def prepare(path: str) -> apsw.Connection:
         _touch(Path(path))
     db = connect(path)
     try:
+        # Looked at before anything is changed: it may be somebody else's database.
+        _is_ours(db, path)
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         db.execute("PRAGMA journal_size_limit = 67108864")
         with _transaction(db):
@@ -146,7 +148,8 @@ def _touch(path: Path) -> None:
         ) from error
 
 
-def _check_or_create(db: apsw.Connection, path: str) -> None:
+def _is_ours(db: apsw.Connection, path: str) -> bool:
+    """Whether it is a store of ours, false for an empty file; raises for any other database."""
     ((application,),) = db.execute("PRAGMA application_id").fetchall()
     ((step,),) = db.execute("PRAGMA user_version").fetchall()
     if application == APPLICATION_ID:
@@ -154,9 +157,15 @@ def _check_or_create(db: apsw.Connection, path: str) -> None:
             raise ConfigurationError(
                 f"the store {path} has schema step {step}, this haulier needs {SCHEMA_STEP}"
             )
-        return
+        return True
     if db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall():
         raise StoreCorruptError(f"{path} is an SQLite database of some other program")
+    return False
+
+
+def _check_or_create(db: apsw.Connection, path: str) -> None:
+    if _is_ours(db, path):
+        return
     db.execute(resources.files("haulier.stores.schema").joinpath("sqlite.sql").read_text("utf-8"))
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_STEP}")
 
@@ -189,33 +198,40 @@ class _Call(Generic[T]):
     abandoned: bool = False
 
 
-class Lane(threading.Thread):
+class Lane:
     """A thread that owns a connection and runs operations on it, one after the other."""
 
     def __init__(
         self, name: str, path: str, open_connection: Callable[[], apsw.Connection]
     ) -> None:
-        super().__init__(name=name, daemon=True)
         self.path = path
+        self._name = name
         self._open = open_connection
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
-        self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._closed = False
+        self._thread: threading.Thread | None = None
 
     def open(self) -> None:
-        """Start the thread and wait until its connection is open; blocking."""
-        self.start()
-        error = self._opened.get()
+        """Start the thread and wait until its connection is open; blocking.
+
+        A lane that was closed can be opened again.
+        """
+        opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._calls = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._run, args=(opened,), name=self._name, daemon=True
+        )
+        self._thread.start()
+        error = opened.get()
         if error is not None:
-            self._closed = True
+            self._thread = None
             raise error
 
     def close(self) -> None:
         """Finish what was asked for, close the connection, end the thread; blocking."""
-        if not self._closed:
-            self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
             self._calls.put(None)
-            self.join()
+            thread.join()
 
     async def call(
         self,
@@ -226,8 +242,7 @@ class Lane(threading.Thread):
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
-        if self._closed:
-            raise StoreUnavailableError(f"the store {self.path} is closed")
+        self._check_open()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -258,6 +273,7 @@ class Lane(threading.Thread):
 
     def call_blocking(self, run: Operation[T], *, deadline: float) -> T:
         """The same for threads that have no event loop."""
+        self._check_open()
         answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         call = _Call(run, lambda value, error: answer.put((value, error)))
         self._calls.put(call)
@@ -272,14 +288,18 @@ class Lane(threading.Thread):
             raise error
         return value  # type: ignore[return-value]
 
-    def run(self) -> None:
+    def _check_open(self) -> None:
+        if self._thread is None:
+            raise StoreUnavailableError(f"the store {self.path} is closed")
+
+    def _run(self, opened: queue.SimpleQueue[BaseException | None]) -> None:
         try:
             with translated(self.path):
                 db = self._open()
         except BaseException as error:  # noqa: BLE001 - handed to the opener
-            self._opened.put(error)
+            opened.put(error)
             return
-        self._opened.put(None)
+        opened.put(None)
         try:
             self._serve(db)
         finally:
