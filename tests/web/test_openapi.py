@@ -1,0 +1,75 @@
+"""The OpenAPI document, and each of its routes by what it says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from haulier.web.app import WebOptions, create_app
+
+UNKNOWN = "01890000-0000-7000-8000-000000000000"
+OPTIONS = WebOptions(media_root=Path("media"), output_root=Path("output"), version="9.9")
+DOCUMENT = create_app(jobs=None, options=OPTIONS).openapi()  # type: ignore[arg-type]
+OPERATIONS = [
+    pytest.param(method.upper(), path, operation, id=f"{method} {path}")
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+
+
+async def test_the_document_is_served(client):
+    assert (await client.get("/api/v1/openapi.json")).json() == DOCUMENT
+    assert DOCUMENT["info"] == {"title": "haulier", "version": "9.9"}
+
+
+def test_the_routes_are_those_that_are_promised():
+    assert {(param.values[0], param.values[1]) for param in OPERATIONS} == {
+        ("GET", "/api/v1/health"),
+        ("GET", "/api/v1/jobs"),
+        ("POST", "/api/v1/jobs"),
+        ("GET", "/api/v1/jobs/{job_id}"),
+        ("DELETE", "/api/v1/jobs/{job_id}"),
+        ("GET", "/api/v1/jobs/{job_id}/status"),
+        ("GET", "/api/v1/jobs/{job_id}/items"),
+        ("POST", "/api/v1/jobs/{job_id}/stop"),
+        ("POST", "/api/v1/jobs/{job_id}/retry"),
+        ("POST", "/api/v1/jobs/{job_id}/retry-failed"),
+        ("POST", "/api/v1/media-uniq/start"),
+        ("POST", "/api/v1/proxy-diagnostics/start"),
+    }
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
+def test_a_route_tells_what_it_does_and_answers(method, path, operation):
+    assert operation["summary"]
+    assert operation["description"]
+    [success] = [status for status in operation["responses"] if status.startswith("2")]
+    content = operation["responses"][success].get("content")
+    assert (content is None) == (success == "204")
+    assert content is None or "$ref" in content["application/json"]["schema"]
+    problems = {
+        status: response["content"]
+        for status, response in operation["responses"].items()
+        if not status.startswith("2")
+    }
+    assert "default" in problems
+    assert ("404" in problems) == ("{job_id}" in path)
+    assert ("415" in problems) == ("requestBody" in operation)
+    assert all(content == PROBLEM for content in problems.values())
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
+async def test_what_is_not_there_is_a_problem(client, check, method, path, operation):
+    """An unknown id where there is one; else a parameter or a body that is no good."""
+    for job_id in (UNKNOWN, "7", "not-an-id", "%00", "%F0%9F%92%A5", "a b"):
+        if "{job_id}" in path:
+            answer = await client.request(method, path.replace("{job_id}", job_id))
+            assert check.problem(answer, 404)["type"].endswith(":job-not-found")
+        elif "requestBody" in operation:
+            check.problem(await client.request(method, path, json={"id": job_id}), 422)
+        elif operation.get("parameters"):
+            check.problem(await client.request(method, path, params={"batch": "7"}), 422)
+        else:
+            assert (await client.request(method, path)).status_code == 200
