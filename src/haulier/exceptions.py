@@ -138,6 +138,8 @@ class RetryLater(JobSignal):
     """Fail this attempt and try again after `delay` seconds (the policy's delay when None)."""
 
     def __init__(self, message: str = "retry later", *, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise ValueError("a retry needs a delay of 0 seconds or more")
         self.delay = delay
         super().__init__(message)
 
@@ -146,7 +148,7 @@ class Snooze(JobSignal):
     """Put the job back for `delay` seconds; this attempt is not counted."""
 
     def __init__(self, delay: float) -> None:
-        if not delay >= 0:
+        if not 0 <= delay < float("inf"):
             raise ValueError("a snooze needs a delay of 0 seconds or more")
         self.delay = delay
         super().__init__(f"snoozed for {delay:g} s")

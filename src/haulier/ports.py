@@ -95,8 +95,12 @@ class JobReader(Protocol):
         limit: int = 50,
         cursor: int | None = None,
         oldest_first: bool = False,
+        payloads: bool = True,
     ) -> Page:
-        """A page of jobs in the order of their sequence numbers, newest first unless told."""
+        """A page of jobs in the order of their sequence numbers, newest first unless told.
+
+        Without `payloads` each job has the payload `null`: those of heads may be megabytes long.
+        """
         ...
 
     async def batch(self, batch_id: str) -> Batch:

@@ -12,7 +12,11 @@ could not sign off             warning  worker, error
 store failed at start          error    error
 worker process started         info     pid, worker
 worker process ended           warning  pid, worker, exit, restart_in
+worker process killed          error    pid
+could not release jobs         warning  worker, error
 worker stopping                info     grace
+request failed                 error    request, method, path
+store failed a request         warning  request, error
 """
 
 from __future__ import annotations

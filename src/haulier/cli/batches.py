@@ -22,6 +22,7 @@ from haulier.cli.output import (
     existing_store,
     instant,
     json_option,
+    masked,
     states_of,
     store_option,
 )
@@ -171,8 +172,6 @@ async def _items(store: JobStore, batch_id: str, states: Sequence[str]) -> Async
 
 
 def _export_row(job: Job) -> dict[str, Any]:
-    from haulier.cli.output import job_document
-
     return {
         "position": job.position,
         "id": job.id,
@@ -183,7 +182,7 @@ def _export_row(job: Job) -> dict[str, Any]:
         "error_type": job.error.type if job.error else None,
         "error": job.error.message if job.error else None,
         "result": job.value,
-        "payload": job_document(job)["payload"],
+        "payload": masked(json.loads(job.payload)),
     }
 
 

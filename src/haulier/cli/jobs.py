@@ -65,9 +65,12 @@ async def list_jobs(
         roles=None if batch_id else TOP_ROLES,
     )
     async with existing_store(store) as opened:
-        page = await opened.find(where, limit=limit, cursor=cursor)
+        page = await opened.find(where, limit=limit, cursor=cursor, payloads=False)
     if as_json:
-        emit_json({"jobs": [job_document(job) for job in page.jobs], "next": page.next})
+        documents = [job_document(job) for job in page.jobs]
+        for document in documents:
+            del document["payload"]
+        emit_json({"jobs": documents, "next": page.next})
         return
     if not page.jobs:
         click.echo("No such jobs. Enqueue one:  haulier enqueue KIND --payload '{…}'", err=True)

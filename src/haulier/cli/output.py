@@ -222,7 +222,7 @@ def duration(seconds: float | None) -> str:
 
 
 def job_document(job: Job) -> dict[str, Any]:
-    """A job as JSON; sealed secrets are left sealed."""
+    """A job as JSON; its secrets are masked."""
     return {
         "id": job.id,
         "kind": job.kind,
@@ -239,7 +239,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "message": job.message,
         "cancel_requested": job.cancel_requested,
-        "payload": _masked(json.loads(job.payload)),
+        "payload": masked(json.loads(job.payload)),
         "result": job.value,
         "error": None
         if job.error is None
@@ -257,12 +257,13 @@ def job_document(job: Job) -> dict[str, Any]:
     }
 
 
-def _masked(node: Any) -> Any:
+def masked(node: Any) -> Any:
+    """The payload with its sealed secrets hidden."""
     if isinstance(node, dict):
         if node.keys() == {"$sealed"}:
             return "******"
-        return {name: _masked(value) for name, value in node.items()}
-    return [_masked(item) for item in node] if isinstance(node, list) else node
+        return {name: masked(value) for name, value in node.items()}
+    return [masked(item) for item in node] if isinstance(node, list) else node
 
 
 def batch_document(batch: Batch) -> dict[str, Any]:

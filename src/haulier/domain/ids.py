@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from uuid import UUID
 
 ENTROPY_BYTES = 10
 
@@ -22,9 +21,11 @@ def derived_id(parent: str, label: str) -> str:
     It keeps the parent's time, so items sort beside their batch, and replaces the random part
     by a hash. A producer that crashed half-way repeats its inserts and none is doubled.
     """
-    time_part = UUID(parent).bytes[:6]
-    digest = hashlib.blake2b(f"{parent}/{label}".encode(), digest_size=ENTROPY_BYTES).digest()
-    return uuid7(int.from_bytes(time_part, "big"), digest)
+    raw = raw_id(parent)
+    digest = hashlib.blake2b(
+        f"{text_id(raw)}/{label}".encode(), digest_size=ENTROPY_BYTES
+    ).digest()
+    return uuid7(int.from_bytes(raw[:6], "big"), digest)
 
 
 def text_id(raw: bytes) -> str:
@@ -35,7 +36,9 @@ def text_id(raw: bytes) -> str:
 
 def raw_id(text: str) -> bytes:
     """The 16 bytes of an id; raises ValueError for anything that is not a UUID."""
-    raw = bytes.fromhex(text.replace("-", ""))
-    if len(raw) != 16:
+    digits = text.replace("-", "")
+    raw = bytes.fromhex(digits)
+    # Both lengths: fromhex passes over white space.
+    if len(digits) != 32 or len(raw) != 16:
         raise ValueError(f"{text!r} is not a UUID")
     return raw

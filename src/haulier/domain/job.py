@@ -34,6 +34,9 @@ priority 10 goes before every job of priority 0 that has waited less than an hou
 job waits for ever, however many more urgent ones arrive.
 """
 
+LONGEST_DELAY = 10 * 365 * 86_400.0
+"""The most seconds that a job can be put off: ten years."""
+
 
 class Priority(IntEnum):
     """Named priorities; any integer from -10,000 to 10,000 may be used as well."""
@@ -296,7 +299,7 @@ def decide(job: Job, outcome: Outcome, policy: RetryPolicy, dice: float) -> Tran
         case TimedOut(error):
             return _after_failure(job, error, None, False, policy, dice)
         case Snoozed(delay):
-            return Transition(job, Move.SNOOZE, delay=round(delay * MICROSECOND))
+            return Transition(job, Move.SNOOZE, delay=_microseconds(delay))
         case Cancelled(reason):
             error = JobError(type="CancelJob", message=reason, attempt=job.attempt)
             return Transition(job, Move.CANCEL, error=error if reason else None)
@@ -317,7 +320,12 @@ def _after_failure(
     if permanent or not policy.allows(job.attempt):
         return Transition(job, Move.FAIL, error=error)
     wait = policy.delay_for(job.attempt, dice) if delay is None else delay
-    return Transition(job, Move.RETRY, delay=round(wait * MICROSECOND), error=error)
+    return Transition(job, Move.RETRY, delay=_microseconds(wait), error=error)
+
+
+def _microseconds(seconds: float) -> int:
+    """A delay that any store can keep; of a number that is none (NaN) it makes 0."""
+    return round(max(0.0, min(seconds, LONGEST_DELAY)) * MICROSECOND)
 
 
 MAX_LOST = 10

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from haulier.domain.batch import Batch, FinishCallback
 from haulier.domain.ids import derived_id, raw_id
-from haulier.domain.job import MICROSECOND, Job, JobState, NewJob, Role
+from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Job, JobState, NewJob, Role
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import (
     ConfigurationError,
@@ -37,7 +37,6 @@ CHUNK = 1000
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
 
-LONGEST_DELAY = 10 * 365 * 86_400.0
 HIGHEST_PRIORITY = 10_000
 SETTLE_PAUSE = 0.02
 
@@ -87,7 +86,12 @@ class JobManager:
         definition = self.registry.get(kind)
         plan = _plan(definition, options)
         job_id = _job_id(options)
-        job = self._new_job(definition, validate(definition, payload), plan, job_id)
+        checked = validate(definition, payload)
+        if definition.expand:
+            # The whole input of a batch may take a second to seal: not on the event loop.
+            job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
+        else:
+            job = self._new_job(definition, checked, plan, job_id)
         finish = FinishCallback(kind=definition.finish_kind) if definition.finish_kind else None
         await self.store.insert([job], finish=finish)
         return job.id
@@ -291,7 +295,8 @@ class JobManager:
     async def retry(self, job_id: str) -> JobState:
         """Make a failed or cancelled job pending again, with fresh attempts.
 
-        Raises JobNotFoundError, and JobStateError for a job in any other state.
+        A pending job stays as it is, so repeating the call is harmless. Raises JobNotFoundError,
+        and JobStateError for a job that is running or completed.
         """
         states = await self.store.requeue([job_id])
         if job_id not in states:

@@ -97,7 +97,7 @@ async def list_jobs(jobs: Jobs, query: Annotated[JobQuery, Query()]) -> JobList:
         batch_id=None if query.batch is None else str(query.batch),
         roles=roles,
     )
-    page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor)
+    page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor, payloads=False)
     return JobList(
         jobs=[JobSummary.model_validate(job) for job in page.jobs], next=_token(page.next)
     )
@@ -130,7 +130,9 @@ async def list_items(jobs: Jobs, job_id: str, query: Annotated[ItemQuery, Query(
     """In the order in which the batch was filled, page by page, with their results."""
     await jobs.store.batch(job_id)
     where = JobFilter(states=frozenset(query.state) or None, batch_id=job_id, roles=_ITEMS)
-    page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor, oldest_first=True)
+    page = await jobs.store.find(
+        where, limit=query.limit, cursor=query.cursor, oldest_first=True, payloads=False
+    )
     return ItemList(
         items=[ItemView.model_validate(job) for job in page.jobs], next=_token(page.next)
     )

@@ -25,6 +25,7 @@ from haulier.stores.sqlite.rows import (
     worker_from_row,
 )
 
+_WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " CAST('null' AS BLOB),")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 
 
@@ -36,7 +37,13 @@ def get(db: apsw.Connection, job_id: str) -> Job:
 
 
 def find(
-    db: apsw.Connection, where: JobFilter, limit: int, cursor: int | None, oldest_first: bool
+    db: apsw.Connection,
+    where: JobFilter,
+    limit: int,
+    cursor: int | None,
+    *,
+    oldest_first: bool,
+    payloads: bool,
 ) -> Page:
     """One more row than asked for tells whether there is a following page."""
     terms, values = _terms(where)
@@ -46,7 +53,7 @@ def find(
     condition = f"WHERE {' AND '.join(terms)}" if terms else ""
     rows = fetch(
         db,
-        f"SELECT {JOB_COLUMNS} FROM jobs {condition} "
+        f"SELECT {JOB_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM jobs {condition} "
         f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ?",
         (*values, limit + 1),
     )

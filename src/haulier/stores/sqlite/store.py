@@ -245,8 +245,13 @@ class SqliteStore:
         limit: int = 50,
         cursor: int | None = None,
         oldest_first: bool = False,
+        payloads: bool = True,
     ) -> Page:
-        return await self._read(lambda db: queries.find(db, where, limit, cursor, oldest_first))
+        return await self._read(
+            lambda db: queries.find(
+                db, where, limit, cursor, oldest_first=oldest_first, payloads=payloads
+            )
+        )
 
     async def batch(self, batch_id: str) -> Batch:
         return await self._read(lambda db: queries.batch(db, batch_id))
