@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,15 @@ PATIENCE = 5.0
 
 
 @pytest.fixture(params=STORE_HOMES)
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> StoreHome:
-    """Where this test's jobs live, once per kind of store."""
-    return STORE_HOMES[request.param](tmp_path)
+def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
+    """Makes homes for stores, once per kind of store."""
+    return STORE_HOMES[request.param]
+
+
+@pytest.fixture
+def home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
+    """Where this test's jobs live."""
+    return home_kind(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,34 @@
+"""Here the time of stores stands still until a test moves it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from support import TTL, Hand, StoreHome, StoreTime
+
+from haulier.ports import JobStore
+
+pytest.register_assert_rewrite("conformance")
+
+
+@pytest.fixture
+def ttl() -> float:
+    """How long a worker lives without renewal; a theme that lets hours pass makes it longer."""
+    return TTL
+
+
+@pytest.fixture
+async def store(home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
+    async with home.client(ttl=ttl) as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock(home: StoreHome) -> StoreTime:
+    return home.clock
+
+
+@pytest.fixture
+async def hand(store: JobStore) -> Hand:
+    return await Hand.enlist(store)

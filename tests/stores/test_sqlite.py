@@ -1,0 +1,297 @@
+"""What is SQLite's alone: its clock, its file, its lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
+
+from haulier.exceptions import (
+    ConfigurationError,
+    JobStateError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+)
+from haulier.stores import open_store
+from haulier.stores.sqlite import SqliteStore, exchange
+from haulier.stores.sqlite.engine import APPLICATION_ID, check_library
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def store(path: Path, clock: FakeClock) -> AsyncIterator[SqliteStore]:
+    async with SqliteStore(str(path), ttl=TTL, clock=clock) as opened:
+        yield opened
+
+
+@contextmanager
+def write_lock(path: Path) -> Iterator[None]:
+    """Somebody else holds the file's write lock.
+
+    By the same SQLite library: a second one in the same process, such as Python's own, would not
+    see the locks of the first.
+    """
+    db = apsw.Connection(str(path))
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+    finally:
+        db.close()
+
+
+class TestBootClock:
+    """Expiry counts in the time since boot, which nobody can set."""
+
+    @pytest.mark.parametrize("jump", [-86_400, -3600, 3600, 86_400])
+    async def test_a_jump_of_the_wall_clock_ends_no_worker_and_keeps_none_alive(
+        self, store, clock, jump
+    ):
+        await store.insert([work()])
+        hand = await Hand.enlist(store)
+        await hand.claim_one()
+        clock.jump(jump)
+        assert await store.sweep() == 0
+        assert hand.renew().alive
+        clock.jump(-2 * jump)
+        clock.advance(TTL - 1)
+        assert hand.renew().alive
+        clock.advance(TTL + 1)
+        assert await store.sweep() == 1
+        assert not hand.renew().alive
+
+    async def test_a_new_boot_ends_every_worker_of_the_last_one(self, store, clock):
+        await store.insert(works(2))
+        hand = await Hand.enlist(store)
+        await hand.claim(2)
+        clock.reboot()
+        assert not hand.renew().alive
+        assert not (await hand.exchange(slots=1)).alive
+        assert [row.alive for row in await store.workers()] == [False]
+        assert await store.sweep() == 2
+        other = await Hand.enlist(store)
+        assert len(await other.claim(5)) == 2
+
+    async def test_a_new_boot_with_a_longer_time_since_boot_is_still_a_new_one(self, store, clock):
+        hand = await Hand.enlist(store)
+        clock.reboot()
+        clock.advance(3600)
+        assert not hand.renew().alive
+
+    async def test_a_wall_clock_set_back_does_not_lose_jobs_that_are_ready(self, store, clock):
+        await store.insert([work()])
+        clock.jump(-3600)
+        hand = await Hand.enlist(store)
+        assert len(await hand.claim(1)) == 1
+
+
+class TestFile:
+    """One file, made for its owner, refused when it is something else."""
+
+    async def test_it_is_made_for_its_owner_alone(self, store, path):
+        await store.insert([work()])
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+    async def test_jobs_outlive_the_store_object(self, path):
+        job = work()
+        async with SqliteStore(str(path)) as store:
+            await store.insert([job])
+        assert not path.with_name("jobs.db-wal").exists()
+        async with SqliteStore(str(path)) as store:
+            assert (await store.get(job.id)).id == job.id
+
+    async def test_a_store_can_be_opened_again_after_it_was_closed(self, path):
+        store = SqliteStore(str(path))
+        job = work()
+        async with store:
+            await store.insert([job])
+        async with store:
+            assert (await store.get(job.id)).id == job.id
+
+    async def test_a_store_that_is_not_open_says_so(self, path):
+        store = SqliteStore(str(path))
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.insert([work()])
+        async with store:
+            pass
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.counts()
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.insert([work()])
+
+    async def test_what_is_no_database_is_refused_and_left_alone(self, path):
+        path.write_bytes(b"dear diary, " * 1000)
+        before = path.read_bytes()
+        with pytest.raises(StoreCorruptError):
+            await SqliteStore(str(path)).__aenter__()
+        assert path.read_bytes() == before
+
+    async def test_a_database_of_another_program_is_refused_and_left_alone(self, path):
+        db = apsw.Connection(str(path))
+        db.execute("CREATE TABLE recipes (name TEXT)")
+        db.close()
+        before = path.read_bytes()
+        with pytest.raises(StoreCorruptError, match="other program"):
+            await SqliteStore(str(path)).__aenter__()
+        assert path.read_bytes() == before
+        assert [file.name for file in path.parent.iterdir()] == ["jobs.db"]
+
+    async def test_a_store_of_another_schema_step_is_refused(self, path):
+        async with SqliteStore(str(path)):
+            pass
+        db = apsw.Connection(str(path))
+        db.execute("PRAGMA user_version = 99")
+        db.close()
+        with pytest.raises(ConfigurationError, match="schema step 99"):
+            await SqliteStore(str(path)).__aenter__()
+
+    async def test_a_damaged_file_is_named_as_such(self, path):
+        async with SqliteStore(str(path)) as store:
+            await store.insert(works(500, payload=b"x" * 500))
+        content = bytearray(path.read_bytes())
+        content[4096 * 3 : -4096] = b"\xa5" * len(content[4096 * 3 : -4096])
+        path.write_bytes(content)
+        with pytest.raises(StoreCorruptError, match=r"jobs\.db"):
+            async with SqliteStore(str(path)) as store:
+                hand = await Hand.enlist(store)
+                await hand.work_off()
+
+    async def test_a_folder_that_is_not_there_is_named(self, tmp_path):
+        with pytest.raises(StoreUnavailableError, match="nowhere"):
+            await SqliteStore(str(tmp_path / "nowhere" / "jobs.db")).__aenter__()
+
+    async def test_two_that_open_a_new_file_at_once_both_get_it(self, path):
+        stores = [SqliteStore(str(path)) for _ in range(4)]
+        await asyncio.gather(*(store.__aenter__() for store in stores))
+        for store in stores:
+            await store.insert([work()])
+        assert sum((await stores[0].counts()).values()) == 4
+        for store in stores:
+            await store.__aexit__(None, None, None)
+
+    def test_the_header_says_whose_file_it_is(self, tmp_path):
+        home = SqliteFile(tmp_path)
+
+        async def make() -> None:
+            async with home.client():
+                pass
+
+        asyncio.run(make())
+        db = apsw.Connection(str(home.path))
+        assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+        db.close()
+
+
+class TestUrl:
+    """How a store is named."""
+
+    @pytest.mark.parametrize(
+        ("url", "path"),
+        [
+            ("sqlite:///jobs.db", "jobs.db"),
+            ("sqlite:////var/lib/jobs.db", "/var/lib/jobs.db"),
+            ("sqlite:///with%20space.db", "with space.db"),
+            ("sqlite://", ":memory:"),
+            ("sqlite:///", ":memory:"),
+        ],
+    )
+    def test_it_holds_the_path(self, url, path):
+        assert open_store(url).path == path
+
+    @pytest.mark.parametrize(
+        "url", ["sqlite://host/jobs.db", "sqlite:///a?mode=ro", "mysql://x/y", "jobs.db", ""]
+    )
+    def test_others_are_refused(self, url):
+        with pytest.raises(ConfigurationError):
+            open_store(url)
+
+
+class TestLanes:
+    """Threads, groups of calls, deadlines."""
+
+    async def test_a_refused_call_does_not_spoil_those_that_are_committed_with_it(self, store):
+        good = [store.insert(works(3)) for _ in range(10)]
+        bad = [store.insert(items(work().id, 1)) for _ in range(5)]
+        mixed = [call for pair in zip(good, bad + bad, strict=False) for call in pair]
+        for call in mixed[20:]:
+            call.close()
+        answers = await asyncio.gather(*mixed, return_exceptions=True)
+        assert [answer for answer in answers if isinstance(answer, int)] == [3] * 10
+        refused = [answer for answer in answers if not isinstance(answer, int)]
+        assert all(isinstance(answer, JobStateError) for answer in refused)
+        assert sum((await store.counts()).values()) == 30
+
+    async def test_a_store_that_stays_locked_answers_within_its_deadline_and_recovers(self, path):
+        async with SqliteStore(str(path), deadline=0.3) as store:
+            with write_lock(path), pytest.raises(StoreUnavailableError):
+                await store.insert([work()])
+            job = work()
+            await wait_until(lambda: _inserted(store, job))
+            assert (await store.get(job.id)).id == job.id
+
+    async def test_reads_are_answered_while_somebody_else_writes(self, store, path):
+        job = work()
+        await store.insert([job])
+        with write_lock(path):
+            assert (await store.get(job.id)).id == job.id
+            assert sum((await store.counts()).values()) == 1
+
+    async def test_a_caller_that_gives_up_disturbs_nobody(self, store):
+        calls = [asyncio.ensure_future(store.insert(works(20))) for _ in range(20)]
+        for call in calls[::2]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        total = sum((await store.counts()).values())
+        assert 200 <= total <= 400
+        assert total % 20 == 0
+
+    async def test_an_error_of_the_driver_never_escapes_as_such(self, store):
+        with pytest.raises(StoreError):
+            await store._write(lambda db: db.execute("SELECT nonsense").fetchall())
+
+    def test_a_library_that_corrupts_databases_is_refused(self, monkeypatch):
+        monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
+        with pytest.raises(ConfigurationError, match=r"3\.51\.2"):
+            check_library()
+
+
+class TestPlans:
+    """A claim reads its line from an index, in order, however long the line is."""
+
+    @pytest.mark.parametrize(
+        "statement", [exchange._CLAIM_FIRST, exchange._FIRST, exchange._NEXT_DUE]
+    )
+    async def test_no_claim_sorts_or_scans(self, store, statement):
+        values = dict.fromkeys(("worker", "now", "queue", "kinds", "slots"))
+        plan = await store._read(
+            lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        )
+        steps = [row[3] for row in plan]
+        assert any("jobs_ready" in step or "jobs_scheduled" in step for step in steps)
+        assert not any("TEMP B-TREE" in step for step in steps), steps
+        assert not any(step.startswith("SCAN jobs") and "jobs_sch" not in step for step in steps)
+
+
+async def _inserted(store: SqliteStore, job) -> bool:
+    try:
+        await store.insert([job])
+    except StoreUnavailableError:
+        return False
+    return True
