@@ -118,7 +118,7 @@ class WorkerProcesses:
         if time.monotonic() - slot.started > STEADY_AFTER:
             slot.deaths = 0
         slot.deaths += 1
-        return min(FIRST_PAUSE * 2.0 ** (slot.deaths - 1), LONGEST_PAUSE)
+        return min(FIRST_PAUSE * 2.0 ** min(slot.deaths - 1, 20), LONGEST_PAUSE)
 
     async def _release(self, worker_id: str) -> None:
         try:

@@ -243,7 +243,8 @@ class Session:
                 _log.warning("exchange failed", worker=self.id, error=str(error), times=trouble)
                 if self._interrupted and not self._running:
                     return
-                await asyncio.sleep(min(0.05 * 2.0**trouble, STORE_PATIENCE) * random.random())
+                pause = min(0.05 * 2.0 ** min(trouble, 10), STORE_PATIENCE)
+                await asyncio.sleep(pause * random.random())
                 continue
             trouble = 0
             self._take(reply, group)
