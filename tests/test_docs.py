@@ -1,0 +1,55 @@
+"""The documentation is held to what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from haulier.config import Settings
+from haulier.domain.job import RULES
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PROMISES = (ROOT / "docs" / "guarantees.md").read_text()
+
+
+def test_every_promise_names_tests_that_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py(?:::\w+)+)`", PROMISES)
+    assert len(named) > 30
+    for reference in named:
+        path, *names = reference.split("::")
+        sources = [ROOT / path]
+        if names[0].startswith("Test"):
+            sources += (ROOT / path).parent.glob("conformance/*.py")
+        text = "\n".join(source.read_text() for source in sources)
+        for name in names:
+            assert re.search(rf"(class|def) {name}\b", text), reference
+
+
+def test_every_row_of_promises_has_a_test():
+    rows = [
+        line for line in PROMISES.splitlines() if line.startswith("| ") and "held by" not in line
+    ]
+    assert rows
+    for row in rows:
+        assert "`tests/" in row, row
+
+
+def test_every_move_is_documented():
+    text = (ROOT / "docs" / "state-machine.md").read_text()
+    for move in RULES:
+        assert f"| {move} |" in text
+
+
+def test_every_setting_is_documented():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    for name in Settings.model_fields:
+        assert f"`HAULIER_{name.upper()}`" in text
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
