@@ -24,6 +24,7 @@ from haulier.domain.job import (
     Transition,
     WorkerRow,
 )
+from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
 from haulier.stores.sqlite import SqliteStore
@@ -239,3 +240,44 @@ def adds_up(batch: Batch) -> bool:
     counts = batch.counts
     parts = (counts.pending, counts.running, counts.completed, counts.failed, counts.cancelled)
     return counts.total == sum(parts) and min(parts) >= 0
+
+
+class TroubledStore:
+    """A store whose answers fail while there is trouble: before it did what was asked, or after."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._failures: dict[str, int] = {}
+        self._after = False
+
+    def trouble(self, *verbs: str, times: int, after: bool = False) -> None:
+        """Let the next so many calls of each verb fail; with `after`, only their answer is lost."""
+        self._failures = dict.fromkeys(verbs, times)
+        self._after = after
+
+    @property
+    def over(self) -> bool:
+        """Whether all failures that were asked for have happened."""
+        return not any(self._failures.values())
+
+    def __getattr__(self, verb: str) -> Any:
+        found = getattr(self._store, verb)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            if not self._failures.get(verb):
+                return await found(*arguments, **options)
+            self._failures[verb] -= 1
+            if self._after:
+                await found(*arguments, **options)
+            raise StoreUnavailableError(f"{verb}: trouble")
+
+        return call
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._store.__aexit__(*exc)

@@ -28,11 +28,12 @@ def url():
         listener.bind(("127.0.0.1", 0))
         # Connections wait in the backlog until the server takes them.
         listener.listen()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
-        thread.join()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 async def test_says_who_asked_and_how(client):

@@ -32,6 +32,7 @@ from haulier.runners.proxy_input import ProxySpec, read_proxies
 from haulier.services.payload import decode, encode, encode_result
 from haulier.services.registry import Registry
 from haulier.services.secrets import Sealer
+from support import wait_until
 
 CANARY = "cAnArY-9f:41"
 RUNNER = ProxyDiagnosticsTaskRunner()
@@ -78,13 +79,18 @@ async def site(scope, receive, send):
     if scope["type"] != "http":
         return
     kind = scope["path"].removeprefix("/")
-    status = int(kind) if kind.isdigit() else 200
+    status, headers = int(kind) if kind.isdigit() else 200, []
     body = {"big": b"x" * 300_000, "list": b"[1, 2]", "deep": b"[" * 60_000}.get(kind, b"")
-    if kind == "forged":
-        headers = {f"x-{n}": "" for n in range(100)} | {"a b": "", "c" * 100: ""}
-        body = json.dumps({"remote": "fe80::1%somebody", "headers": headers}).encode()
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": body})
+    if kind == "endless":
+        headers, body = [(b"content-length", b"1000000000000")], b"x" * 300_000
+    if kind in {"forged", "crowded"}:
+        names = {f"x-{n}": "" for n in range(100)} | {"a b": "", "c" * 100: ""}
+        remote = "fe80::1%somebody" if kind == "forged" else "::ffff:192.0.2.1"
+        body = json.dumps({"remote": remote, "headers": names}).encode()
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": kind == "endless"})
+    while kind == "endless" and (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @contextmanager
@@ -98,13 +104,15 @@ def serving(app, **tls):
         listener.bind(("127.0.0.1", 0))
         # Connections wait in the backlog until the server takes them.
         listener.listen()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join()
+            # It waits for its connections: one that stays is one that a proxy or a probe forgot.
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +157,6 @@ class Authority:
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("ca"))
-
-
-async def until(condition):
-    while not condition():  # noqa: ASYNC110 - what is waited for offers no event
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
@@ -231,7 +234,7 @@ async def test_pays_no_attention_to_proxies_of_the_environment(check, echo_url, 
             assert (await check(spec(proxy), echo_url)).verdict == "healthy"
 
 
-@pytest.mark.parametrize("path", ["204", "200", "big", "list", "deep"])
+@pytest.mark.parametrize("path", ["204", "200", "big", "endless", "list", "deep"])
 async def test_a_target_that_is_no_echo_server_does_as_well(check, site_url, path):
     async with DemoProxy() as proxy:
         result = await check(spec(proxy), f"{site_url}/{path}")
@@ -245,6 +248,19 @@ async def test_takes_nothing_but_addresses_and_header_names_from_an_answer(check
         result = await check(spec(proxy), f"{site_url}/forged")
     assert result.verdict == "healthy"
     assert (result.exit_address, result.anonymity) == (None, None)
+
+
+async def test_takes_a_limited_number_of_header_names_from_an_answer(check, site_url):
+    async with DemoProxy() as proxy:
+        result = await check(spec(proxy, "socks5"), f"{site_url}/crowded")
+    assert result.exit_address == "192.0.2.1"
+    assert len(result.added_headers) == 32
+    assert all(name.startswith("x-") for name in result.added_headers)
+
+
+async def test_an_answer_to_connect_may_come_in_pieces(check, echo_url):
+    async with DemoProxy(Behaviour(piecemeal=True)) as proxy:
+        assert (await check(spec(proxy), echo_url)).verdict == "healthy"
 
 
 @pytest.mark.parametrize(
@@ -540,12 +556,21 @@ def as_a_worker_gets_them(make_context, start):
 
 
 @pytest.mark.parametrize(
-    "change", [{"tries": 0}, {"check_url": "ftp://h"}, {"colour": "red"}, {"timeout": float("nan")}]
+    "change",
+    [
+        {"tries": 0},
+        {"check_url": "ftp://h"},
+        {"check_url": None},
+        {"colour": "red"},
+        {"timeout": float("nan")},
+    ],
 )
 def test_a_refused_start_shows_no_password(change):
     proxy = {"host": "h", "port": 1, "username": "u", "password": CANARY}
+    fields = {"check_url": "http://h/", **change, "proxies": [proxy]}
+    given = {name: value for name, value in fields.items() if value is not None}
     with pytest.raises(pydantic.ValidationError) as caught:
-        ProxyDiagnosticsStart(**{"proxies": [proxy], "check_url": "http://h/", **change})
+        ProxyDiagnosticsStart(**given)
     assert CANARY not in f"{caught.value} {caught.value!r}"
 
 
@@ -590,7 +615,7 @@ async def test_leaves_no_connection_open_when_it_is_interrupted(check, authority
         running = asyncio.create_task(
             check(spec(proxy), f"https://127.0.0.1:{hanging.port}/", timeout=60)
         )
-        await until(lambda: hanging.connections)
+        await wait_until(lambda: hanging.connections)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

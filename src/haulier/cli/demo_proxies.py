@@ -52,8 +52,8 @@ class Behaviour:
     `delay` is in seconds, before anything is said. `exit_address` is the loopback address that
     targets see. `headers` are added to forwarded requests, "{client}" in a value standing for the
     client's address. `fault_every` n applies the fault to every n-th connection alone. `tls` is
-    spoken towards the client. `leak_credentials` passes Proxy-Authorization on. `says` is appended
-    to what a refusal says.
+    spoken towards the client. `leak_credentials` passes Proxy-Authorization on. `piecemeal` sends
+    the answer to CONNECT in two packets. `says` is appended to what a refusal says.
     """
 
     username: str | None = None
@@ -65,6 +65,7 @@ class Behaviour:
     fault_every: int = 1
     tls: ssl.SSLContext | None = None
     leak_credentials: bool = False
+    piecemeal: bool = False
     says: str = field(default="", repr=False)
 
 
@@ -105,6 +106,10 @@ class DemoProxy:
         await asyncio.sleep(0)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._server.is_serving():
+            # Accepted before the end and told only now: the tasks were gathered already.
+            writer.transport.abort()
+            return
         self.connections += 1
         faulty = self.connections % self.behaviour.fault_every == 0
         session = _Session(
@@ -227,10 +232,10 @@ class _Session:
             self._refuse_http("403 Forbidden")
         host, _, port = target.rpartition(":")
         upstream = await self._dial_for_http(host.strip("[]"), int(port))
-        # In two packets, as the network may deliver it anyway.
         self._writer.write(b"HTTP/1.1 200 Connection established\r\n")
-        await self._writer.drain()
-        await asyncio.sleep(0)
+        if self._behaviour.piecemeal:
+            await self._writer.drain()
+            await asyncio.sleep(0.01)
         self._writer.write(b"Via: 1.1 demo\r\n\r\n")
         await self._relay(upstream)
 

@@ -22,9 +22,7 @@ def derived_id(parent: str, label: str) -> str:
     by a hash. A producer that crashed half-way repeats its inserts and none is doubled.
     """
     raw = raw_id(parent)
-    digest = hashlib.blake2b(
-        f"{text_id(raw)}/{label}".encode(), digest_size=ENTROPY_BYTES
-    ).digest()
+    digest = hashlib.blake2b(f"{text_id(raw)}/{label}".encode(), digest_size=ENTROPY_BYTES).digest()
     return uuid7(int.from_bytes(raw[:6], "big"), digest)
 
 

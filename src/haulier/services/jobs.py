@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,14 +12,16 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch, FinishCallback
-from haulier.domain.ids import derived_id, raw_id
+from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Job, JobState, NewJob, Role
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import (
     ConfigurationError,
+    JobNotFoundError,
     JobStateError,
     JobTimeoutError,
     Problem,
+    StoreError,
     ValidationError,
 )
 from haulier.ports import JobStore
@@ -38,6 +39,7 @@ CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
 
 HIGHEST_PRIORITY = 10_000
+LONGEST_KEY = 200
 SETTLE_PAUSE = 0.02
 
 
@@ -57,6 +59,9 @@ class Options(TypedDict, total=False):
     key: str | None
     retry: RetryPolicy | None
     job_id: str | None
+
+
+_OPTIONS = frozenset(Options.__annotations__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,7 @@ class JobManager:
             job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
         else:
             job = self._new_job(definition, checked, plan, job_id)
-        finish = FinishCallback(kind=definition.finish_kind) if definition.finish_kind else None
-        await self.store.insert([job], finish=finish)
+        await self.store.insert([job], finish=_own_finish(definition, plan))
         return job.id
 
     async def enqueue_many(
@@ -101,8 +105,9 @@ class JobManager:
     ) -> list[str]:
         """Insert a job per payload, in order, a thousand to a transaction; returns their ids.
 
-        Raises ValidationError at the first bad payload, with its index. Payloads of a sequence
-        are all checked before the first one is inserted; an iterator's are checked as they come.
+        Raises ValidationError at the first bad payload, with its index. Up to 10,000 payloads of a
+        sequence are checked before the first one is inserted; more, or those of an iterator, are
+        checked as they come.
         """
         if options.get("job_id") is not None:
             raise ValidationError("options were refused", [Problem("job_id", "is for one job")])
@@ -114,7 +119,7 @@ class JobManager:
                 self._new_job(definition, payload, plan, job_id)
                 for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
             ]
-            await self.store.insert(jobs)
+            await self.store.insert(jobs, finish=_own_finish(definition, plan))
             ids.extend(job.id for job in jobs)
         return ids
 
@@ -149,28 +154,29 @@ class JobManager:
         chunks = _chunks(enumerate(self._checked(definition, items)))
         first = next(chunks, [])
         sealed = len(first) < CHUNK
-        await self.store.open_batch(
-            head, self._items(definition, batch_id, first, plan), finish=finish, sealed=sealed
-        )
-        if not sealed:
-            await self._fill(definition, batch_id, chunks, plan)
-        return batch_id
-
-    async def _fill(
-        self,
-        definition: TaskDefinition,
-        batch_id: str,
-        chunks: Iterator[list[tuple[int, BaseModel]]],
-        plan: _Plan,
-    ) -> None:
+        opening = self._items(definition, batch_id, first, plan)
         try:
+            await self.store.open_batch(head, opening, finish=finish, sealed=sealed)
             for chunk in chunks:
                 await self.store.insert(self._items(definition, batch_id, chunk, plan))
-        except Exception as error:
-            await self.store.cancel([batch_id])
-            error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+            if not sealed:
+                await self.store.seal(batch_id)
+        except (Exception, asyncio.CancelledError) as error:
+            if await asyncio.shield(self._abandon(batch_id)):
+                error.add_note(f"the batch {batch_id} was cancelled before it was filled")
             raise
-        await self.store.seal(batch_id)
+        return batch_id
+
+    async def _abandon(self, batch_id: str) -> bool:
+        """Cancel a batch that is half filled; whether there was one and the store could."""
+        try:
+            # A sealed one was filled by an earlier call with the same id, and is no ruin.
+            if (await self.store.batch(batch_id)).sealed:
+                return False
+            await self.store.cancel([batch_id])
+        except (JobNotFoundError, StoreError):
+            return False
+        return True
 
     def _items(
         self,
@@ -306,6 +312,13 @@ class JobManager:
         return states[job_id]
 
 
+def _own_finish(definition: TaskDefinition, plan: _Plan) -> FinishCallback | None:
+    """The finish callback of a bulk kind's head; like its items it stays on the head's queue."""
+    if definition.finish_kind is None:
+        return None
+    return FinishCallback(kind=definition.finish_kind, queue=plan.queue)
+
+
 def _validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
     try:
         return validate(definition, payload)
@@ -330,42 +343,78 @@ def _job_id(options: Options) -> str:
     if job_id is None:
         return new_id()
     try:
-        raw_id(job_id)
+        # In one spelling: it is the name that items derive theirs from.
+        return text_id(raw_id(str(job_id)))
     except ValueError:
         raise ValidationError(
             "options were refused", [Problem("job_id", "is not a UUID")]
         ) from None
-    return str(job_id).lower()
 
 
 def _plan(definition: TaskDefinition, options: Options) -> _Plan:
     """The options over the definition's defaults; raises ValidationError for bad values."""
-    problems: list[Problem] = []
-    queue = options.get("queue") or definition.queue
-    try:
-        check_name("queue", queue)
-    except ConfigurationError as error:
-        problems.append(Problem("queue", str(error)))
-    priority = options.get("priority")
-    priority = definition.priority if priority is None else int(priority)
-    if abs(priority) > HIGHEST_PRIORITY:
-        problems.append(Problem("priority", f"must be within ±{HIGHEST_PRIORITY:,}"))
-    delay = options.get("delay") or 0.0
-    if not (math.isfinite(delay) and 0 <= delay <= LONGEST_DELAY):
-        problems.append(Problem("delay", "must be seconds from 0 up to ten years"))
-        delay = 0.0
-    run_at = options.get("run_at")
-    if run_at is not None and run_at.tzinfo is None:
-        problems.append(Problem("run_at", "needs a time zone"))
-    if run_at is not None and delay:
-        problems.append(Problem("run_at", "cannot be given together with delay"))
-    if problems:
-        raise ValidationError(f"{definition.kind}: the options were refused", problems)
-    return _Plan(
-        queue=queue,
-        priority=priority,
-        run_at=None if run_at is None else round(run_at.timestamp() * MICROSECOND),
-        delay=round(delay * MICROSECOND),
-        key=options.get("key"),
+    problems = [Problem(name, "is no option") for name in options if name not in _OPTIONS]
+    plan = _Plan(
+        queue=_queue(options.get("queue"), definition.queue, problems),
+        priority=_priority(options.get("priority"), definition.priority, problems),
+        delay=_delay(options.get("delay"), problems),
+        run_at=_run_at(options.get("run_at"), problems),
+        key=_key(options.get("key"), problems),
         retry=options.get("retry"),
     )
+    if plan.run_at is not None and plan.delay:
+        problems.append(Problem("run_at", "cannot be given together with delay"))
+    if plan.retry is not None and not isinstance(plan.retry, RetryPolicy):
+        problems.append(Problem("retry", "must be a RetryPolicy"))
+    if problems:
+        raise ValidationError(f"{definition.kind}: the options were refused", problems)
+    return plan
+
+
+def _queue(value: Any, default: str, problems: list[Problem]) -> str:
+    if value is None:
+        return default
+    try:
+        check_name("queue", value)
+    except (ConfigurationError, TypeError):
+        problems.append(Problem("queue", "is not a dotted name of letters, digits and underscores"))
+    return str(value)
+
+
+def _priority(value: Any, default: int, problems: list[Problem]) -> int:
+    if value is None:
+        return default
+    if not isinstance(value, int) or abs(value) > HIGHEST_PRIORITY:
+        problems.append(Problem("priority", f"must be an integer within ±{HIGHEST_PRIORITY:,}"))
+        return default
+    return int(value)
+
+
+def _delay(value: Any, problems: list[Problem]) -> int:
+    """Microseconds."""
+    if value is None:
+        return 0
+    if not isinstance(value, (int, float)) or not 0 <= value <= LONGEST_DELAY:
+        problems.append(Problem("delay", "must be seconds from 0 up to ten years"))
+        return 0
+    return round(value * MICROSECOND)
+
+
+def _run_at(value: Any, problems: list[Problem]) -> int | None:
+    """Microseconds UTC."""
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        problems.append(Problem("run_at", "must be a date and time with its time zone"))
+        return None
+    return round(value.timestamp() * MICROSECOND)
+
+
+def _key(value: Any, problems: list[Problem]) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_KEY:
+        problems.append(Problem("key", f"must be a text of 1 to {LONGEST_KEY} characters"))
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        problems.append(Problem("key", "holds half a character (a lone surrogate)"))
+    return str(value)

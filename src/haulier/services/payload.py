@@ -6,7 +6,8 @@ every store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -30,6 +31,9 @@ def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel)
             f"{definition.kind}: the payload must be a {definition.model.__name__}",
             [Problem("payload", f"a {type(payload).__name__} was given")],
         )
+    if not isinstance(payload, Mapping):
+        what = type(payload).__name__
+        raise _refusal(definition.kind, f"must be an object with named fields, not a {what}")
     try:
         return definition.model.model_validate(dict(payload))
     except pydantic.ValidationError as error:
@@ -43,18 +47,14 @@ def encode(definition: TaskDefinition, payload: BaseModel, job_id: str, sealer: 
     try:
         if definition.has_secrets:
             secrets: list[Secret] = []
-            tree = to_jsonable_python(
-                payload, context=collect_into(secrets), inf_nan_mode="constants"
-            )
+            tree = to_jsonable_python(payload, context=collect_into(secrets), round_trip=True)
             tree = sealer.seal_tree(tree, secrets, kind=definition.kind, job_id=job_id)
-            data = to_json(tree, inf_nan_mode="constants")
+            data = to_json(tree)
         else:
-            data = to_json(payload, inf_nan_mode="constants")
-    except (PydanticSerializationError, UnicodeError) as error:
+            data = to_json(payload, round_trip=True)
+        _check_json(definition, data, payload)
+    except (PydanticSerializationError, RecursionError, ValueError) as error:
         raise _refusal(definition.kind, f"cannot be written as JSON: {error}") from None
-    except (RecursionError, ValueError) as error:
-        raise _refusal(definition.kind, f"cannot be written as JSON: {error}") from None
-    _check_json(definition, data)
     return data
 
 
@@ -67,13 +67,18 @@ def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer)
         return definition.model.model_validate_json(data)
     except pydantic.ValidationError as error:
         raise refused(definition.kind, error) from None
+    except ValueError as error:
+        raise _refusal(definition.kind, f"is not stored as JSON: {error}") from None
 
 
 def encode_result(value: Any) -> bytes:
-    """A task's result as JSON. One over the limit is replaced by a note of its size."""
+    """A task's result as JSON. One over the limit is replaced by a note of its size.
+
+    NaN and infinities become null: the work is done, and JSON has no word for them.
+    """
     if value is None:
         return b"null"
-    data = to_json(value)
+    data = to_json(value, inf_nan_mode="null")
     if len(data) > MAX_RESULT:
         return to_json({"$truncated": len(data), "limit": MAX_RESULT})
     return data
@@ -94,32 +99,47 @@ def _refusal(kind: str, reason: str) -> ValidationError:
     return ValidationError(f"{kind}: the payload was refused", [Problem("payload", reason)])
 
 
-def _check_json(definition: TaskDefinition, data: bytes) -> None:
+def _check_json(definition: TaskDefinition, data: bytes, payload: BaseModel) -> None:
     if len(data) > definition.max_payload:
         raise _refusal(
             definition.kind,
             f"is {len(data):,} bytes long, at most {definition.max_payload:,} are allowed",
         )
-    # Both looks below are exact only after a cheap count says that they could find something.
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(from_json(data)) > MAX_DEPTH:
+    # Both looks below are exact only after a cheap one says that they could find something.
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _too_deep(data):
         raise _refusal(definition.kind, f"is nested more than {MAX_DEPTH} levels deep")
-    if b"NaN" in data or b"Infinity" in data:
-        try:
-            from_json(data, allow_inf_nan=False)
-        except ValueError:
-            raise _refusal(
-                definition.kind, "holds NaN or Infinity, which JSON cannot carry"
-            ) from None
+    # A model writes NaN as null unless its settings say otherwise, so null has to be looked into.
+    if (b"null" in data or b"NaN" in data or b"Infinity" in data) and any(
+        isinstance(leaf, float) and not math.isfinite(leaf)
+        for leaf in _leaves(payload.model_dump(warnings=False))
+    ):
+        raise _refusal(definition.kind, "holds NaN or Infinity, which JSON cannot carry")
 
 
-def _depth(node: Any) -> int:
-    deepest, level = 0, [node]
-    while level:
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-        ]
-        deepest += 1
-    return deepest
+def _too_deep(data: bytes) -> bool:
+    try:
+        level = [from_json(data)]
+    except ValueError:
+        # The parser's own limit is far beyond ours.
+        return True
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _children(node) if _is_container(child)]
+    return bool(level)
+
+
+def _leaves(node: Any) -> Iterator[Any]:
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if _is_container(node):
+            waiting.extend(_children(node))
+        else:
+            yield node
+
+
+def _is_container(node: Any) -> bool:
+    return isinstance(node, (dict, list, tuple, set, frozenset))
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -133,8 +134,8 @@ def define_task(
     model; or a model made of all parameters. A parameter annotated `Context` is filled by the
     worker. Raises ConfigurationError for a signature that JSON cannot call.
     """
-    name = kind or function.__name__
     context_parameter, parameters = _parameters(function)
+    name = kind or function.__name__
     whole = _whole_model(parameters) if model is None else _takes_model(function, parameters, model)
     payload_model = model or (whole[1] if whole else _made_model(function, parameters))
     taken_whole = whole[0] if whole else None
@@ -172,6 +173,10 @@ def _parameters(function: Callable[..., Any]) -> tuple[str | None, dict[str, ins
         signature = inspect.signature(function)
     except (NameError, TypeError, ValueError) as error:
         raise ConfigurationError(f"task {function!r}: {error}") from error
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"task {function.__name__!r}: a task returns its result, it cannot yield"
+        )
     context: str | None = None
     parameters: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
@@ -185,7 +190,16 @@ def _parameters(function: Callable[..., Any]) -> tuple[str | None, dict[str, ins
             )
         hint = hints.get(name, Any)
         if hint is Context:
+            if context is not None:
+                raise ConfigurationError(
+                    f"task {function.__name__!r}: {context!r} and {name!r} are both its Context"
+                )
             context = name
+        elif name.startswith("_"):
+            raise ConfigurationError(
+                f"task {function.__name__!r}: {name!r} begins with an underscore, "
+                "which no field of a payload can"
+            )
         else:
             parameters[name] = parameter.replace(annotation=hint)
     return context, parameters
@@ -233,10 +247,15 @@ def _made_model(
         for name, parameter in parameters.items()
     }
     try:
-        return create_model(
-            f"{function.__name__}_payload",
-            __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
-            **fields,
-        )
-    except (PydanticUserError, NameError) as error:
+        with warnings.catch_warnings():
+            # A parameter may be called `json` or `copy`: the fields are never read as attributes.
+            warnings.filterwarnings("ignore", "Field name .* shadows an attribute")
+            return create_model(
+                f"{function.__name__}_payload",
+                __config__=ConfigDict(
+                    extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+                ),
+                **fields,
+            )
+    except (PydanticUserError, NameError, ValueError) as error:
         raise ConfigurationError(f"task {function.__name__!r}: {error}") from error

@@ -33,6 +33,8 @@ _MASK = "******"
 _SHORTEST_SCRUBBED = 4
 """Shorter values are left in texts: masking every "a" would hide the text, not the secret."""
 
+_DOES_NOT_OPEN = "a sealed secret does not open: it was changed, or moved to another field or job"
+
 _revealed: ContextVar[set[str] | None] = ContextVar("haulier_revealed", default=None)
 
 
@@ -117,15 +119,20 @@ class KeyFile:
     def load(self) -> bytes:
         """The key; raises ConfigurationError for a file that others can read or that is no key."""
         try:
-            return self._read()
-        except FileNotFoundError:
-            self._create()
-            return self._read()
+            try:
+                return self._read()
+            except FileNotFoundError:
+                self._create()
+                return self._read()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the key file {self.path} cannot be used: {error.strerror}"
+            ) from error
 
     def _create(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written aside and linked: of two processes that start at once one wins, whole.
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        # Written aside and linked: of two that start at once one wins, whole.
+        draft = self.path.with_name(f"{self.path.name}.{os.urandom(8).hex()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -165,15 +172,19 @@ class Sealer:
         self._key_id = ""
 
     def seal_tree(self, tree: Any, secrets: list[Secret], *, kind: str, job_id: str) -> Any:
-        """The dumped payload with each collected secret replaced by its sealed form."""
-        return self._walk(tree, "", kind, job_id, secrets)
+        """The dumped payload with each collected secret replaced by its sealed form.
+
+        Raises ValueError for a payload that holds what looks like a mark of ours.
+        """
+        waiting: list[Secret | None] = [*secrets]
+        return self._walk(tree, "", kind, job_id, waiting)
 
     def open_tree(self, tree: Any, *, kind: str, job_id: str) -> Any:
         """The stored payload with each sealed form replaced by a Secret that opens itself."""
         return self._walk(tree, "", kind, job_id, None)
 
     def _walk(
-        self, node: Any, path: str, kind: str, job_id: str, secrets: list[Secret] | None
+        self, node: Any, path: str, kind: str, job_id: str, secrets: list[Secret | None] | None
     ) -> Any:
         if isinstance(node, list):
             return [
@@ -184,7 +195,9 @@ class Sealer:
             return node
         associated = f"{kind}\n{path}\n{job_id}".encode()
         if secrets is not None and node.keys() == {_COLLECTED}:
-            return {_SEALED: self._seal(secrets[node[_COLLECTED]].reveal(), associated)}
+            return {_SEALED: self._seal(_taken(secrets, node[_COLLECTED]).reveal(), associated)}
+        if secrets is not None and node.keys() == {_SEALED}:
+            raise ValueError(f"an object with the only name {_SEALED} is reserved")
         if secrets is None and node.keys() == {_SEALED}:
             sealed = node[_SEALED]
             return Secret(lambda: self._open(sealed, associated))
@@ -199,20 +212,17 @@ class Sealer:
         box = nonce + cipher.encrypt(nonce, value.encode(), associated)
         return f"1.{self._key_id}.{base64.b64encode(box).decode()}"
 
-    def _open(self, sealed: str, associated: bytes) -> str:
+    def _open(self, sealed: Any, associated: bytes) -> str:
         cipher = self._ready()
-        version, key_id, box64 = sealed.split(".", 2)
-        if version != "1" or key_id != self._key_id:
+        key_id, box = _unwrapped(sealed)
+        if key_id != self._key_id:
             raise AuthenticationError(
                 f"this secret was sealed with key {key_id}, this process has key {self._key_id}"
             )
-        box = base64.b64decode(box64)
         try:
             return cipher.decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], associated).decode()
-        except InvalidTag:
-            raise AuthenticationError(
-                "a sealed secret does not open: it was changed, or moved to another field or job"
-            ) from None
+        except (InvalidTag, ValueError):
+            raise AuthenticationError(_DOES_NOT_OPEN) from None
 
     def _ready(self) -> AESGCM:
         if self._cipher is None:
@@ -220,6 +230,28 @@ class Sealer:
             self._key_id = sha256(b"haulier key id\n" + key).hexdigest()[:8]
             self._cipher = AESGCM(key)
         return self._cipher
+
+
+def _taken(secrets: list[Secret | None], place: Any) -> Secret:
+    """The secret that a mark stands for. Each has one mark: another is the payload's own doing."""
+    found = secrets[place] if isinstance(place, int) and 0 <= place < len(secrets) else None
+    if found is None:
+        raise ValueError(f"an object with the only name {_COLLECTED} is reserved")
+    secrets[place] = None
+    return found
+
+
+def _unwrapped(sealed: Any) -> tuple[str, bytes]:
+    """Key id and box of a sealed text; AuthenticationError for what was never written by us."""
+    try:
+        version, key_id, text = sealed.split(".")
+        box = base64.b64decode(text, validate=True)
+    except (AttributeError, ValueError):
+        raise AuthenticationError(_DOES_NOT_OPEN) from None
+    # Compared, because base64 has several spellings of the same bytes.
+    if version != "1" or base64.b64encode(box).decode() != text:
+        raise AuthenticationError(_DOES_NOT_OPEN)
+    return key_id, box
 
 
 def collect_into(secrets: list[Secret]) -> dict[str, Any]:
