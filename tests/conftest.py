@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import STORE_HOMES, FakeClock, StoreHome
 
 from haulier.ports import JobStore
+from support import STORE_HOMES, FakeClock, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
@@ -54,9 +54,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("no_open_tasks")
     yield
     left = [
-        thread
-        for thread in threading.enumerate()
-        if thread not in before and _may_not_stay(thread)
+        thread for thread in threading.enumerate() if thread not in before and _may_not_stay(thread)
     ]
     for thread in left:
         thread.join(PATIENCE)

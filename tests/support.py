@@ -279,5 +279,5 @@ class TroubledStore:
         await self._store.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self._store.__aexit__(*exc)

@@ -53,6 +53,7 @@ class JobFilter:
     queue: str | None = None
     batch_id: str | None = None
     roles: frozenset[Role] | None = None
+    worker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 from pydantic import BaseModel
-from support import wait_until
 
 from haulier import (
     App,
@@ -19,6 +18,7 @@ from haulier import (
     JobState,
     ValidationError,
 )
+from support import wait_until
 
 
 class Order(BaseModel):

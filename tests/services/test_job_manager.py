@@ -10,7 +10,6 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from support import Hand, items, move, wait_until
 
 from haulier.domain.ids import text_id
 from haulier.domain.job import JobState, Move, Priority, Role
@@ -28,6 +27,7 @@ from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.ids import new_id
 from haulier.services.jobs import CHECKED_FIRST, CHUNK
 from haulier.services.registry import define_task
+from support import Hand, items, move, wait_until
 
 CHOSEN = "01234567-89ab-7def-8123-456789abcdef"
 
@@ -139,9 +139,7 @@ class TestEnqueue:
             ("prioritty", 1),
         ],
     )
-    async def test_bad_options_are_refused_by_name_and_nothing_is_left(
-        self, manager, field, value
-    ):
+    async def test_bad_options_are_refused_by_name_and_nothing_is_left(self, manager, field, value):
         for call in (
             lambda: manager.enqueue("add", {"n": 1}, {field: value}),
             lambda: manager.enqueue_many("add", numbers(2), {field: value}),

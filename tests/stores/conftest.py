@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from support import TTL, Hand, StoreHome, StoreTime
 
 from haulier.ports import JobStore
+from support import TTL, Hand, StoreHome, StoreTime
 
 pytest.register_assert_rewrite("conformance")
 

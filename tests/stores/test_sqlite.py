@@ -10,7 +10,6 @@ from pathlib import Path
 
 import apsw
 import pytest
-from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
 
 from haulier.exceptions import (
     ConfigurationError,
@@ -22,6 +21,7 @@ from haulier.exceptions import (
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, exchange
 from haulier.stores.sqlite.engine import APPLICATION_ID, check_library
+from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support import StoreHome
 
 from haulier import App
 from haulier.ports import JobStore
+from support import StoreHome
 
 
 @pytest.fixture

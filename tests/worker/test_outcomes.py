@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from support import wait_until
 
 from haulier import (
     App,
@@ -25,6 +24,7 @@ from haulier import (
     Snooze,
     ValidationError,
 )
+from support import wait_until
 
 AT_ONCE = RetryPolicy(max_attempts=3, delay=0, cap=0)
 CANARY = "canary-7f3a-s3cr3t"
@@ -205,7 +205,11 @@ class TestSignals:
         task, attempts = raising(app, how, RetryLater("not yet", delay=0), retry=AT_ONCE)
         job = await outcome_of(app, task)
         assert (job.state, attempts) == (JobState.FAILED, [1, 2, 3])
-        assert (job.error.type, job.error.message, job.error.attempt) == ("RetryLater", "not yet", 3)
+        assert (job.error.type, job.error.message, job.error.attempt) == (
+            "RetryLater",
+            "not yet",
+            3,
+        )
 
     async def test_a_retry_waits_in_the_store(self, app):
         task, attempts = raising(app, "async", RetryLater(delay=3600))
@@ -386,7 +390,7 @@ class TestSecrets:
         task = app.task(kind="login", retry=RetryPolicy.never())(
             coroutine if how == "async" else body
         )
-        job = await outcome_of(app, task, login={"user": "u", "password": CANARY})
+        job = await outcome_of(app, task, user="u", password=CANARY)
         assert job.error.message == "login failed: u:******@host"
         assert job.message == "trying ******"
         assert CANARY not in repr(job)

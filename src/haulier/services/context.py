@@ -13,6 +13,9 @@ from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState, Note
 from haulier.exceptions import CancelJob, LeaseLostError
 from haulier.ports import JobFilter, JobReader
+from haulier.services.secrets import scrub_current
+
+LONGEST_MESSAGE = 500
 
 
 class Control:
@@ -62,6 +65,11 @@ class Context:
         """Whether this job should stop: a cancel was requested or the lease was lost."""
         return self._control.cancelled or self._control.lost
 
+    @property
+    def lost(self) -> bool:
+        """Whether this attempt no longer counts: its lease was lost, or it is to be given back."""
+        return self._control.lost
+
     def check(self) -> None:
         """Raise CancelJob if a cancel was requested, LeaseLostError if the lease was lost.
 
@@ -75,12 +83,14 @@ class Context:
     def progress(self, percent: float, message: str | None = None) -> None:
         """Say how far the job is, 0 to 100, with an optional message. Calls `check` as well.
 
-        Cheap enough for a loop: only the latest report is stored, a few times a second.
+        Cheap enough for a loop: only the latest report is stored, a few times a second. Secrets
+        that the job has revealed are masked in the message, which is cut after 500 characters.
         """
         self.check()
         if not 0 <= percent <= 100:
             raise ValueError(f"progress is a percentage from 0 to 100, not {percent!r}")
-        self._runtime.report(Note(self.job.id, self.job.lease, int(percent), message))
+        text = None if message is None else storable(scrub_current(str(message)))[:LONGEST_MESSAGE]
+        self._runtime.report(Note(self.job.id, self.job.lease, int(percent), text))
 
     @cached_property
     def log(self) -> Any:
@@ -106,13 +116,22 @@ class Context:
             batch_id=batch_id or self.job.batch_id or self.job.id,
             states=frozenset({state}) if state else None,
         )
-        cursor: int | None = None
-        while True:
-            page = await self._runtime.reader.find(
-                where, limit=500, cursor=cursor, oldest_first=True
-            )
-            for job in page.jobs:
-                yield job
-            if page.next is None:
-                return
-            cursor = page.next
+        async for job in pages(self._runtime.reader, where):
+            yield job
+
+
+async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
+    """All jobs of a query in the order of their insertion, read page by page."""
+    cursor: int | None = None
+    while True:
+        page = await reader.find(where, limit=500, cursor=cursor, oldest_first=True)
+        for job in page.jobs:
+            yield job
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def storable(text: str) -> str:
+    """Text that any store can keep: lone surrogates are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")

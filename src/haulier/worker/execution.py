@@ -21,6 +21,7 @@ from haulier.domain.job import (
 from haulier.exceptions import (
     CancelJob,
     ConfigurationError,
+    JobStateError,
     LeaseLostError,
     PermanentError,
     RetryLater,
@@ -28,7 +29,7 @@ from haulier.exceptions import (
     ValidationError,
 )
 from haulier.ports import Fence
-from haulier.services.context import Context
+from haulier.services.context import Context, storable
 from haulier.services.jobs import CHUNK, JobManager
 from haulier.services.payload import decode, encode_result
 from haulier.services.registry import Executor, TaskDefinition
@@ -70,9 +71,10 @@ async def execute(
             return Snoozed(signal.delay)
         except CancelJob as signal:
             return Cancelled(scrubber.scrub(str(signal)))
-        except LeaseLostError:
-            # Whatever is handed in now is refused by the fence; giving back is the truest word.
-            return Interrupted()
+        except LeaseLostError as error:
+            # Believed only if it is so: a job that is given back costs no attempt, so a task that
+            # raised this by itself would run for ever.
+            return Interrupted() if ctx.lost else Failed(_describe(job, error, scrubber))
         except RetryLater as signal:
             return Failed(_describe(job, signal, scrubber), delay=signal.delay)
         except asyncio.CancelledError as error:
@@ -101,9 +103,14 @@ async def _expand(
     while chunk := await threads.run(lambda: list(islice(items, CHUNK))):
         ctx.check()
         numbered = enumerate(chunk, start=position)
-        await manager.store.insert(
-            manager.expanded_items(definition, job, numbered), fence=Fence(job.id, job.lease)
-        )
+        made = manager.expanded_items(definition, job, numbered)
+        try:
+            await manager.store.insert(made, fence=Fence(job.id, job.lease))
+        except JobStateError:
+            # The batch was cancelled, and this call met it before the worker was told.
+            if (await manager.store.get(job.id)).cancel_requested:
+                raise CancelJob("cancelled on request") from None
+            raise
         position += len(chunk)
 
 
@@ -114,12 +121,14 @@ def _describe(job: Job, error: BaseException, scrubber: Scrubber) -> JobError:
     lines = traceback.format_list(own) + traceback.format_exception_only(error)
     return JobError(
         type=type(error).__name__,
-        message=_clean(scrubber.scrub(str(error)))[:LONGEST_MESSAGE],
-        traceback=_clean(scrubber.scrub("".join(lines)))[-LONGEST_TRACEBACK:],
+        message=storable(scrubber.scrub(_text_of(error)))[:LONGEST_MESSAGE],
+        traceback=storable(scrubber.scrub("".join(lines)))[-LONGEST_TRACEBACK:],
         attempt=job.attempt,
     )
 
 
-def _clean(text: str) -> str:
-    """Text that any store can keep: lone surrogates are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - it is the task's own code, and must not stop the worker
+        return "(its text could not be read)"

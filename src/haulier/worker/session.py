@@ -20,8 +20,11 @@ from haulier.domain.job import (
     Cancelled,
     Demand,
     Exchange,
+    Failed,
     Interrupted,
     Job,
+    JobError,
+    JobState,
     Move,
     Note,
     Outcome,
@@ -32,8 +35,8 @@ from haulier.domain.job import (
     decide,
 )
 from haulier.exceptions import StoreError
-from haulier.ports import JobReader, JobStore
-from haulier.services.context import Context, Control
+from haulier.ports import JobFilter, JobReader, JobStore
+from haulier.services.context import Context, Control, pages
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
@@ -162,6 +165,8 @@ class Session:
         self._stopping = False
         self._ended = False
         self._interrupted = False
+        self._in_doubt = False
+        self._task: asyncio.Task[None] | None = None
         self._grace_over: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -169,6 +174,7 @@ class Session:
 
     async def run(self) -> None:
         """Work until stopped and drained, or until this incarnation is declared lost."""
+        self._task = asyncio.current_task()
         await self._store.enlist(self._row())
         try:
             with ExitStack() as stack:
@@ -216,14 +222,21 @@ class Session:
         if self._ended:
             return
         # Jobs that the embedding program cancelled before they could say a word.
-        self._finished.extend(Transition(e.job, Move.GIVE_BACK) for e in self._running.values())
+        self._give_back(entry.job for entry in self._running.values())
         try:
-            if self._finished:
+            if self._finished or self._in_doubt:
+                await self._store.exchange(self.id, self._finished, ())
+            if self._in_doubt:
+                self._finished.clear()
+                self._give_back(await self._missed())
                 await self._store.exchange(self.id, self._finished, ())
             await self._store.retire(self.id)
         except StoreError as error:
             # The expiry of the incarnation releases its jobs instead, a little later.
             _log.warning("could not sign off", worker=self.id, error=str(error))
+
+    def _give_back(self, jobs: Iterable[Job]) -> None:
+        self._finished.extend(Transition(job, Move.GIVE_BACK) for job in jobs)
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────
 
@@ -236,9 +249,13 @@ class Session:
                 if finished and self._notes:
                     await self._flush_notes()
                 reply = await self._store.exchange(self.id, finished, self._demands())
-            except StoreError as error:
+            except BaseException as error:
                 # Kept and handed in again: repeating a fenced transition does no harm.
                 self._finished = finished + self._finished
+                # It may have been applied all the same, with jobs claimed that nobody runs.
+                self._in_doubt = True
+                if not isinstance(error, StoreError):
+                    raise
                 trouble += 1
                 _log.warning("exchange failed", worker=self.id, error=str(error), times=trouble)
                 if self._interrupted and not self._running:
@@ -248,6 +265,8 @@ class Session:
                 continue
             trouble = 0
             self._take(reply, group)
+            if self._in_doubt and not await self._adopt(group):
+                continue
             if self._stopping and not self._running and not self._finished:
                 return
             if not self._finished:
@@ -271,6 +290,26 @@ class Session:
         for job_id in reply.cancels:
             self._cancel(job_id)
 
+    async def _adopt(self, group: asyncio.TaskGroup) -> bool:
+        """Start what was claimed by an exchange whose answer got lost; false to try it again."""
+        try:
+            missed = await self._missed()
+        except StoreError as error:
+            _log.warning("exchange failed", worker=self.id, error=str(error), times=1)
+            return False
+        self._in_doubt = False
+        if not self._ended:
+            for job in missed:
+                self._start(job, group)
+        return True
+
+    async def _missed(self) -> list[Job]:
+        """Jobs that this incarnation holds by the store's account and knows nothing of."""
+        where = JobFilter(worker=self.id, states=frozenset({JobState.RUNNING}))
+        held = [job async for job in pages(self._store, where)]
+        known = {transition.job.id for transition in self._finished} | self._running.keys()
+        return [job for job in held if job.id not in known]
+
     def _demands(self) -> list[Demand]:
         if self._stopping or not self._claiming:
             return []
@@ -287,6 +326,10 @@ class Session:
     # ── Jobs ─────────────────────────────────────────────────────────────────────────────────
 
     def _start(self, job: Job, group: asyncio.TaskGroup) -> None:
+        if self._interrupted:
+            # Claimed by an exchange that was under way when running jobs were given back.
+            self._give_back([job])
+            return
         definition = self._manager.registry.get(job.kind)
         entry = _Running(job, definition, Control())
         self._lanes[definition.executor].took(job.kind, 1)
@@ -312,7 +355,19 @@ class Session:
         try:
             return await execute(entry.job, entry.definition, ctx, self._manager, self._threads)
         except asyncio.CancelledError:
+            if entry.stop is None and not self._cancelled_from_outside():
+                error = JobError(
+                    type="CancelledError",
+                    message="the task cancelled itself",
+                    attempt=entry.job.attempt,
+                )
+                return Failed(error)
+            # A thread goes on although nobody waits for it; let it hear that it is over.
+            entry.control.lost = True
             return _STOPPED[entry.stop]
+
+    def _cancelled_from_outside(self) -> bool:
+        return self._task is not None and self._task.cancelling() > 0
 
     def _halt(self, entry: _Running, why: Stop) -> None:
         """Stop a running job: a coroutine is cancelled, a thread finds out by its context."""
@@ -404,7 +459,11 @@ class Session:
 
     async def _flush_notes(self) -> None:
         notes, self._notes = self._notes, {}
-        await self._store.note(list(notes.values()))
+        try:
+            await self._store.note(list(notes.values()))
+        except StoreError:
+            self._notes = notes | self._notes
+            raise
 
 
 _STOPPED: dict[Stop | None, Outcome | None] = {

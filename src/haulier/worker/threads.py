@@ -77,8 +77,9 @@ def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None
         return
     if error is None:
         future.set_result(value)
-    elif isinstance(error, (StopIteration, asyncio.CancelledError)):
-        # A future refuses the one, and would take the other for its own cancellation.
+    elif isinstance(error, (StopIteration, GeneratorExit, asyncio.CancelledError)):
+        # A future refuses the first, the second would close the coroutine that waits for it, and
+        # the third would pass for the future's own cancellation.
         future.set_exception(RuntimeError(f"the task raised {type(error).__name__}"))
     else:
         future.set_exception(error)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Awaitable
 
 import pytest
-from support import Hand, adds_up, filled_batch, head, items, move, work
 
 from haulier.domain.batch import FinishCallback
 from haulier.domain.job import Job, JobState, Move, Role
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
+from support import Hand, adds_up, filled_batch, head, items, move, work
 
 AFTERWARDS = FinishCallback(kind="afterwards", queue="later")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from support import Hand, head, move, work, works
 
 from haulier.domain.ids import uuid7
 from haulier.domain.job import (
@@ -16,6 +15,7 @@ from haulier.domain.job import (
     Priority,
 )
 from haulier.domain.retry import Backoff, RetryPolicy
+from support import Hand, head, move, work, works
 
 POINT = RANK_PER_PRIORITY / MICROSECOND
 """Seconds of waiting that one point of priority is worth."""
@@ -87,9 +87,7 @@ class TestOrder(OverHours):
         await hand.hand_in(job, Move.GIVE_BACK)
         assert [job.id for job in await hand.claim(2)] == [first.id, second.id]
 
-    async def test_a_retried_job_goes_behind_those_that_were_ready_before(
-        self, store, hand, clock
-    ):
+    async def test_a_retried_job_goes_behind_those_that_were_ready_before(self, store, hand, clock):
         first, second = works(2)
         await store.insert([first, second])
         job = await hand.claim_one()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import Hand, adds_up, head, items, work, works
 
 from haulier.domain.job import JobState, Move, Role
 from haulier.exceptions import JobNotFoundError, JobStateError
+from support import Hand, adds_up, head, items, work, works
 
 
 class TestInsert:

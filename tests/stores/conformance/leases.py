@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support import TTL, Hand, head, items, move, work, works
 
 from haulier.domain.job import Job, JobState, Move, Note
 from haulier.exceptions import LeaseLostError
 from haulier.ports import Fence
+from support import TTL, Hand, head, items, move, work, works
 
 
 class TestFence:
@@ -103,7 +103,9 @@ class TestFence:
     async def test_a_note_of_progress_alone_leaves_the_message(self, store, hand):
         await store.insert([work()])
         job = await hand.claim_one()
-        await store.note([Note(job.id, job.lease, 10, "reading"), Note(job.id, job.lease, 20, None)])
+        await store.note(
+            [Note(job.id, job.lease, 10, "reading"), Note(job.id, job.lease, 20, None)]
+        )
         seen = await store.get(job.id)
         assert (seen.progress, seen.message) == (20, "reading")
 

@@ -18,7 +18,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import Hand, StoreHome, filled_batch, move, works
 
 from haulier.domain.job import (
     MICROSECOND,
@@ -32,6 +31,7 @@ from haulier.domain.job import (
 )
 from haulier.exceptions import JobStateError
 from haulier.ports import JobFilter
+from support import Hand, StoreHome, filled_batch, works
 
 EXAMPLES = 50
 STEPS = 40

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support import Hand, adds_up, filled_batch, head, items, move, work, works
 
 from haulier.domain.job import JobState, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter
+from support import Hand, adds_up, filled_batch, head, items, move, work, works
 
 FINISHED = [Move.COMPLETE, Move.FAIL, Move.CANCEL]
 
@@ -128,9 +128,7 @@ class TestCancelBatch:
     @pytest.mark.parametrize(
         "answer", [Move.CANCEL, Move.RETRY, Move.GIVE_BACK, Move.HAND_OVER, Move.LOSE]
     )
-    async def test_a_batch_cancelled_while_it_is_expanded_ends_cancelled(
-        self, store, hand, answer
-    ):
+    async def test_a_batch_cancelled_while_it_is_expanded_ends_cancelled(self, store, hand, answer):
         top = head()
         await store.insert([top])
         held = await hand.claim_one()

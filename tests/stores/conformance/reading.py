@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import Hand, filled_batch, head, items, move, wait_until, work, works
 
 from haulier.domain.batch import FinishCallback
 from haulier.domain.ids import uuid7
 from haulier.domain.job import MAX_LOST, JobState, Move, Role
 from haulier.ports import JobFilter
+from support import Hand, filled_batch, head, items, move, wait_until, work, works
 
 
 class TestFind:

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
-from support import Hand, StoreTime, filled_batch, head, items, move, work
 
 from haulier.domain.job import MAX_LOST, RULES, Job, JobState, Move, Role
 from haulier.exceptions import JobStateError
 from haulier.ports import Fence, JobStore
+from support import Hand, StoreTime, filled_batch, head, items, move, work
 
 BY_WORKER = {how for how, rule in RULES.items() if rule.fenced} - {Move.HAND_OVER}
 BY_LOSS = {Move.LOSE, Move.LOSE_LAST}
@@ -271,9 +271,7 @@ class TestHeadRules:
         assert not await hand.hand_in(held, Move.HAND_OVER)
         assert await store.get(top.id) == before
 
-    async def test_a_head_that_hands_over_waits_without_worker_under_a_new_lease(
-        self, store, hand
-    ):
+    async def test_a_head_that_hands_over_waits_without_worker_under_a_new_lease(self, store, hand):
         held, _ = await self.expanding(store, hand)
         assert await hand.hand_in(held, Move.HAND_OVER)
         waiting = await store.get(held.id)

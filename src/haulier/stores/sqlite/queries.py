@@ -67,6 +67,9 @@ def _terms(where: JobFilter) -> tuple[list[str], list[Any]]:
     if where.batch_id is not None:
         terms.append("batch = ?")
         values.append(key_of(where.batch_id))
+    if where.worker is not None:
+        terms.append("worker = ?")
+        values.append(key_of(where.worker))
     for column, value in (("kind", where.kind), ("queue", where.queue)):
         if value is not None:
             terms.append(f"{column} = ?")
@@ -76,7 +79,10 @@ def _terms(where: JobFilter) -> tuple[list[str], list[Any]]:
         terms.append("role < 2")
     elif where.roles is not None:
         terms.append(f"role IN ({', '.join(str(ROLE_CODE[role]) for role in where.roles)})")
-    if where.states is not None:
+    if where.states is not None and len(where.states) == 1:
+        # In these words it is the condition of the indexes of one state.
+        terms.extend(f"state = {STATE_CODE[state]}" for state in where.states)
+    elif where.states is not None:
         terms.append(f"state IN ({', '.join(str(STATE_CODE[state]) for state in where.states)})")
     return terms, values
 
