@@ -1,6 +1,12 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
-from conformance.batches import TestFinishCallback, TestManyItems, TestRetryFailed, TestSettling
+from conformance.batches import (
+    TestCutOff,
+    TestFinishCallback,
+    TestManyItems,
+    TestRetryFailed,
+    TestSettling,
+)
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
@@ -12,6 +18,7 @@ from conformance.rules import TestHeadRules, TestRules
 __all__ = [
     "TestCancel",
     "TestCancelBatch",
+    "TestCutOff",
     "TestDelete",
     "TestDemands",
     "TestFence",

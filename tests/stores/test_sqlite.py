@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -177,14 +178,15 @@ class TestFile:
         with pytest.raises(StoreUnavailableError, match="nowhere"):
             await SqliteStore(str(tmp_path / "nowhere" / "jobs.db")).__aenter__()
 
-    async def test_two_that_open_a_new_file_at_once_both_get_it(self, path):
-        stores = [SqliteStore(str(path)) for _ in range(4)]
-        await asyncio.gather(*(store.__aenter__() for store in stores))
-        for store in stores:
-            await store.insert([work()])
-        assert sum((await stores[0].counts()).values()) == 4
-        for store in stores:
-            await store.__aexit__(None, None, None)
+    async def test_many_that_open_a_new_file_at_once_all_get_it(self, tmp_path):
+        """Twenty times: the moments in which they can meet are short."""
+        for number in range(20):
+            stores = [SqliteStore(str(tmp_path / f"{number}.db")) for _ in range(5)]
+            async with contextlib.AsyncExitStack() as stack:
+                await asyncio.gather(*(stack.enter_async_context(store) for store in stores))
+                for store in stores:
+                    await store.insert([work()])
+                assert sum((await stores[0].counts()).values()) == len(stores)
 
     def test_the_header_says_whose_file_it_is(self, tmp_path):
         home = SqliteFile(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -28,8 +28,9 @@ class TestSettling:
         self, store, hand, clock
     ):
         batch = await filled_batch(store, 4)
-        jobs = await hand.claim(4)
+        jobs = await hand.claim(1)
         clock.advance(1)
+        jobs += await hand.claim(3)
         await hand.exchange(
             move(jobs[0], Move.COMPLETE), move(jobs[1], Move.FAIL), move(jobs[2], Move.CANCEL)
         )
@@ -212,27 +213,30 @@ class TestRetryFailed:
             await store.retry_failed(job.id)
 
 
-MANY = 4500
-"""More items than two slices hold: what is done to whole batches goes in slices of 2,000."""
+SLICE = 2000
+MANY = 8500
+"""So many items that several slices are needed: what is done to whole batches goes in slices."""
+
+Verb = Callable[[str], Awaitable[object]]
+Look = Callable[[str], Awaitable[bool]]
 
 
-async def interrupted(store: JobStore, work: Awaitable[object], after: int) -> bool:
-    """Give up waiting for a verb when so many changes were seen; whether it was still going on."""
-    seen = 0
-    task = asyncio.ensure_future(work)
+async def cut_off(verb: Verb, prepare: Callable[[], Awaitable[str]], half_way: Look) -> str:
+    """A batch on which a verb was begun and not ended: its caller went away in the middle.
 
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        if seen == after:
-            task.cancel()
-
-    with store.watch(count, ready=True, settled=True):
+    One slice may still be under way at that moment, so `half_way` means that more than one is left.
+    Should the verb have been through before that was seen, it is tried on another batch.
+    """
+    for _ in range(20):
+        batch = await prepare()
+        task = asyncio.ensure_future(verb(batch))
+        while not task.done() and not await half_way(batch):
+            pass
+        task.cancel()
         await asyncio.wait([task])
-    if task.cancelled():
-        return True
-    task.result()
-    return False
+        if await half_way(batch):
+            return batch
+    raise AssertionError("the verb was always through before it could be cut off")
 
 
 class TestManyItems:
@@ -259,56 +263,106 @@ class TestManyItems:
         await store.delete(batch)
         assert await store.counts() == {}
 
-    @pytest.mark.parametrize("after", [1, 2])
+
+class TestCutOff:
+    """Whoever began such work may die of it; the next sweep of any worker takes it up."""
+
+    async def half_cancelled(self, store, hand, claimed: int, dropped: int) -> str:
+        """A batch of which so many items run and at least so many were dropped."""
+
+        async def prepare() -> str:
+            batch = await filled_batch(store, MANY, finish=AFTERWARDS)
+            await hand.claim(claimed)
+            return batch
+
+        async def half_way(batch: str) -> bool:
+            now = await store.batch(batch)
+            assert adds_up(now)
+            begun = now.cancel_requested and now.counts.cancelled >= dropped
+            return begun and now.counts.pending > SLICE
+
+        return await cut_off(lambda batch: store.cancel([batch]), prepare, half_way)
+
+    async def half_retried(self, store, hand) -> str:
+        async def prepare() -> str:
+            batch = await filled_batch(store, MANY, finish=AFTERWARDS)
+            await hand.work_off(Move.FAIL)
+            return batch
+
+        async def half_way(batch: str) -> bool:
+            now = await store.batch(batch)
+            assert adds_up(now)
+            return now.counts.pending and now.counts.failed > SLICE
+
+        return await cut_off(store.retry_failed, prepare, half_way)
+
+    async def half_deleted(self, store, hand) -> str:
+        async def prepare() -> str:
+            batch = await filled_batch(store, MANY)
+            await hand.work_off(Move.FAIL)
+            return batch
+
+        async def half_way(batch: str) -> bool:
+            return SLICE + 1 < sum((await store.counts()).values()) <= MANY
+
+        return await cut_off(store.delete, prepare, half_way)
+
+    @pytest.mark.parametrize("dropped", [0, 1])
     async def test_a_cancel_that_was_interrupted_is_finished_by_the_next_sweep(
-        self, store, hand, after
+        self, store, hand, dropped
     ):
-        batch = await filled_batch(store, MANY, finish=AFTERWARDS)
-        running = await hand.claim_one()
-        assert await interrupted(store, store.cancel([batch]), after)
-        now = await store.batch(batch)
-        assert adds_up(now)
-        assert now.counts.pending > 0
+        batch = await self.half_cancelled(store, hand, claimed=1, dropped=dropped)
         await store.sweep()
         now = await store.batch(batch)
         assert (now.counts.cancelled, now.counts.running) == (MANY - 1, 1)
-        assert (await hand.exchange()).cancels == (running.id,)
+        (running,) = (await store.find(running_of(batch))).jobs
+        assert running.id in (await hand.exchange()).cancels
         await hand.hand_in(running, Move.CANCEL)
-        assert (await store.batch(batch)).state is JobState.CANCELLED
-        assert len(await callbacks(store)) == 1
+        now = await store.batch(batch)
+        assert now.state is JobState.CANCELLED
+        assert now.finish_job in {callback.id for callback in await callbacks(store)}
+
+    async def test_items_claimed_while_their_batch_is_being_cancelled_are_told_too(
+        self, store, hand
+    ):
+        batch = await self.half_cancelled(store, hand, claimed=0, dropped=0)
+        late = await hand.claim(2)
+        await store.sweep()
+        assert set((await hand.exchange()).cancels) == {job.id for job in late}
+        await hand.exchange(*(move(job, Move.RETRY, delay=0) for job in late))
+        assert (await store.batch(batch)).counts.cancelled == MANY
 
     async def test_a_retry_that_was_interrupted_is_finished_by_the_next_sweep(self, store, hand):
-        batch = await filled_batch(store, MANY)
-        await hand.work_off(Move.FAIL)
-        assert await interrupted(store, store.retry_failed(batch), 2)
-        now = await store.batch(batch)
-        assert adds_up(now)
-        assert now.counts.failed > 0
+        batch = await self.half_retried(store, hand)
         with pytest.raises(JobStateError, match="under way"):
             await store.retry_failed(batch)
         await store.sweep()
         assert (await store.batch(batch)).counts.pending == MANY
-        assert await hand.work_off() == MANY
-        assert (await store.batch(batch)).state is JobState.COMPLETED
 
     async def test_a_retry_does_not_settle_before_its_last_slice(self, store, hand):
-        batch = await filled_batch(store, MANY, finish=AFTERWARDS)
-        await hand.work_off(Move.FAIL)
-        assert await interrupted(store, store.retry_failed(batch), 2)
+        batch = await self.half_retried(store, hand)
         await hand.work_off()
         assert (await store.get(batch)).state is JobState.RUNNING
+        before = len(await callbacks(store))
         await store.sweep()
         await hand.work_off()
-        assert (await store.batch(batch)).counts.completed == MANY
-        assert len(await callbacks(store)) == 2
+        ended = await store.batch(batch)
+        assert (ended.state, ended.counts.completed) == (JobState.COMPLETED, MANY)
+        assert len(await callbacks(store)) == before + 1
 
     async def test_a_delete_that_was_interrupted_is_finished_by_the_next_sweep(self, store, hand):
-        batch = await filled_batch(store, MANY)
-        await hand.work_off(Move.FAIL)
-        assert await interrupted(store, store.delete(batch), 2)
-        with pytest.raises((JobStateError, JobNotFoundError)):
+        batch = await self.half_deleted(store, hand)
+        with pytest.raises(JobStateError):
             await store.retry_failed(batch)
+        (job, *_) = (await store.find(JobFilter(batch_id=batch))).jobs
+        with pytest.raises(JobStateError):
+            await store.requeue([job.id])
+        await store.cancel([batch])
         await store.sweep()
         with pytest.raises(JobNotFoundError):
             await store.get(batch)
         assert await store.counts() == {}
+
+
+def running_of(batch: str) -> JobFilter:
+    return JobFilter(batch_id=batch, states=frozenset({JobState.RUNNING}))

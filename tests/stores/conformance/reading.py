@@ -74,6 +74,9 @@ class TestFind:
         assert await count(roles=frozenset({Role.SINGLE, Role.HEAD})) == 6
         assert await count(roles=frozenset({Role.HEAD}), kind="bulk") == 1
         assert await count(kind="nothing") == 0
+        assert await count(worker=hand.id) == 1
+        assert await count(worker=hand.id, states=frozenset({running})) == 1
+        assert await count(worker=(await Hand.enlist(store)).id) == 0
 
     async def test_batches_are_listed_the_newest_first(self, store):
         ids = [uuid7(1_000_000 + n, bytes(10)) for n in range(5)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from haulier.domain.job import MAX_LOST, RULES, Job, JobState, Move, Role
+from haulier.domain.job import MAX_LOST, RULES, Job, JobState, Move, Note, Role
 from haulier.exceptions import JobStateError
 from haulier.ports import Fence, JobStore
 from support import Hand, StoreTime, filled_batch, head, items, move, work
@@ -202,6 +202,7 @@ class TestRules:
             1,
             1,
         )
+        await store.note([Note(first.id, first.lease, 70, "nearly")])
         await hand.hand_in(first, Move.RETRY, delay=0)
         again = await hand.claim_one()
         assert (again.attempt, again.lease, again.progress, again.message) == (2, 2, None, None)

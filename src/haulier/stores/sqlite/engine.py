@@ -124,18 +124,30 @@ def prepare(path: str) -> apsw.Connection:
     """Open the store for writing, creating or checking its schema."""
     if path != ":memory:":
         _touch(Path(path))
-    db = connect(path)
-    try:
-        # Looked at before anything is changed: it may be somebody else's database.
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        db = connect(path)
+        try:
+            _set_up(db, path)
+            return db
+        except BaseException as error:
+            db.close()
+            # The switch to WAL does not ask the busy handler: when several open a new file at once,
+            # all but one have to come again.
+            if not isinstance(error, apsw.BusyError) or time.monotonic() > give_up:
+                raise
+        time.sleep(random.uniform(0.001, 0.01))
+
+
+def _set_up(db: apsw.Connection, path: str) -> None:
+    # Looked at before anything is changed: it may be somebody else's database. In one snapshot, or
+    # a store that another process is just creating would look like one.
+    with _snapshot(db):
         _is_ours(db, path)
-        db.execute("PRAGMA journal_mode = WAL").fetchall()
-        db.execute("PRAGMA journal_size_limit = 67108864")
-        with _transaction(db):
-            _check_or_create(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
+    db.execute("PRAGMA journal_mode = WAL").fetchall()
+    db.execute("PRAGMA journal_size_limit = 67108864")
+    with _transaction(db):
+        _check_or_create(db, path)
 
 
 def _touch(path: Path) -> None:
