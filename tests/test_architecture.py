@@ -98,12 +98,19 @@ def test_importing_haulier_loads_nothing_else():
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_nothing_is_unpickled_or_evaluated(path):
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if _is_plain_call(node):
             assert node.func.id not in BANNED_CALLS
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         assert not {name.partition(".")[0] for name in names} & BANNED_MODULES
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_command_line_prints(path):
+    if not name_of(path).startswith("cli/"):
+        called = {node.func.id for node in ast.walk(tree_of(path)) if _is_plain_call(node)}
+        assert "print" not in called
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -125,3 +132,7 @@ def test_the_error_tree_in_the_docstring_is_the_one_in_the_code():
     for name, value in vars(errors).items():
         if isinstance(value, type) and issubclass(value, errors.HaulierError):
             assert f" {name}" in drawn or drawn.lstrip().find(name) >= 0, name
+
+
+def _is_plain_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -746,8 +745,7 @@ def test_the_cache_does_not_keep_failures():
 
 
 def settled(context, *, seq, state, batch_id, result=None, error=None):
-    return replace(
-        context.job,
+    return context.job._replace(
         seq=seq,
         batch_id=batch_id,
         state=state,
@@ -829,7 +827,7 @@ def test_a_long_batch_is_read_page_by_page_and_replaces_the_old_manifest(make_co
     folder.mkdir()
     (folder / "manifest.jsonl").write_text("old")
     job = settled(make_context(payload=item), seq=1, state=JobState.CANCELLED, batch_id="b")
-    items = [replace(job, seq=seq) for seq in range(2, 1203)]
+    items = [job._replace(seq=seq) for seq in range(2, 1203)]
 
     result, context = finish(make_context, items, folder)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from structlog.testing import capture_logs
 
 from haulier import (
     App,
@@ -24,7 +25,7 @@ from haulier import (
     Snooze,
     ValidationError,
 )
-from support import wait_until
+from support import wait_until, work
 
 AT_ONCE = RetryPolicy(max_attempts=3, delay=0, cap=0)
 CANARY = "canary-7f3a-s3cr3t"
@@ -87,8 +88,6 @@ class TestSuccess:
         assert "serialize" in job.error.message
 
     async def test_a_stored_payload_that_no_longer_fits_fails_at_once(self, app, store):
-        from support import work
-
         @app.task(retry=AT_ONCE)
         async def task(n: int) -> int:
             return n
@@ -181,8 +180,6 @@ class TestContext:
         assert (job.value, job.message) == ("fine", kept)
 
     async def test_log_lines_carry_the_job(self, app):
-        from structlog.testing import capture_logs
-
         @app.task
         async def talk(ctx: Context) -> None:
             ctx.log.info("hello", who="world")

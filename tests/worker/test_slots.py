@@ -7,7 +7,7 @@ import threading
 
 from pydantic import BaseModel
 
-from haulier import BaseTaskRunner, Context, JobFilter, JobState, WorkerOptions
+from haulier import BaseTaskRunner, Context, JobFilter, JobState, RetryPolicy, WorkerOptions
 from haulier.runners.base import BatchFinished
 from support import wait_until, work, works
 
@@ -182,8 +182,6 @@ async def test_an_expansion_that_fails_fails_the_batch_and_drops_its_items(app):
 
         async def run_item(self, ctx: Context, item: Item) -> int:
             return item.n
-
-    from haulier import RetryPolicy
 
     app.add_runner(Broken())
     async with app.working():

@@ -253,6 +253,15 @@ class TestManyItems:
         assert (ended.state, ended.counts.cancelled) == (JobState.CANCELLED, MANY)
         assert len(await callbacks(store)) == 1
 
+    async def test_cancel_of_a_few_behind_very_many_that_are_done(self, store, hand):
+        batch = await filled_batch(store, 21_000)
+        for _ in range(41):
+            jobs = await hand.claim(500)
+            await hand.exchange(*(move(job, Move.COMPLETE) for job in jobs))
+        assert await store.cancel([batch]) == {batch: JobState.CANCELLED}
+        ended = await store.batch(batch)
+        assert (ended.counts.completed, ended.counts.cancelled) == (20_500, 500)
+
     async def test_retry_and_delete(self, store, hand):
         batch = await filled_batch(store, MANY)
         assert await hand.work_off(Move.FAIL) == MANY

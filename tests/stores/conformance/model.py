@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import settings
@@ -33,7 +33,7 @@ from haulier.exceptions import JobStateError
 from haulier.ports import JobFilter
 from support import Hand, StoreHome, filled_batch, works
 
-EXAMPLES = 50
+EXAMPLES = 60
 STEPS = 40
 A_WEEK = 7 * 86_400.0
 
@@ -114,7 +114,7 @@ class StoreModel(RuleBasedStateMachine):
         assert [job.id for job in claimed] == [shadow.job.id for shadow in expected]
         for job, shadow in zip(claimed, expected, strict=True):
             self._apply(shadow, Move.CLAIM)
-            shadow.job = replace(shadow.job, worker=hand.id)
+            shadow.job = shadow.job._replace(worker=hand.id)
             shadow.claims = (*shadow.claims, job)
             assert (job.attempt, job.lease) == (shadow.job.attempt, shadow.job.lease)
 
@@ -252,8 +252,7 @@ class StoreModel(RuleBasedStateMachine):
         job, yields = shadow.job, RULES[how].yields_to_cancel and shadow.job.cancel_requested
         effect = RULES[Move.CANCEL] if yields else RULES[how]
         assert job.state in effect.sources
-        shadow.job = replace(
-            job,
+        shadow.job = job._replace(
             state=effect.target,
             attempt=effect.attempt if effect.resets else job.attempt + effect.attempt,
             lease=job.lease + effect.lease,
@@ -266,9 +265,9 @@ class StoreModel(RuleBasedStateMachine):
 
     def _cancel(self, shadow: Shadow) -> None:
         if shadow.job.state is JobState.PENDING:
-            shadow.job = replace(shadow.job, state=JobState.CANCELLED)
+            shadow.job = shadow.job._replace(state=JobState.CANCELLED)
         elif shadow.job.state is JobState.RUNNING:
-            shadow.job = replace(shadow.job, cancel_requested=True)
+            shadow.job = shadow.job._replace(cancel_requested=True)
 
     def _settle(self, batch: str | None) -> None:
         if batch is None or self.heads[batch] is not JobState.RUNNING:

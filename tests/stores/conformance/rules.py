@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -161,7 +161,7 @@ class TestRules:
             change = Counter({RULES[how].target: 1, state: -1})
         else:
             told = how is Move.DROP and state is JobState.RUNNING
-            assert after == replace(before, cancel_requested=told)
+            assert after == before._replace(cancel_requested=told)
             change = Counter()
         now_everywhere, now_in_batch = await walker.counters()
         everywhere.update(change)

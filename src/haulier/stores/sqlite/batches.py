@@ -27,13 +27,27 @@ from haulier.stores.sqlite.rows import (
 from haulier.stores.sqlite.settling import settle_done
 
 SLICE = 2000
+LOOKED_AT = 20_000
+"""Items that one slice passes over at most: of a large batch most may be done already."""
+
 CANCELLING, RETRYING, DELETING = 1, 2, 3
 
 _DROP = f"""
 UPDATE jobs SET state = {STATE_CODE[RULES[Move.DROP].target]}, rank = NULL, finished_at = ?
-WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND seq > ? AND state = {PENDING}
-              ORDER BY seq LIMIT {SLICE})
+WHERE seq IN (SELECT seq FROM (SELECT seq, state FROM jobs WHERE batch = ? AND seq > ?
+                               ORDER BY seq LIMIT {LOOKED_AT})
+              WHERE state = {PENDING} ORDER BY seq LIMIT {SLICE})
 RETURNING seq, queue, kind
+"""
+
+_PASSED = f"""
+SELECT count(*), max(seq)
+FROM (SELECT seq FROM jobs WHERE batch = ? AND seq > ? ORDER BY seq LIMIT {LOOKED_AT})
+"""
+
+# By the index of what runs, which is little; the planner would read the whole batch.
+_TELL = f"""
+UPDATE jobs INDEXED BY jobs_running SET cancel = 1 WHERE batch = ? AND state = {RUNNING}
 """
 
 _REQUEUE = f"""
@@ -52,7 +66,7 @@ def begin_cancel(db: apsw.Connection, batch: bytes) -> None:
         (CANCELLING, batch),
     )
     # Running items are told first: they take longest to stop.
-    db.execute(f"UPDATE jobs SET cancel = 1 WHERE batch = ? AND state = {RUNNING}", (batch,))
+    db.execute(_TELL, (batch,))
 
 
 def begin_retry(db: apsw.Connection, now: int, batch: bytes) -> None:
@@ -112,14 +126,17 @@ def _drop_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tup
     deltas = Deltas()
     for _, queue, kind in dropped:
         deltas.moved(queue, kind, ITEM, batch, PENDING, CANCELLED)
-    done = len(dropped) < SLICE
-    if done:
+    if len(dropped) == SLICE:
+        following = max(row[0] for row in dropped)
+    else:
+        ((passed, last),) = fetch(db, _PASSED, (batch, cursor))
+        following = last if passed == LOOKED_AT else None
+    if following is None:
         # Items claimed between two slices are running by now.
-        db.execute(f"UPDATE jobs SET cancel = 1 WHERE batch = ? AND state = {RUNNING}", (batch,))
+        db.execute(_TELL, (batch,))
         db.execute("UPDATE batches SET draining = 0 WHERE id = ?", (batch,))
     deltas.write(db, now)
     settle_done(db, now, [batch])
-    following = None if done else max(row[0] for row in dropped)
     return len(dropped), following
 
 

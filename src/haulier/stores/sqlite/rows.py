@@ -65,7 +65,7 @@ def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) 
 
 
 @lru_cache(maxsize=1024)
-def _batch_text(raw: bytes) -> str:
+def _id_text(raw: bytes) -> str:
     return text_id(raw)
 
 
@@ -97,34 +97,23 @@ def error_from_text(text: str) -> JobError:
 
 
 def job_from_row(row: Row) -> Job:
-    """The job that a row of JOB_COLUMNS holds."""
-    return Job(
-        id=text_id(row[0]),
-        seq=row[1],
-        kind=row[2],
-        queue=row[3],
-        payload=row[4],
-        state=STATES[row[5]],
-        version=row[6],
-        role=ROLES[row[7]],
-        priority=row[8],
-        run_at=row[9],
-        attempt=row[10],
-        lease=row[11],
-        lost=row[12],
-        key=row[13],
-        batch_id=row[14] and _batch_text(row[14]),
-        position=row[15],
-        retry=row[16] and retry_from_text(row[16]),
-        worker=row[17] and _batch_text(row[17]),
-        cancel_requested=bool(row[18]),
-        created_at=row[19],
-        started_at=row[20],
-        finished_at=row[21],
-        progress=row[22],
-        message=row[23],
-        result=row[24],
-        error=row[25] and error_from_text(row[25]),
+    """The job that a row of JOB_COLUMNS holds; they stand in the order of Job's fields."""
+    return Job._make(
+        (
+            text_id(row[0]),
+            *row[1:5],
+            STATES[row[5]],
+            row[6],
+            ROLES[row[7]],
+            *row[8:14],
+            row[14] and _id_text(row[14]),
+            row[15],
+            row[16] and retry_from_text(row[16]),
+            row[17] and _id_text(row[17]),
+            bool(row[18]),
+            *row[19:25],
+            row[25] and error_from_text(row[25]),
+        )
     )
 
 
