@@ -8,7 +8,7 @@ been applied or not: each verb can be repeated without harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -119,6 +119,18 @@ class JobReader(Protocol):
     async def workers(self) -> list[WorkerRow]:
         """The worker incarnations the store remembers, the youngest first."""
         ...
+
+
+async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
+    """All jobs of a query in the order of their insertion, read page by page."""
+    cursor: int | None = None
+    while True:
+        page = await reader.find(where, limit=500, cursor=cursor, oldest_first=True)
+        for job in page.jobs:
+            yield job
+        if page.next is None:
+            return
+        cursor = page.next
 
 
 class JobStore(JobReader, Protocol):

@@ -22,18 +22,17 @@ from haulier.cli.output import (
     existing_store,
     instant,
     json_option,
-    masked,
     states_of,
     store_option,
 )
+from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
-from haulier.ports import JobFilter
+from haulier.ports import JobFilter, pages
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from haulier.domain.job import Job
-    from haulier.ports import JobStore
 
 EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
 
@@ -151,24 +150,13 @@ async def export(batch_id: str, form: str, states: Sequence[str], store: str | N
         writer = csv.writer(sys.stdout, lineterminator="\n")
         if form == "csv":
             writer.writerow(EXPORT_COLUMNS)
-        async for job in _items(opened, batch_id, states):
+        where = JobFilter(batch_id=batch_id, states=states_of(states))
+        async for job in pages(opened, where):
             row = _export_row(job)
             if form == "csv":
                 writer.writerow([_cell(row[column]) for column in EXPORT_COLUMNS])
             else:
                 click.echo(json.dumps(row))
-
-
-async def _items(store: JobStore, batch_id: str, states: Sequence[str]) -> AsyncIterator[Job]:
-    where = JobFilter(batch_id=batch_id, states=states_of(states))
-    cursor: int | None = None
-    while True:
-        page = await store.find(where, limit=1000, cursor=cursor, oldest_first=True)
-        for job in page.jobs:
-            yield job
-        if page.next is None:
-            return
-        cursor = page.next
 
 
 def _export_row(job: Job) -> dict[str, Any]:

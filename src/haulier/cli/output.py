@@ -17,6 +17,7 @@ import click
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import MICROSECOND, Job, JobState, Role
+from haulier.domain.sealed import masked
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -255,15 +256,6 @@ def job_document(job: Job) -> dict[str, Any]:
         "started_at": instant(job.started_at),
         "finished_at": instant(job.finished_at),
     }
-
-
-def masked(node: Any) -> Any:
-    """The payload with its sealed secrets hidden."""
-    if isinstance(node, dict):
-        if node.keys() == {"$sealed"}:
-            return "******"
-        return {name: masked(value) for name, value in node.items()}
-    return [masked(item) for item in node] if isinstance(node, list) else node
 
 
 def batch_document(batch: Batch) -> dict[str, Any]:

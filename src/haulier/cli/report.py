@@ -10,7 +10,7 @@ import click
 
 from haulier.cli.output import batch_document, duration, emit_fields, emit_table
 from haulier.domain.job import MICROSECOND, JobState
-from haulier.ports import JobFilter
+from haulier.ports import JobFilter, pages
 
 if TYPE_CHECKING:
     from haulier.app import App
@@ -47,7 +47,7 @@ async def show_renditions(app: App, batch_id: str) -> None:
     callback = await app.get(batch.finish_job) if batch.finish_job else None
     size = moved = 0
     accounts: set[str] = set()
-    async for job in items(app, batch_id, JobState.COMPLETED):
+    async for job in _items(app, batch_id, JobState.COMPLETED):
         accounts.add(job.value["account"])
         size += job.value["bytes"]
         moved = max(moved, job.value["distance_to_geometry"])
@@ -71,7 +71,7 @@ async def show_proxies(app: App, batch_id: str) -> None:
     batch = await app.batch(batch_id)
     rows: list[tuple[str, ...]] = []
     verdicts: Counter[str] = Counter()
-    async for job in items(app, batch_id, JobState.COMPLETED):
+    async for job in _items(app, batch_id, JobState.COMPLETED):
         found = job.value
         verdicts[found["verdict"]] += 1
         if len(rows) < ROWS_SHOWN:
@@ -116,7 +116,7 @@ async def _show_failures(app: App, batch: Batch) -> None:
         return
     classes: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    async for job in items(app, batch.id, JobState.FAILED):
+    async for job in _items(app, batch.id, JobState.FAILED):
         if job.error is not None:
             classes[job.error.type] += 1
             examples.setdefault(job.error.type, job.error.message.splitlines()[0])
@@ -134,14 +134,6 @@ def _took(batch: Batch) -> str:
     return duration(seconds) + (f" ({rate:.1f} items/s)" if rate else "")
 
 
-async def items(app: App, batch_id: str, state: JobState | None = None) -> AsyncIterator[Job]:
-    """The items of a batch in their order, read page by page."""
-    where = JobFilter(batch_id=batch_id, states=frozenset({state}) if state else None)
-    cursor: int | None = None
-    while True:
-        page = await app.store.find(where, limit=1000, cursor=cursor, oldest_first=True)
-        for job in page.jobs:
-            yield job
-        if page.next is None:
-            return
-        cursor = page.next
+def _items(app: App, batch_id: str, state: JobState) -> AsyncIterator[Job]:
+    """The items of a batch in one state, in their order."""
+    return pages(app.store, JobFilter(batch_id=batch_id, states=frozenset({state})))

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState, Note
 from haulier.exceptions import CancelJob, LeaseLostError
-from haulier.ports import JobFilter, JobReader
+from haulier.ports import JobFilter, JobReader, pages
 from haulier.services.secrets import scrub_current
 
 LONGEST_MESSAGE = 500
@@ -118,18 +118,6 @@ class Context:
         )
         async for job in pages(self._runtime.reader, where):
             yield job
-
-
-async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
-    """All jobs of a query in the order of their insertion, read page by page."""
-    cursor: int | None = None
-    while True:
-        page = await reader.find(where, limit=500, cursor=cursor, oldest_first=True)
-        for job in page.jobs:
-            yield job
-        if page.next is None:
-            return
-        cursor = page.next
 
 
 def storable(text: str) -> str:

@@ -22,14 +22,13 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from haulier.domain.sealed import MASK, SEALED
 from haulier.exceptions import AuthenticationError, ConfigurationError
 
 SCHEMA_FORMAT = "haulier-secret"
 KEY_BYTES = 32
 _NONCE_BYTES = 12
-_SEALED = "$sealed"
 _COLLECTED = "$secret"
-_MASK = "******"
 _SHORTEST_SCRUBBED = 4
 """Shorter values are left in texts: masking every "a" would hide the text, not the secret."""
 
@@ -59,10 +58,10 @@ class Secret:
         return value
 
     def __repr__(self) -> str:
-        return f"Secret({_MASK!r})"
+        return f"Secret({MASK!r})"
 
     def __str__(self) -> str:
-        return _MASK
+        return MASK
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and self._open() == other._open()
@@ -99,7 +98,7 @@ class Secret:
     def _serialize(self, info: core_schema.SerializationInfo) -> Any:
         collected: list[Secret] | None = (info.context or {}).get(_COLLECTED)
         if collected is None:
-            return _MASK
+            return MASK
         collected.append(self)
         return {_COLLECTED: len(collected) - 1}
 
@@ -195,11 +194,11 @@ class Sealer:
             return node
         associated = f"{kind}\n{path}\n{job_id}".encode()
         if secrets is not None and node.keys() == {_COLLECTED}:
-            return {_SEALED: self._seal(_taken(secrets, node[_COLLECTED]).reveal(), associated)}
-        if secrets is not None and node.keys() == {_SEALED}:
-            raise ValueError(f"an object with the only name {_SEALED} is reserved")
-        if secrets is None and node.keys() == {_SEALED}:
-            sealed = node[_SEALED]
+            return {SEALED: self._seal(_taken(secrets, node[_COLLECTED]).reveal(), associated)}
+        if secrets is not None and node.keys() == {SEALED}:
+            raise ValueError(f"an object with the only name {SEALED} is reserved")
+        if secrets is None and node.keys() == {SEALED}:
+            sealed = node[SEALED]
             return Secret(lambda: self._open(sealed, associated))
         return {
             name: self._walk(value, f"{path}/{name}", kind, job_id, secrets)
@@ -281,7 +280,7 @@ def scrub(text: str, values: Iterable[str]) -> str:
     """The text with every given value masked, the longest first."""
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= _SHORTEST_SCRUBBED:
-            text = text.replace(value, _MASK)
+            text = text.replace(value, MASK)
     return text
 
 

@@ -20,9 +20,9 @@ from pydantic_core import from_json
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.sealed import masked
 from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
 
-MASK = "******"
 MAX_PAGE = 500
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,18 +36,9 @@ def _parsed(value: Any) -> Any:
     return from_json(value) if isinstance(value, bytes) else value
 
 
-def _masked(node: Any) -> Any:
-    """The payload with its sealed secrets hidden: even sealed, they are nobody's business."""
-    if isinstance(node, dict):
-        if node.keys() == {"$sealed"}:
-            return MASK
-        return {name: _masked(value) for name, value in node.items()}
-    return [_masked(item) for item in node] if isinstance(node, list) else node
-
-
 Instant = Annotated[datetime, BeforeValidator(_from_microseconds)]
 Json = Annotated[Any, BeforeValidator(_parsed)]
-Payload = Annotated[Any, BeforeValidator(lambda value: _masked(_parsed(value)))]
+Payload = Annotated[Any, BeforeValidator(lambda value: masked(_parsed(value)))]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 

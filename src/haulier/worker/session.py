@@ -35,8 +35,8 @@ from haulier.domain.job import (
     decide,
 )
 from haulier.exceptions import StoreError
-from haulier.ports import JobFilter, JobReader, JobStore
-from haulier.services.context import Context, Control, pages
+from haulier.ports import JobFilter, JobReader, JobStore, pages
+from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
