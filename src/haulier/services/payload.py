@@ -14,7 +14,7 @@ import pydantic
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 
-from haulier.exceptions import Problem, ValidationError
+from haulier.exceptions import PermanentError, Problem, ValidationError
 from haulier.services.registry import TaskDefinition
 from haulier.services.secrets import Sealer, Secret, collect_into
 
@@ -74,11 +74,15 @@ def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer)
 def encode_result(value: Any) -> bytes:
     """A task's result as JSON. One over the limit is replaced by a note of its size.
 
-    NaN and infinities become null: the work is done, and JSON has no word for them.
+    NaN and infinities become null: the work is done, and JSON has no word for them. Raises
+    PermanentError for what cannot be written at all, since doing the work again would not help.
     """
     if value is None:
         return b"null"
-    data = to_json(value, inf_nan_mode="null")
+    try:
+        data = to_json(value, inf_nan_mode="null")
+    except (PydanticSerializationError, RecursionError, ValueError) as error:
+        raise PermanentError(f"the result cannot be written as JSON: {error}") from None
     if len(data) > MAX_RESULT:
         return to_json({"$truncated": len(data), "limit": MAX_RESULT})
     return data

@@ -5,6 +5,7 @@ A job that blocks the event loop with pure Python does not stop this thread, so 
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -48,18 +49,19 @@ class HeartbeatThread:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="haulier-heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
         self._closing.set()
-        self._thread.join()
+        # A renewal under way may have to wait for the store; the event loop must not.
+        await asyncio.to_thread(self._thread.join)
 
     def _beat(self) -> None:
         # Counted from before the call: the store's ttl may have begun at any time within it.

@@ -7,7 +7,6 @@ import os
 import random
 import socket
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -177,10 +176,8 @@ class Session:
         self._task = asyncio.current_task()
         await self._store.enlist(self._row())
         try:
-            with ExitStack() as stack:
-                stack.enter_context(self._store.watch(self._wake.set, ready=True))
-                stack.enter_context(self._heartbeat())
-                async with asyncio.TaskGroup() as group:
+            with self._store.watch(self._wake.set, ready=True):
+                async with self._heartbeat(), asyncio.TaskGroup() as group:
                     sides = [
                         group.create_task(self._sweep_often()),
                         group.create_task(self._store_notes()),
