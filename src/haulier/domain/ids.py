@@ -9,10 +9,11 @@ ENTROPY_BYTES = 10
 
 def uuid7(milliseconds: int, entropy: bytes) -> str:
     """A UUIDv7 from a Unix time in milliseconds and 10 random bytes."""
-    raw = bytearray(milliseconds.to_bytes(6, "big") + entropy)
-    raw[6] = 0x70 | (raw[6] & 0x0F)
-    raw[8] = 0x80 | (raw[8] & 0x3F)
-    return text_id(bytes(raw))
+    # Put together as text, because producers make tens of thousands a second: version 7 takes the
+    # place of the first random digit, the variant's two bits those of the fifth.
+    time_digits, digits = f"{milliseconds:012x}", entropy.hex()
+    variant = "89ab"[entropy[2] >> 4 & 3]
+    return f"{time_digits[:8]}-{time_digits[8:]}-7{digits[1:4]}-{variant}{digits[5:8]}-{digits[8:]}"
 
 
 def derived_id(parent: str, label: str) -> str:

@@ -32,7 +32,7 @@ from haulier.services.secrets import Sealer
 
 Payload = Mapping[str, Any] | BaseModel
 
-CHUNK = 1000
+CHUNK = 2000
 """Jobs that one transaction inserts: it stays far below the 50 ms that a writer may take."""
 
 CHECKED_FIRST = 10_000
@@ -103,7 +103,7 @@ class JobManager:
     async def enqueue_many(
         self, kind: str, payloads: Iterable[Payload], options: Options
     ) -> list[str]:
-        """Insert a job per payload, in order, a thousand to a transaction; returns their ids.
+        """Insert a job per payload, in order, some thousands to a transaction; returns their ids.
 
         Raises ValidationError at the first bad payload, with its index. Up to 10,000 payloads of a
         sequence are checked before the first one is inserted; more, or those of an iterator, are
@@ -120,7 +120,7 @@ class JobManager:
                 for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
             ]
             await self.store.insert(jobs, finish=_own_finish(definition, plan))
-            ids.extend(job.id for job in jobs)
+            ids.extend([job.id for job in jobs])
         return ids
 
     async def enqueue_batch(

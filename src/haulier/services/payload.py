@@ -31,11 +31,12 @@ def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel)
             f"{definition.kind}: the payload must be a {definition.model.__name__}",
             [Problem("payload", f"a {type(payload).__name__} was given")],
         )
-    if not isinstance(payload, Mapping):
+    if not isinstance(payload, dict | Mapping):
         what = type(payload).__name__
         raise _refusal(definition.kind, f"must be an object with named fields, not a {what}")
     try:
-        return definition.model.model_validate(dict(payload))
+        fields = payload if type(payload) is dict else dict(payload)
+        return definition.model.model_validate(fields)
     except pydantic.ValidationError as error:
         raise refused(definition.kind, error) from None
     except RecursionError:
