@@ -61,8 +61,8 @@ _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
 )
 
 YOUNG_OBJECTS = 20_000
-"""Allocations between two runs of Python's garbage collector. Its own 700 are a hundred jobs or two,
-and to look through them that often takes a tenth of a busy process's time."""
+"""Allocations between two runs of Python's garbage collector. Its own 700 are a hundred jobs or
+two, and to look through them that often takes a tenth of a busy process's time."""
 
 DEFAULT_STORE = "sqlite:///haulier.db"
 
