@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from haulier import BaseTaskRunner, Context, JobFilter, JobState, RetryPolicy, WorkerOptions
 from haulier.runners.base import BatchFinished
+from haulier.services.jobs import CHUNK
 from support import wait_until, work, works
 
 
@@ -185,12 +186,12 @@ async def test_an_expansion_that_fails_fails_the_batch_and_drops_its_items(app):
 
     app.add_runner(Broken())
     async with app.working():
-        head = await app.enqueue("broken", {"count": 1200}, retry=RetryPolicy.never())
+        head = await app.enqueue("broken", {"count": CHUNK + 200}, retry=RetryPolicy.never())
         done = await app.wait(head, timeout=30, progress=False)
         await wait_until(lambda: _settled(app, head))
     assert (done.state, done.error.message) == (JobState.FAILED, "the input ends in the middle")
     counts = (await app.batch(head)).counts
-    assert counts.done == counts.total == 1000
+    assert counts.done == counts.total == CHUNK
 
 
 async def _done(app, count: int) -> bool:

@@ -22,6 +22,7 @@ from haulier import (
     WorkerOptions,
 )
 from haulier.domain.job import Move
+from haulier.services.jobs import CHUNK
 from support import Hand, TroubledStore, wait_until
 
 VERBS = ["exchange", "note", "sweep"]
@@ -206,10 +207,10 @@ class TestLostIncarnation:
 
             def expand(self, ctx: Context, start: Start):
                 rounds.append(ctx.lease)
-                yield from (Item(n=n) for n in range(1500))
+                yield from (Item(n=n) for n in range(CHUNK + 500))
                 if len(rounds) == 1:
                     go_on.wait(30)
-                yield from (Item(n=n) for n in range(1500, 1600))
+                yield from (Item(n=n) for n in range(CHUNK + 500, CHUNK + 600))
 
             async def run_item(self, ctx: Context, item: Item) -> int:
                 return item.n
@@ -217,12 +218,12 @@ class TestLostIncarnation:
         app.add_runner(Slow())
         async with app.working():
             head = await app.enqueue("slow", {})
-            await wait_until(lambda: _items(app, head, 1000))
+            await wait_until(lambda: _items(app, head, CHUNK))
             (first,) = await store.workers()
             await store.retire(first.id)
             go_on.set()
             job = await app.wait(head, timeout=20, progress=False)
-        assert (job.state, job.value["completed"]) == (JobState.COMPLETED, 1600)
+        assert (job.state, job.value["completed"]) == (JobState.COMPLETED, CHUNK + 600)
         assert rounds == [1, 2]
 
 
