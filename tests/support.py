@@ -9,21 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
 from haulier.domain.ids import derived_id
-from haulier.domain.job import (
-    MICROSECOND,
-    Demand,
-    Exchange,
-    Job,
-    JobError,
-    Move,
-    NewJob,
-    Portion,
-    Role,
-    Transition,
-    WorkerRow,
-)
+from haulier.domain.job import MICROSECOND, Job, JobError, NewJob, Role
+from haulier.domain.moves import Move, Transition
+from haulier.domain.worker import Demand, Exchange, Portion, WorkerRow
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
@@ -160,7 +150,9 @@ async def filled_batch(
 ) -> str:
     """A batch that its producer filled; returns its id."""
     top = head()
-    await store.open_batch(top, items(top.id, count), finish=finish, sealed=sealed)
+    await store.open_batch(
+        top, items(top.id, count), policy=BatchPolicy(finish=finish), sealed=sealed
+    )
     return top.id
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from haulier.config import Settings
-from haulier.domain.job import RULES
+from haulier.domain.moves import RULES
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

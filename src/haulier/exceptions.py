@@ -6,6 +6,9 @@ HaulierError                        (alias WorkerServiceError)
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
 ├── JobStateError                   the job's state does not allow this
+├── DuplicateJobError               another job holds the unique name
+│   └── IdempotencyConflictError    the same idempotency key, with another body
+├── ResultExpiredError              the job completed, its result is kept no longer
 ├── JobExecutionError               a job failed; raised when its result is asked for
 │   ├── PermanentError              raise it in a task: fail now, further attempts are useless
 │   └── JobTimeoutError             a job or a wait took longer than it was given
@@ -82,6 +85,22 @@ class JobStateError(HaulierError):
     """The job's present state does not allow what was asked."""
 
 
+class DuplicateJobError(HaulierError):
+    """Another job holds the unique name that this one was to have; nothing was enqueued."""
+
+    def __init__(self, message: str, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(message)
+
+
+class IdempotencyConflictError(DuplicateJobError):
+    """The idempotency key was used before, for something else; nothing was enqueued."""
+
+
+class ResultExpiredError(HaulierError):
+    """The job completed, but its result was kept only for a while, and that is over."""
+
+
 class JobExecutionError(HaulierError):
     """A job failed."""
 
@@ -127,7 +146,13 @@ class AuthenticationError(HaulierError):
 
 
 class RateLimitError(HaulierError):
-    """A limit said no."""
+    """A limit said no. `retry_after`: seconds until it may be tried again, if that was told."""
+
+    def __init__(
+        self, message: str = "rate limit reached", *, retry_after: float | None = None
+    ) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class JobSignal(HaulierError):  # noqa: N818 - its subclasses are verbs for tasks, not errors

@@ -8,25 +8,18 @@ been applied or not: each verb can be repeated without harm.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
-from haulier.domain.batch import Batch, FinishCallback
-from haulier.domain.job import (
-    Demand,
-    Exchange,
-    Job,
-    JobState,
-    NewJob,
-    Note,
-    Renewal,
-    Role,
-    Transition,
-    WorkerRow,
-)
+from haulier.domain.batch import Batch, BatchPolicy
+from haulier.domain.event import Event
+from haulier.domain.job import Job, JobError, JobState, NewJob, Role
+from haulier.domain.moves import Transition
+from haulier.domain.retention import Retention
+from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -54,6 +47,20 @@ class JobFilter:
     batch_id: str | None = None
     roles: frozenset[Role] | None = None
     worker: str | None = None
+    key: str | None = None
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What became of the jobs given to `insert`.
+
+    `new` is how many were not there before. `instead` says for each job that was not inserted
+    because another one holds its unique name or idempotency key, which one that is: id to id.
+    """
+
+    new: int
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,25 @@ class JobReader(Protocol):
 
         Without `payloads` each job has the payload `null`: those of heads may be megabytes long.
         """
+        ...
+
+    async def errors(self, job_id: str) -> list[JobError]:
+        """The errors of a job's attempts, the latest first; at most those of its last 100 claims.
+
+        They outlive a retry that succeeds and a requeue, and go with the job.
+        """
+        ...
+
+    async def events(self, *, after: str | None = None, limit: int = 1000) -> list[Event]:
+        """Events in the order of their numbers, those that follow the cursor `after`.
+
+        Without `after`, from the oldest that is kept. A cursor that lies before it, or belongs to
+        another epoch, is answered by one event `reset` whose cursor leads on.
+        """
+        ...
+
+    async def last_event(self) -> str:
+        """The cursor of the latest event: what is appended from now on follows it."""
         ...
 
     async def batch(self, batch_id: str) -> Batch:
@@ -155,13 +181,15 @@ class JobStore(JobReader, Protocol):
         jobs: Sequence[NewJob],
         *,
         fence: Fence | None = None,
-        finish: FinishCallback | None = None,
-    ) -> int:
-        """Insert jobs in one transaction; returns how many were new.
+        policy: BatchPolicy | None = None,
+    ) -> Inserted:
+        """Insert jobs in one transaction.
 
-        A job whose id exists already is left as it is. A head job starts a batch, `finish` is its
-        callback; items name their batch, which must not be sealed. With a `fence` nothing happens
-        unless it holds: raises LeaseLostError.
+        A job whose id exists already is left as it is. A head job starts a batch with the given
+        policy; items name their batch, which must not be sealed. With a `fence` nothing happens
+        unless it holds: raises LeaseLostError. A job whose unique name is held by another is dealt
+        with as its `Conflict` says: raises DuplicateJobError or IdempotencyConflictError, and then
+        nothing was inserted. Two jobs of one call may hold the same name: the first one has it.
         """
         ...
 
@@ -170,13 +198,30 @@ class JobStore(JobReader, Protocol):
         ...
 
     async def open_batch(
-        self, head: NewJob, items: Sequence[NewJob], *, finish: FinishCallback | None, sealed: bool
-    ) -> None:
+        self,
+        head: NewJob,
+        items: Sequence[NewJob],
+        *,
+        policy: BatchPolicy | None = None,
+        sealed: bool,
+    ) -> Inserted:
         """Insert a head job that its producer expands itself, with the first items.
 
         The head is running from the start, held by nobody; it settles like any other once it is
-        sealed and its last item is done.
+        sealed and its last item is done. When another head holds its unique name, no item is
+        inserted either.
         """
+        ...
+
+    async def pause(self, batch_id: str) -> None:
+        """Let no more items of a batch start; those that run go on. Raises JobNotFoundError.
+
+        Raises JobStateError for a batch that has settled. Pausing a paused batch changes nothing.
+        """
+        ...
+
+    async def resume(self, batch_id: str) -> None:
+        """Let the items of a paused batch start again."""
         ...
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -188,11 +233,20 @@ class JobStore(JobReader, Protocol):
         ...
 
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """Make failed or cancelled single jobs and items pending again, with fresh attempts."""
+        """Make failed or cancelled jobs pending again, with fresh attempts.
+
+        One whose unique name another active job holds meanwhile stays as it is.
+        """
         ...
 
-    async def retry_failed(self, batch_id: str) -> int:
-        """Requeue the failed items of a batch and reopen its head; returns how many."""
+    async def retry_failed(
+        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
+    ) -> int:
+        """Requeue failed items of a batch and reopen its head; returns how many.
+
+        All, or only those whose last error is of that class, and at most `limit`, the first ones
+        first.
+        """
         ...
 
     async def delete(self, job_id: str) -> None:
@@ -215,7 +269,10 @@ class JobStore(JobReader, Protocol):
         ...
 
     async def note(self, notes: Sequence[Note]) -> None:
-        """Record what running jobs say of themselves; notes with a stale lease are dropped."""
+        """Record what running jobs say of themselves; notes with a stale lease are dropped.
+
+        A note that its cancel was heard appends an event, the first time.
+        """
         ...
 
     async def retire(self, worker_id: str) -> int:
@@ -229,6 +286,14 @@ class JobStore(JobReader, Protocol):
         """End every expired incarnation as `retire` does; returns how many jobs were released."""
         ...
 
+    async def prune(self, rules: Mapping[str, Retention]) -> int:
+        """Remove what is kept no longer: finished jobs of these kinds, results, old events.
+
+        A batch goes as one, by the rule of its head's kind; its items by no other. In slices that
+        keep no claim waiting for more than 20 ms; returns how many jobs were removed.
+        """
+        ...
+
     def heartbeat(self, worker_id: str) -> Heartbeat:
         """The renewer of an incarnation, to be used from one thread of its own."""
         ...
@@ -236,11 +301,17 @@ class JobStore(JobReader, Protocol):
     # ── Waking ───────────────────────────────────────────────────────────────────────────────
 
     def watch(
-        self, notify: Callable[[], None], *, ready: bool = False, settled: bool = False
+        self,
+        notify: Callable[[], None],
+        *,
+        ready: bool = False,
+        settled: bool = False,
+        events: bool = False,
     ) -> AbstractContextManager[None]:
         """Within the block, call `notify` on the running loop when something may have changed.
 
         `ready`: there may be jobs to claim or cancels to hear; `settled`: jobs may have finished
-        or reported. By this process or another; several changes may be told as one.
+        or reported; `events`: there may be new events. By this process or another; several changes
+        may be told as one.
         """
         ...

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from haulier.domain.job import (
     LONGEST_DELAY,
-    MAX_LOST,
     MICROSECOND,
-    RULES,
     Cancelled,
     Expanded,
     Failed,
@@ -20,13 +18,11 @@ from haulier.domain.job import (
     Job,
     JobError,
     JobState,
-    Move,
     Snoozed,
     Succeeded,
     TimedOut,
-    after_loss,
-    decide,
 )
+from haulier.domain.moves import MAX_LOST, RULES, Move, after_loss, decide
 from haulier.domain.retry import Backoff, RetryPolicy
 from haulier.exceptions import RetryLater, Snooze
 

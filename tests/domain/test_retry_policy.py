@@ -60,7 +60,12 @@ def test_each_backoff_grows_in_its_own_way_up_to_the_cap(backoff, delays):
 
 def test_max_attempts_counts_the_first_try_too():
     policy = RetryPolicy(max_attempts=3)
-    assert [policy.allows(attempt) for attempt in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [policy.wait(attempt, "Boom", "", (), 0.0) is not None for attempt in (1, 2, 3, 4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert not RetryPolicy.never().allows(1)
 
 

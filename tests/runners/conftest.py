@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from haulier.domain.ids import ENTROPY_BYTES, uuid7
-from haulier.domain.job import Job, JobState, Note, Role
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.worker import Note
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.services.context import Context, Control

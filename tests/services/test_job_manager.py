@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel
 
 from haulier.domain.ids import text_id
-from haulier.domain.job import JobState, Move, Priority, Role
+from haulier.domain.job import JobState, Priority, Role
+from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import (
     ConfigurationError,

@@ -21,7 +21,7 @@ from haulier.exceptions import (
 )
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, exchange
-from haulier.stores.sqlite.engine import APPLICATION_ID, check_library
+from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
 from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
 
 

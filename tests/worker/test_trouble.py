@@ -21,7 +21,7 @@ from haulier import (
     StoreError,
     WorkerOptions,
 )
-from haulier.domain.job import Move
+from haulier.domain.moves import Move
 from haulier.services.jobs import CHUNK
 from support import Hand, TroubledStore, wait_until
 

@@ -19,6 +19,27 @@ class FinishCallback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPolicy:
+    """How a batch is worked on. None does not limit.
+
+    finish: the job that is inserted once the batch has settled. concurrency: the most of its items
+    that run at once, over all workers. batch_size: the most of its items that one claim takes.
+    max_failures: when more items than this have failed, the rest is cancelled and the batch fails.
+    """
+
+    finish: FinishCallback | None = None
+    concurrency: int | None = None
+    batch_size: int | None = None
+    max_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("batch_size", 1), ("max_failures", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be an integer, {least} or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """How many items of a batch are in each state; they always add up to `total`."""
 
@@ -39,8 +60,8 @@ class Counts:
 class Batch:
     """A batch as its head job and its counters tell it. Instants are microseconds UTC.
 
-    `sealed` says that all items were added. `finish_job` is the id of the last finish callback's
-    job, once the batch has settled.
+    `sealed` says that all items were added, `paused` that no more of them are started. `finish_job`
+    is the id of the last finish callback's job, once the batch has settled.
     """
 
     id: str
@@ -50,6 +71,10 @@ class Batch:
     counts: Counts
     sealed: bool
     cancel_requested: bool = False
+    paused: bool = False
+    concurrency: int | None = None
+    batch_size: int | None = None
+    max_failures: int | None = None
     created_at: int = 0
     started_at: int | None = None
     finished_at: int | None = None
@@ -70,6 +95,6 @@ class Batch:
     def eta(self, now: int) -> float | None:
         """Seconds until the last item is done at the present rate; None when unknown or over."""
         rate = self.rate(now)
-        if rate is None or self.state.final or not self.sealed:
+        if rate is None or self.state.final or self.paused or not self.sealed:
             return None
         return (self.counts.total - self.counts.done) / rate

@@ -10,7 +10,8 @@ import structlog
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch
-from haulier.domain.job import Job, JobState, Note
+from haulier.domain.job import Job, JobState
+from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
 from haulier.services.secrets import scrub_current

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from pydantic import BaseModel
 
-from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
 from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Job, JobState, NewJob, Role
 from haulier.domain.retry import RetryPolicy
@@ -97,7 +97,7 @@ class JobManager:
             job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
         else:
             job = self._new_job(definition, checked, plan, job_id)
-        await self.store.insert([job], finish=_own_finish(definition, plan))
+        await self.store.insert([job], policy=BatchPolicy(finish=_own_finish(definition, plan)))
         return job.id
 
     async def enqueue_many(
@@ -119,7 +119,7 @@ class JobManager:
                 self._new_job(definition, payload, plan, job_id)
                 for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
             ]
-            await self.store.insert(jobs, finish=_own_finish(definition, plan))
+            await self.store.insert(jobs, policy=BatchPolicy(finish=_own_finish(definition, plan)))
             ids.extend([job.id for job in jobs])
         return ids
 
@@ -156,7 +156,9 @@ class JobManager:
         sealed = len(first) < CHUNK
         opening = self._items(definition, batch_id, first, plan)
         try:
-            await self.store.open_batch(head, opening, finish=finish, sealed=sealed)
+            await self.store.open_batch(
+                head, opening, policy=BatchPolicy(finish=finish), sealed=sealed
+            )
             for chunk in chunks:
                 await self.store.insert(self._items(definition, batch_id, chunk, plan))
             if not sealed:

@@ -14,7 +14,7 @@ from typing import Self
 
 import structlog
 
-from haulier.domain.job import Renewal
+from haulier.domain.worker import Renewal
 from haulier.exceptions import HaulierError
 from haulier.ports import Heartbeat
 

@@ -17,22 +17,15 @@ from pydantic import BaseModel
 from haulier.domain.job import (
     MICROSECOND,
     Cancelled,
-    Demand,
-    Exchange,
     Failed,
     Interrupted,
     Job,
     JobError,
     JobState,
-    Move,
-    Note,
     Outcome,
-    Portion,
-    Renewal,
-    Transition,
-    WorkerRow,
-    decide,
 )
+from haulier.domain.moves import Move, Transition, decide
+from haulier.domain.worker import Demand, Exchange, Note, Portion, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
 from haulier.services.context import Context, Control

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from haulier.domain.batch import FinishCallback
-from haulier.domain.job import Job, JobState, Move, Role
+from haulier.domain.batch import BatchPolicy, FinishCallback
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
 from support import Hand, adds_up, filled_batch, head, items, move, work
@@ -76,7 +77,7 @@ class TestSettling:
         await store.seal(opened)
         assert (await store.get(opened)).state is JobState.COMPLETED
         top = head()
-        await store.insert([top], finish=AFTERWARDS)
+        await store.insert([top], policy=BatchPolicy(finish=AFTERWARDS))
         await hand.hand_in(await hand.claim_one(), Move.HAND_OVER)
         assert (await store.get(top.id)).state is JobState.COMPLETED
         assert len(await callbacks(store)) == 3
@@ -155,7 +156,7 @@ class TestFinishCallback:
 
     async def test_it_has_the_priority_of_its_batch(self, store, hand):
         top = head(priority=7)
-        await store.open_batch(top, [], finish=AFTERWARDS, sealed=True)
+        await store.open_batch(top, [], policy=BatchPolicy(finish=AFTERWARDS), sealed=True)
         (callback,) = await callbacks(store)
         assert callback.priority == 7
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 import pytest
 
 from haulier.domain.ids import uuid7
-from haulier.domain.job import (
-    MICROSECOND,
-    RANK_PER_PRIORITY,
-    Demand,
-    JobState,
-    Move,
-    Portion,
-    Priority,
-)
+from haulier.domain.job import MICROSECOND, RANK_PER_PRIORITY, JobState, Priority
+from haulier.domain.moves import Move
 from haulier.domain.retry import Backoff, RetryPolicy
+from haulier.domain.worker import Demand, Portion
 from support import Hand, head, move, work, works
 
 POINT = RANK_PER_PRIORITY / MICROSECOND

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from haulier.domain.job import JobState, Move, Role
+from haulier.domain.job import JobState, Role
+from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from support import Hand, adds_up, head, items, work, works
 
@@ -16,15 +17,15 @@ class TestInsert:
 
     async def test_the_answer_is_how_many_were_new(self, store):
         jobs = works(5)
-        assert await store.insert(jobs[:3]) == 3
-        assert await store.insert(jobs) == 2
-        assert await store.insert(jobs) == 0
-        assert await store.insert([]) == 0
+        assert (await store.insert(jobs[:3])).new == 3
+        assert (await store.insert(jobs)).new == 2
+        assert (await store.insert(jobs)).new == 0
+        assert (await store.insert([])).new == 0
         assert await store.counts() == {("default", "work", Role.SINGLE, JobState.PENDING): 5}
 
     async def test_one_id_twice_in_one_call_is_one_job(self, store):
         job = work()
-        assert await store.insert([job, job, work()]) == 2
+        assert (await store.insert([job, job, work()])).new == 2
         assert sum((await store.counts()).values()) == 2
 
     @pytest.mark.parametrize("how", [Move.COMPLETE, Move.FAIL, Move.GIVE_BACK])
@@ -33,7 +34,7 @@ class TestInsert:
         await store.insert([job])
         await hand.hand_in(await hand.claim_one(), how)
         before = await store.get(job.id)
-        assert await store.insert([work(id=job.id, payload=b'{"other":true}')]) == 0
+        assert (await store.insert([work(id=job.id, payload=b'{"other":true}')])).new == 0
         assert await store.get(job.id) == before
 
     async def test_producers_that_insert_the_same_jobs_at_once_make_each_once(self, store):
@@ -44,9 +45,9 @@ class TestInsert:
 
     async def test_a_repeated_head_keeps_its_batch(self, store, hand):
         top = head()
-        assert await store.insert([top]) == 1
+        assert (await store.insert([top])).new == 1
         await store.insert(items(top.id, 2))
-        assert await store.insert([top]) == 0
+        assert (await store.insert([top])).new == 0
         assert (await store.batch(top.id)).counts.total == 2
 
     async def test_items_need_a_batch_that_exists(self, store):
@@ -74,7 +75,7 @@ class TestInsert:
     async def test_counts_tell_queue_kind_role_and_state(self, store, hand):
         await store.insert(works(2, "a") + works(1, "a", queue="night") + works(3))
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=False)
+        await store.open_batch(top, items(top.id, 2), sealed=False)
         job = (await hand.claim(1))[0]
         counts = await store.counts()
         assert job.kind == "work"
@@ -93,7 +94,7 @@ class TestFilling:
 
     async def test_a_batch_that_its_producer_fills_runs_from_the_start(self, store, hand, clock):
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=False)
+        await store.open_batch(top, items(top.id, 2), sealed=False)
         batch = await store.batch(top.id)
         assert (batch.state, batch.sealed, batch.counts.total) == (JobState.RUNNING, False, 2)
         assert batch.started_at is None
@@ -107,7 +108,7 @@ class TestFilling:
 
     async def test_an_unsealed_batch_waits_for_more_items(self, store, hand):
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=False)
+        await store.open_batch(top, items(top.id, 2), sealed=False)
         assert await hand.work_off() == 2
         assert (await store.get(top.id)).state is JobState.RUNNING
         await store.seal(top.id)
@@ -118,7 +119,7 @@ class TestFilling:
         parts = items(top.id, 2), items(top.id, 2, first=2)
 
         async def fill() -> None:
-            await store.open_batch(top, parts[0], finish=None, sealed=False)
+            await store.open_batch(top, parts[0], sealed=False)
             await store.insert(parts[1])
             await store.seal(top.id)
 
@@ -134,27 +135,27 @@ class TestFilling:
 
     async def test_a_sealed_batch_opened_again_is_left_as_it_is(self, store, hand):
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=True)
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=True)
+        await store.open_batch(top, items(top.id, 2), sealed=True)
+        await store.open_batch(top, items(top.id, 2), sealed=True)
         assert (await store.batch(top.id)).counts.total == 2
         await hand.work_off()
         before = await store.batch(top.id)
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=True)
+        await store.open_batch(top, items(top.id, 2), sealed=True)
         assert await store.batch(top.id) == before
 
     async def test_a_sealed_batch_takes_no_more_items(self, store):
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=True)
+        await store.open_batch(top, items(top.id, 2), sealed=True)
         with pytest.raises(JobStateError, match="sealed"):
             await store.insert(items(top.id, 1, first=2))
         with pytest.raises(JobStateError, match="sealed"):
-            await store.open_batch(top, items(top.id, 3), finish=None, sealed=True)
+            await store.open_batch(top, items(top.id, 3), sealed=True)
         assert (await store.batch(top.id)).counts.total == 2
         assert (await store.counts())[("default", "work", Role.ITEM, JobState.PENDING)] == 2
 
     async def test_a_cancelled_batch_takes_no_more_items(self, store):
         top = head()
-        await store.open_batch(top, items(top.id, 2), finish=None, sealed=False)
+        await store.open_batch(top, items(top.id, 2), sealed=False)
         await store.cancel([top.id])
         with pytest.raises(JobStateError, match="cancelled"):
             await store.insert(items(top.id, 1, first=2))
@@ -172,7 +173,7 @@ class TestFilling:
 
     async def test_items_know_their_batch_and_position(self, store):
         top = head()
-        await store.open_batch(top, items(top.id, 3), finish=None, sealed=True)
+        await store.open_batch(top, items(top.id, 3), sealed=True)
         hand = await Hand.enlist(store)
         jobs = await hand.claim(9)
         assert [(job.batch_id, job.position, job.role) for job in jobs] == [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from haulier.domain.job import Job, JobState, Move, Note
+from haulier.domain.job import Job, JobState
+from haulier.domain.moves import Move
+from haulier.domain.worker import Note
 from haulier.exceptions import LeaseLostError
 from haulier.ports import Fence
 from support import TTL, Hand, head, items, move, work, works
@@ -121,7 +123,7 @@ class TestFence:
             await store.insert(items(top.id, 3), fence=Fence(top.id, held.lease))
         assert (await store.batch(top.id)).counts.total == 0
 
-        assert await store.insert(items(top.id, 3), fence=Fence(top.id, again.lease)) == 3
+        assert (await store.insert(items(top.id, 3), fence=Fence(top.id, again.lease))).new == 3
         assert (await store.batch(top.id)).counts.total == 3
 
     async def test_an_expander_cannot_add_items_after_it_handed_over(self, store, hand):
@@ -272,6 +274,6 @@ class TestIncarnations:
         again = await other.claim_one()
         assert (again.id, again.lost) == (top.id, 1)
         fence = Fence(top.id, again.lease)
-        assert await store.insert(items(top.id, 8), fence=fence) == 3
+        assert (await store.insert(items(top.id, 8), fence=fence)).new == 3
         await other.hand_in(again, Move.HAND_OVER)
         assert (await store.batch(top.id)).counts.total == 8

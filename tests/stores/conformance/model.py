@@ -19,16 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from haulier.domain.job import (
-    MICROSECOND,
-    RANK_PER_PRIORITY,
-    RULES,
-    Job,
-    JobState,
-    Move,
-    Role,
-    after_loss,
-)
+from haulier.domain.job import MICROSECOND, RANK_PER_PRIORITY, Job, JobState, Role
+from haulier.domain.moves import RULES, Move, after_loss
 from haulier.exceptions import JobStateError
 from haulier.ports import JobFilter
 from support import Hand, StoreHome, filled_batch, works
@@ -89,7 +81,7 @@ class StoreModel(RuleBasedStateMachine):
     )
     def insert(self, count: int, priority: int, delay: int) -> None:
         jobs = works(count, priority=priority, delay=delay * MICROSECOND)
-        assert self.runner.run(self.store.insert(jobs)) == count
+        assert self.runner.run(self.store.insert(jobs)).new == count
         self._learn([job.id for job in jobs])
 
     @rule(count=st.integers(1, 4))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from haulier.domain.job import JobState, Move
+from haulier.domain.job import JobState
+from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter
 from support import Hand, adds_up, filled_batch, head, items, move, work, works
@@ -257,7 +258,7 @@ class TestRequeue:
         emptied = await store.batch(top.id)
         assert (emptied.state, emptied.counts.total) == (JobState.PENDING, 0)
         again = await hand.claim_one()
-        assert await store.insert(items(top.id, 2), fence=Fence(top.id, again.lease)) == 2
+        assert (await store.insert(items(top.id, 2), fence=Fence(top.id, again.lease))).new == 2
         await hand.hand_in(again, Move.HAND_OVER)
         assert await hand.work_off() == 2
         ended = await store.batch(top.id)
@@ -344,7 +345,7 @@ class TestDelete:
         job = work()
         await store.insert([job])
         await store.delete(job.id)
-        assert await store.insert([job]) == 1
+        assert (await store.insert([job])).new == 1
 
 
 def _items_of(batch: str):

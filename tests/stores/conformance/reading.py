@@ -8,7 +8,8 @@ import pytest
 
 from haulier.domain.batch import FinishCallback
 from haulier.domain.ids import uuid7
-from haulier.domain.job import MAX_LOST, JobState, Move, Role
+from haulier.domain.job import JobState, Role
+from haulier.domain.moves import MAX_LOST, Move
 from haulier.ports import JobFilter
 from support import Hand, filled_batch, head, items, move, wait_until, work, works
 
@@ -82,7 +83,7 @@ class TestFind:
         ids = [uuid7(1_000_000 + n, bytes(10)) for n in range(5)]
         for batch_id in ids:
             top = head(id=batch_id)
-            await store.open_batch(top, items(batch_id, 1), finish=None, sealed=True)
+            await store.open_batch(top, items(batch_id, 1), sealed=True)
         await store.insert([work()])
         assert [batch.id for batch in await store.batches()] == ids[::-1]
         assert [batch.id for batch in await store.batches(limit=2)] == ids[:2:-1]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from haulier.domain.job import MAX_LOST, RULES, Job, JobState, Move, Note, Role
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.moves import MAX_LOST, RULES, Move
+from haulier.domain.worker import Note
 from haulier.exceptions import JobStateError
 from haulier.ports import Fence, JobStore
 from support import Hand, StoreTime, filled_batch, head, items, move, work

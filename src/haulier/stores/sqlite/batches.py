@@ -9,7 +9,7 @@ from __future__ import annotations
 import apsw
 
 from haulier.domain.ids import text_id
-from haulier.domain.job import RULES, Move
+from haulier.domain.moves import RULES, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.stores.sqlite.counters import Deltas
 from haulier.stores.sqlite.rows import (

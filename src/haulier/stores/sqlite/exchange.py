@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import apsw
 
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import RULES, Demand, Exchange, Job, Move, Role, Transition
+from haulier.domain.job import Job, Role
+from haulier.domain.moves import RULES, Move, Transition
+from haulier.domain.worker import Demand, Exchange
 from haulier.stores.sqlite.batches import begin_cancel
 from haulier.stores.sqlite.counters import Deltas
 from haulier.stores.sqlite.rows import (
@@ -205,7 +208,7 @@ def _move(db: apsw.Connection, now: int, transition: Transition, deltas: Deltas)
             "rank": rank_of(run_at or job.run_at, job.priority) if due else None,
             "run_at": run_at,
             "now": now,
-            "error": error_to_text(transition.error, now) if transition.error else None,
+            "error": error_to_text(replace(transition.error, at=now)) if transition.error else None,
             "seq": job.seq,
             "lease": job.lease,
         },

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import apsw
 
-from haulier.domain.batch import FinishCallback
+from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import raw_id
 from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobStateError, LeaseLostError
-from haulier.ports import Fence
+from haulier.ports import Fence, Inserted
 from haulier.stores.sqlite.counters import Deltas
 from haulier.stores.sqlite.rows import (
     HEAD,
@@ -36,20 +36,20 @@ def insert(
     now: int,
     jobs: Sequence[NewJob],
     fence: Fence | None,
-    finish: FinishCallback | None,
-) -> int:
-    """Insert pending jobs; returns how many were not there before."""
+    policy: BatchPolicy | None,
+) -> Inserted:
+    """Insert pending jobs."""
     if fence is not None:
         _check_fence(db, fence)
     deltas = Deltas()
     new = _insert_rows(db, now, jobs, PENDING, deltas)
     for job in new:
         if job.role is Role.HEAD:
-            _add_batch(db, job, finish, own_expander=True)
+            _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
     # Only for what is new: repeating an insert is harmless, also after the batch was sealed.
     _check_open(db, {job.batch_id for job in new if job.batch_id is not None})
     deltas.write(db, now)
-    return len(new)
+    return Inserted(len(new))
 
 
 def open_batch(
@@ -57,18 +57,20 @@ def open_batch(
     now: int,
     head: NewJob,
     items: Sequence[NewJob],
-    finish: FinishCallback | None,
+    policy: BatchPolicy | None,
     sealed: bool,
-) -> None:
+) -> Inserted:
     """Insert a head that its producer expands, with its first items."""
     deltas = Deltas()
-    if _insert_rows(db, now, [head], RUNNING, deltas):
-        _add_batch(db, head, finish, own_expander=False)
+    new = len(_insert_rows(db, now, [head], RUNNING, deltas))
+    if new:
+        _add_batch(db, head, policy or BatchPolicy(), own_expander=False)
     if _insert_rows(db, now, items, PENDING, deltas):
         _check_open(db, {head.id})
     deltas.write(db, now)
     if sealed:
         seal(db, now, raw_id(head.id))
+    return Inserted(new)
 
 
 def seal(db: apsw.Connection, now: int, batch: bytes) -> None:
@@ -135,15 +137,15 @@ def _row(job: NewJob, now: int, state: int) -> Row:
 
 
 def _add_batch(
-    db: apsw.Connection, head: NewJob, finish: FinishCallback | None, *, own_expander: bool
+    db: apsw.Connection, head: NewJob, policy: BatchPolicy, *, own_expander: bool
 ) -> None:
     db.execute(
         "INSERT INTO batches (id, own_expander, finish_kind, finish_queue) VALUES (?, ?, ?, ?)",
         (
             raw_id(head.id),
             own_expander,
-            finish and finish.kind,
-            finish and finish.queue,
+            policy.finish and policy.finish.kind,
+            policy.finish and policy.finish.queue,
         ),
     )
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import apsw
 
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import MICROSECOND, Note, Renewal, WorkerRow, after_loss
+from haulier.domain.job import MICROSECOND
+from haulier.domain.moves import after_loss
+from haulier.domain.worker import Note, Renewal, WorkerRow
 from haulier.stores.sqlite.exchange import apply_transitions
 from haulier.stores.sqlite.rows import JOB_COLUMNS, RUNNING, fetch, job_from_row
 

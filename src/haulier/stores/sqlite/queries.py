@@ -8,7 +8,8 @@ import apsw
 
 from haulier.domain.batch import Batch
 from haulier.domain.ids import raw_id
-from haulier.domain.job import Job, JobState, Role, WorkerRow
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.sqlite.rows import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -11,15 +12,9 @@ import apsw
 
 from haulier.domain.batch import Batch, Counts
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import (
-    RANK_PER_PRIORITY,
-    Job,
-    JobError,
-    JobState,
-    Role,
-    WorkerRow,
-)
+from haulier.domain.job import RANK_PER_PRIORITY, Job, JobError, JobState, OnLost, Role
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 
 Row = tuple[Any, ...]
@@ -38,12 +33,21 @@ ROLES = (Role.SINGLE, Role.HEAD, Role.ITEM)
 ROLE_CODE: Mapping[Role, int] = {role: code for code, role in enumerate(ROLES)}
 SINGLE, HEAD, ITEM = range(3)
 
+REQUESTED, HEARD = 1, 2
+"""How far the cancel of a running job is."""
+
 JOB_COLUMNS = (
     "id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost, "
-    "key, batch, position, retry, worker, cancel, created_at, started_at, finished_at, progress, "
-    "message, result, error"
+    "key, batch, position, retry, worker, cancel, gate, uniq, on_lost, created_at, started_at, "
+    "finished_at, progress, message, result, error"
 )
 """In the order in which `job_from_row` expects them."""
+
+OPEN, PARKED, LET_IN, ALONE = range(4)
+"""The gates of pending jobs."""
+
+ON_LOST = (OnLost.RETRY, OnLost.FAIL)
+ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}
 
 
 def rank_of(run_at: int, priority: int) -> int:
@@ -64,6 +68,9 @@ def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) 
     return db.execute(sql, bindings).fetchall()
 
 
+_ERROR = tuple(field.name for field in fields(JobError))
+
+
 @lru_cache(maxsize=1024)
 def _id_text(raw: bytes) -> str:
     return text_id(raw)
@@ -79,17 +86,8 @@ def retry_to_text(policy: RetryPolicy) -> str:
     return json.dumps(policy.as_dict(), separators=(",", ":"))
 
 
-def error_to_text(error: JobError, now: int) -> str:
-    return json.dumps(
-        {
-            "type": error.type,
-            "message": error.message,
-            "traceback": error.traceback,
-            "attempt": error.attempt,
-            "at": now,
-        },
-        separators=(",", ":"),
-    )
+def error_to_text(error: JobError) -> str:
+    return json.dumps({field: getattr(error, field) for field in _ERROR}, separators=(",", ":"))
 
 
 def error_from_text(text: str) -> JobError:
@@ -110,9 +108,13 @@ def job_from_row(row: Row) -> Job:
             row[15],
             row[16] and retry_from_text(row[16]),
             row[17] and _id_text(row[17]),
-            bool(row[18]),
-            *row[19:25],
-            row[25] and error_from_text(row[25]),
+            row[18] > 0,
+            row[18] == HEARD,
+            row[19] == PARKED,
+            row[20] is not None,
+            ON_LOST[row[21]],
+            *row[22:28],
+            row[28] and error_from_text(row[28]),
         )
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import apsw
 
 from haulier.domain.ids import derived_id, raw_id, text_id
-from haulier.domain.job import RULES, Move
+from haulier.domain.moves import RULES, Move
 from haulier.stores.sqlite.counters import Deltas
 from haulier.stores.sqlite.rows import (
     HEAD,

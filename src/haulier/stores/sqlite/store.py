@@ -13,35 +13,17 @@ from urllib.parse import unquote, urlsplit
 
 import apsw
 
-from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import raw_id
-from haulier.domain.job import (
-    MICROSECOND,
-    Demand,
-    Exchange,
-    Job,
-    JobState,
-    Move,
-    NewJob,
-    Note,
-    Renewal,
-    Role,
-    Transition,
-    WorkerRow,
-)
+from haulier.domain.job import MICROSECOND, Job, JobState, NewJob, Role
+from haulier.domain.moves import Move, Transition
+from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, JobFilter, Page
+from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.stores.sqlite import batches, control, inserts, liveness, queries
 from haulier.stores.sqlite.clock import SystemClock
-from haulier.stores.sqlite.engine import (
-    Change,
-    Changes,
-    Lane,
-    Writer,
-    check_library,
-    connect,
-    translated,
-)
+from haulier.stores.sqlite.connection import check_library, connect, translated
+from haulier.stores.sqlite.engine import Change, Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import exchange, nothing_to_do
 from haulier.stores.sqlite.rows import key_of
 
@@ -117,17 +99,22 @@ class SqliteStore:
         jobs: Sequence[NewJob],
         *,
         fence: Fence | None = None,
-        finish: FinishCallback | None = None,
-    ) -> int:
+        policy: BatchPolicy | None = None,
+    ) -> Inserted:
         return await self._write(
-            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, finish), Change.READY
+            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, policy), Change.READY
         )
 
     async def open_batch(
-        self, head: NewJob, items: Sequence[NewJob], *, finish: FinishCallback | None, sealed: bool
-    ) -> None:
-        await self._write(
-            lambda db: inserts.open_batch(db, self._clock.now(), head, items, finish, sealed),
+        self,
+        head: NewJob,
+        items: Sequence[NewJob],
+        *,
+        policy: BatchPolicy | None = None,
+        sealed: bool,
+    ) -> Inserted:
+        return await self._write(
+            lambda db: inserts.open_batch(db, self._clock.now(), head, items, policy, sealed),
             Change.ANY,
         )
 

@@ -1,0 +1,45 @@
+"""What happened to jobs, one numbered event per transition."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from haulier.domain.job import Role
+
+INSERTED = "insert"
+CANCEL_REQUESTED = "cancel_requested"
+CANCEL_HEARD = "cancel_heard"
+PAUSED = "pause"
+RESUMED = "resume"
+DELETED = "delete"
+RESET = "reset"
+"""Events that no move of `RULES` names. `reset`: what lies between the reader's place and the next
+event is no longer kept; look at the jobs anew."""
+
+
+class Event(NamedTuple):
+    """One thing that happened to one job; `type` is the name of a move, or one of those above.
+
+    `seq` rises by one from event to event; `epoch` names the history that it counts in, which
+    changes when a store was restored to an earlier state. `at`: microseconds UTC by the store's
+    clock. `worker`: the incarnation that did it. `error_type`: the class of the error it recorded.
+    """
+
+    epoch: str
+    seq: int
+    at: int
+    type: str
+    job_id: str = ""
+    kind: str = ""
+    queue: str = ""
+    role: Role = Role.SINGLE
+    batch_id: str | None = None
+    attempt: int = 0
+    lease: int = 0
+    worker: str | None = None
+    error_type: str | None = None
+
+    @property
+    def cursor(self) -> str:
+        """Where to go on after this event: give it to `events(after=…)`."""
+        return f"{self.epoch}:{self.seq}"
