@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.context import Context
     from haulier.services.secrets import Secret
-    from haulier.worker.session import WorkerOptions
+    from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
     "App": "app",
@@ -66,7 +66,7 @@ _HOME = {
     "StoreError": "exceptions",
     "Task": "app",
     "ValidationError": "exceptions",
-    "WorkerOptions": "worker.session",
+    "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only

@@ -25,7 +25,7 @@ from haulier.services.jobs import JobManager, Options, Payload
 from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.stores import open_store
-from haulier.worker.session import WorkerOptions
+from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
 
 P = ParamSpec("P")
@@ -40,11 +40,12 @@ class Task(Generic[P, R]):
     def __init__(self, app: App, function: Callable[P, R], kind: str) -> None:
         self.app = app
         self.kind = kind
-        self._function = function
         functools.update_wrapper(self, function)
+        self.function = function
+        """The function as it was written. A child process finds it here."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     async def enqueue(self, **payload: Any) -> str:
         """Enqueue one job with these arguments and default options; returns its id."""
