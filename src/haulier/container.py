@@ -49,6 +49,9 @@ def worker_options(settings: Settings) -> WorkerOptions:
         queues=settings.queues,
         concurrency=settings.concurrency,
         threads=settings.threads,
+        children=settings.children,
+        jobs_per_child=settings.jobs_per_child,
+        child_memory=settings.child_memory,
         grace=settings.grace,
     )
 

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
 from haulier.domain.job import OnLost, Role
-from haulier.domain.retention import Retention
+from haulier.domain.retention import Removal, Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.code import Code, code_of
@@ -105,6 +105,49 @@ def _check_timeouts(kind: str, soft: float | None, hard: float | None) -> None:
         raise ConfigurationError(
             f"task {kind!r}: timeout ({soft:g} s) must not be above hard_timeout ({longest:g} s)"
         )
+
+
+class TaskOptions(TypedDict, total=False):
+    """What may be said of a task beside its function; what is left out has its default.
+
+    kind: its name, by default the function's. model: the payload, by default made of the function's
+    parameters. retry: which failures are tried again, how often and when. queue, priority: where
+    its jobs wait. per_worker: the most jobs of this kind that one worker process runs at once.
+    executor: "process" for a plain function that is to run in a process of its own.
+    timeout: seconds after which the job gets JobTimeoutError. hard_timeout: seconds after which it
+    is stopped, 24 h unless told. on_lost: "retry", or "fail" for a job that must not run again when
+    its worker died. retention: how long its finished jobs are kept; in short remove_on_complete
+    and remove_on_fail (True: at once, False: never, a number: all but the latest so many, or
+    {"age": seconds, "count": jobs}).
+    """
+
+    kind: str | None
+    model: type[BaseModel] | None
+    retry: RetryPolicy | None
+    queue: str
+    priority: int
+    per_worker: int | None
+    executor: Executor | str | None
+    timeout: float | None
+    hard_timeout: float | None
+    on_lost: OnLost | str
+    retention: Retention | None
+    remove_on_complete: Removal | None
+    remove_on_fail: Removal | None
+
+
+def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinition:
+    """The definition of a task; raises ConfigurationError for what cannot be one."""
+    given: dict[str, Any] = {**options}
+    if unknown := given.keys() - TaskOptions.__annotations__:
+        raise ConfigurationError(f"a task has no option {', '.join(sorted(unknown))}")
+    short = {name: given.pop(name, None) for name in ("remove_on_complete", "remove_on_fail")}
+    given["retry"] = given.get("retry") or RetryPolicy()
+    try:
+        given["retention"] = Retention.of(given.get("retention"), **short)
+    except ValueError as error:
+        raise ConfigurationError(f"task {function.__name__!r}: retention: {error}") from None
+    return define_task(function, **given)
 
 
 class Registry:

@@ -27,7 +27,7 @@ from haulier.exceptions import (
     Snooze,
     ValidationError,
 )
-from haulier.services.context import Control, storable
+from haulier.services.context import Control, overdue, storable
 from haulier.services.secrets import Scrubber
 from haulier.worker.retry_after import retry_after
 
@@ -50,16 +50,26 @@ def outcome_of(error: BaseException, job: Job, control: Control, scrubber: Scrub
             # Believed only if it is so: a job that is given back costs no attempt, so a task that
             # raised this by itself would run for ever.
             return Interrupted()
-        case JobTimeoutError() if control.late is not None:
-            described = describe(job, error, scrubber)
-            return TimedOut(dataclasses.replace(described, type=JobTimeoutError.__name__))
+    described = describe(job, error, scrubber)
+    if control.late is not None and _is_timeout(error):
+        told = dataclasses.replace(
+            described, type=JobTimeoutError.__name__, message=overdue(control.late)
+        )
+        return TimedOut(told)
     return Failed(
-        describe(job, error, scrubber),
+        described,
         delay=error.delay if isinstance(error, RetryLater) else None,
         permanent=isinstance(error, _HOPELESS),
         classes=class_names(type(error)),
         retry_after=retry_after(error, datetime.now(UTC)),
     )
+
+
+def _is_timeout(error: BaseException) -> bool:
+    # Task groups before Python 3.13 wrap ours, since they know a cancellation by its exact class.
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(JobTimeoutError) is not None
+    return isinstance(error, JobTimeoutError)
 
 
 def describe(job: Job, error: BaseException, scrubber: Scrubber) -> JobError:
