@@ -13,7 +13,7 @@ from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
 from haulier.stores.sqlite import control, gates, uniques
-from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.ledger import ENTRY, Ledger
 from haulier.stores.sqlite.rows import (
     HEAD,
     ON_LOST_CODE,
@@ -136,15 +136,8 @@ def _insert_rows(
         new, rows = _really_new(db, jobs, rows, before)
     ledger = Ledger()
     for row in rows:
-        ledger.moved(
-            INSERTED,
-            (row[0], 0, 0),
-            queue=row[2],
-            kind=row[1],
-            role=row[3],
-            batch=row[11],
-            source=None,
-            target=state,
+        ledger.group(INSERTED, row[2], row[1], row[3], row[11], None, state, None).append(
+            ENTRY.pack(row[0], 0, 0)
         )
     follow_up(db, now, ledger.write(db, now))
     return new
