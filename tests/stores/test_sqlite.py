@@ -19,6 +19,7 @@ from haulier.exceptions import (
     StoreError,
     StoreUnavailableError,
 )
+from haulier.ports import Inserted
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, exchange
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
@@ -235,8 +236,8 @@ class TestLanes:
         for call in mixed[20:]:
             call.close()
         answers = await asyncio.gather(*mixed, return_exceptions=True)
-        assert [answer for answer in answers if isinstance(answer, int)] == [3] * 10
-        refused = [answer for answer in answers if not isinstance(answer, int)]
+        assert [answer for answer in answers if isinstance(answer, Inserted)] == [Inserted(3)] * 10
+        refused = [answer for answer in answers if not isinstance(answer, Inserted)]
         assert all(isinstance(answer, JobStateError) for answer in refused)
         assert sum((await store.counts()).values()) == 30
 
