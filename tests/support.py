@@ -145,9 +145,7 @@ def items(batch_id: str, count: int, *, first: int = 0, kind: str = "work") -> l
     ]
 
 
-async def filled_batch(
-    store: JobStore, count: int, *, sealed: bool = True, **policy: Any
-) -> str:
+async def filled_batch(store: JobStore, count: int, *, sealed: bool = True, **policy: Any) -> str:
     """A batch that its producer filled, with the fields of a policy; returns its id."""
     top = head()
     await store.open_batch(top, items(top.id, count), policy=BatchPolicy(**policy), sealed=sealed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from conformance.rules import BY_ANYONE, BY_LOSS, BY_WORKER, STATES, Walker, sorted_moves
 
+from conformance.rules import BY_ANYONE, BY_LOSS, BY_WORKER, STATES, Walker, sorted_moves
 from haulier.domain import event as ev
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.event import Event

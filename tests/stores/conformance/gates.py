@@ -170,9 +170,7 @@ class TestConcurrency:
         rest = items(top.id, 6, first=1)
         wanted = [4, 2, 6, 1, 3, 5]
         priorities = {4: 9, 2: 5, 6: 5}
-        await store.insert(
-            [job._replace(priority=priorities.get(job.position, 0)) for job in rest]
-        )
+        await store.insert([job._replace(priority=priorities.get(job.position, 0)) for job in rest])
         await store.seal(top.id)
         order = []
         while running:
@@ -209,9 +207,7 @@ class TestConcurrency:
         reply = await hand.exchange(move(second, Move.COMPLETE), slots=9)
         assert [job.id for job in reply.jobs] == [job.id]
 
-    async def test_scheduled_items_keep_to_the_limit_when_they_become_due(
-        self, store, hand, clock
-    ):
+    async def test_scheduled_items_keep_to_the_limit_when_they_become_due(self, store, hand, clock):
         top = head()
         later = [job._replace(delay=MICROSECOND) for job in items(top.id, 6)]
         await store.open_batch(top, later, policy=BatchPolicy(concurrency=2), sealed=True)

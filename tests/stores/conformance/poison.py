@@ -106,9 +106,7 @@ class TestAlone(LongLife):
         reply = await hand.exchange(move(second, Move.COMPLETE), slots=9)
         assert [job.id for job in reply.jobs] == [suspect]
 
-    async def test_it_is_not_starved_by_workers_that_always_have_something(
-        self, store, clock
-    ):
+    async def test_it_is_not_starved_by_workers_that_always_have_something(self, store, clock):
         hands = [await another(store) for _ in range(3)]
         await store.insert(works(200))
         held: dict[str, list[Job]] = {hand.id: await hand.claim(3) for hand in hands}

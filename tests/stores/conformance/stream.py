@@ -164,7 +164,7 @@ class TestCursors:
         with pytest.raises(ValidationError):
             await store.events(after=cursor.format(epoch=event.epoch))
 
-    @pytest.mark.parametrize("number", ["-1", "9" * 40, " 1", "1.5", "１"])
+    @pytest.mark.parametrize("number", ["-1", "9" * 40, " 1", "1.5", "\uff11"])
     async def test_odd_numbers_in_a_cursor_do_no_harm(self, store, number):
         await store.insert([work()])
         (event,) = await store.events()
