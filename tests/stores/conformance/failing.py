@@ -130,8 +130,11 @@ class TestMaxFailures:
     async def test_thousands_of_waiting_items_are_dropped(self, store, hand):
         batch = await filled_batch(store, MANY, max_failures=0, finish=AFTERWARDS)
         await hand.hand_in(await hand.claim_one(), Move.FAIL)
-        assert await hand.claim(9) == []
+        # Many are dropped in slices; who was claimed between two of them is told to stop.
+        late = await hand.claim(9)
         await store.sweep()
+        assert set((await hand.exchange()).cancels) == {job.id for job in late}
+        await hand.exchange(*(move(job, Move.CANCEL) for job in late))
         ended = await store.batch(batch)
         assert (ended.state, ended.counts.cancelled) == (JobState.FAILED, MANY - 1)
         assert await told(store, batch) == [("failed", counts(failed=1, cancelled=MANY - 1))]
@@ -211,6 +214,33 @@ class TestMaxFailures:
         await store.retry_failed(batch)
         assert await hand.work_off(Move.FAIL, slots=1) == 2
         assert [state for state, _ in await told(store, batch)] == ["failed", "failed"]
+
+    async def test_a_retry_does_not_end_it_again_for_what_has_failed_before(self, store, hand):
+        batch = await filled_batch(store, 1200, max_failures=2)
+        jobs = await hand.claim(1100)
+        await hand.exchange(*(move(job, Move.FAIL) for job in jobs))
+        await store.sweep()
+        assert (await store.batch(batch)).state is JobState.FAILED
+        assert await store.retry_failed(batch) == 1100
+        now = await store.batch(batch)
+        assert (now.state, now.counts.pending, now.counts.cancelled) == (
+            JobState.RUNNING,
+            1100,
+            100,
+        )
+
+    async def test_a_few_of_many_that_failed_can_be_tried_again(self, store, hand):
+        batch = await filled_batch(store, 8, max_failures=1)
+        jobs = await hand.claim(6)
+        await hand.exchange(*(move(job, Move.FAIL) for job in jobs))
+        assert await store.retry_failed(batch, limit=1) == 1
+        again = await hand.claim_one()
+        assert (again.id, again.cancel_requested) == (jobs[0].id, False)
+        assert (await hand.exchange()).cancels == ()
+        await hand.hand_in(again, Move.COMPLETE)
+        ended = await store.batch(batch)
+        assert ended.state.final
+        assert (ended.counts.completed, ended.counts.failed) == (1, 5)
 
     async def test_it_can_be_deleted(self, store, hand):
         batch = await filled_batch(store, 3, max_failures=0)

@@ -9,6 +9,7 @@ import pytest
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import MICROSECOND, Job, JobState
 from haulier.domain.moves import Move
+from haulier.domain.unique import Uniqueness
 from haulier.ports import Fence, JobFilter, JobStore
 from support import Hand, adds_up, filled_batch, head, items, move, work, works
 
@@ -229,6 +230,16 @@ class TestConcurrency:
         assert await hand.claim(9) == []
         reply = await hand.exchange(*(move(job, Move.COMPLETE) for job in claimed), slots=9)
         assert positions(list(reply.jobs)) == [2, 3]
+
+    async def test_items_with_unique_names_keep_to_it_too(self, store, hand):
+        top = head()
+        jobs = [
+            job._replace(unique=(Uniqueness(f"item-{job.position}"),)) for job in items(top.id, 5)
+        ]
+        await store.open_batch(top, [], policy=BatchPolicy(concurrency=2), sealed=False)
+        await store.insert(jobs)
+        assert len(await hand.claim(9)) == 2
+        assert await hand.claim(9) == []
 
     async def test_what_failed_is_retried_within_it(self, store, hand):
         batch = await filled_batch(store, 6, concurrency=2)

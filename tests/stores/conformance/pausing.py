@@ -9,6 +9,7 @@ import pytest
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.job import MICROSECOND, JobState
 from haulier.domain.moves import Move
+from haulier.domain.unique import Uniqueness
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter
 from support import Hand, adds_up, filled_batch, head, items, move, work, works
@@ -90,6 +91,14 @@ class TestPause:
         await store.resume(batch)
         assert await hand.work_off() == 3
         assert (await store.get(batch)).state is JobState.COMPLETED
+
+    async def test_so_do_those_with_a_unique_name(self, store, hand):
+        batch = await filled_batch(store, 1, sealed=False)
+        await store.pause(batch)
+        (named,) = items(batch, 1, first=1)
+        await store.insert([named._replace(unique=(Uniqueness("x"),))])
+        assert await hand.claim(9) == []
+        assert (await store.get(named.id)).parked
 
     async def test_items_that_are_requeued_meanwhile_wait_too(self, store, hand):
         batch = await filled_batch(store, 3)
@@ -279,6 +288,8 @@ class TestPauseOfMany:
                 await store.batch(batch)
             task.cancel()
             await asyncio.wait([task])
+            # A step of it may have been under way; behind this one it is not.
+            await store.insert([work("barrier")])
             await store.sweep()
             now = await store.batch(batch)
             assert adds_up(now)

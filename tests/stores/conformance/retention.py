@@ -35,6 +35,18 @@ async def ended(hand: Hand, job: NewJob, how: Move = Move.COMPLETE) -> Job:
     return claimed
 
 
+async def hand_of_a_broken_head(store: JobStore, hand: Hand) -> Job:
+    """A running item of a batch whose head has failed while it expanded."""
+    top = head()
+    await store.insert([top])
+    expander = await hand.claim_one()
+    await store.insert(items(top.id, 1))
+    item = await hand.claim_one()
+    await hand.hand_in(expander, Move.FAIL)
+    assert (await store.get(top.id)).state is JobState.FAILED
+    return item
+
+
 async def left(store: JobStore, **where) -> set[str]:
     page = await store.find(JobFilter(**where), limit=20_000)
     return {job.id for job in page.jobs}
@@ -80,7 +92,8 @@ class TestPrune(OverDays):
         for _ in range(3):
             clock.advance(11)
             assert await store.prune(rules) == 1
-            gone.append(next(how for how in jobs if jobs[how].id not in await left(store)))
+            kept = await left(store)
+            gone.append(next(how for how in jobs if jobs[how].id not in kept))
             del jobs[gone[-1]]
         assert gone == [Move.COMPLETE, Move.CANCEL, Move.FAIL]
 
@@ -292,6 +305,28 @@ class TestPruneBatches(OverDays):
             clock.advance(1)
         assert await store.prune({"bulk": keep(completed=Keep(count=2))}) == 5 + 2
         assert [batch.id for batch in await store.batches()] == batches[:1:-1]
+
+    async def test_two_that_prune_at_once_keep_as_many_as_is_said(self, store, hand, clock):
+        batches = []
+        for size in (4000, 3, 3, 3):
+            batches.append(await filled_batch(store, size))
+            await hand.work_off()
+            clock.advance(1)
+        rules = {"bulk": keep(completed=Keep(count=3))}
+        await asyncio.gather(*(store.prune(rules) for _ in range(3)))
+        assert [batch.id for batch in await store.batches()] == batches[:0:-1]
+
+    async def test_one_that_cannot_go_yet_is_not_replaced_by_a_later_one(self, store, hand, clock):
+        held = await hand_of_a_broken_head(store, hand)
+        clock.advance(1)
+        broken = await filled_batch(store, 2, max_failures=0)
+        await hand.hand_in(await hand.claim_one(), Move.FAIL)
+        assert (await store.get(broken)).state is JobState.FAILED
+        await store.prune({"bulk": keep(failed=Keep(count=1))})
+        assert (await store.batch(broken)).counts.failed == 1
+        await hand.hand_in(held, Move.CANCEL)
+        await store.prune({"bulk": keep(failed=Keep(count=1))})
+        assert [batch.id for batch in await store.batches()] == [broken]
 
     async def test_its_finish_callback_is_a_job_of_its_own(self, store, hand, clock):
         finish = FinishCallback(kind="work")
