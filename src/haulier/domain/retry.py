@@ -46,8 +46,8 @@ class RetryPolicy:
     function: Callable[[int, str, str], float | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be 1 or more")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ValueError("max_attempts must be an integer, 1 or more")
         if not 0 <= self.delay < float("inf"):
             raise ValueError("delay must be a number of seconds, 0 or more")
         if not self.delay <= self.cap < float("inf"):
@@ -98,11 +98,9 @@ class RetryPolicy:
         """The policy as plain JSON values; raises ValueError for one with a function."""
         if self.function is not None:
             raise ValueError("a retry policy with a function cannot be stored: give it to the task")
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name != "function" and getattr(self, field.name) != field.default
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["function"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
