@@ -76,7 +76,7 @@ def _own_store(url: str | None) -> Iterator[tuple[str, Path]]:
 
 async def _measure(url: str, jobs: int, singles: int, concurrency: int) -> dict[str, Any]:
     from haulier.app import App
-    from haulier.worker.session import WorkerOptions
+    from haulier.worker.lanes import WorkerOptions
 
     app = App(url)
     done = _Countdown(jobs)
