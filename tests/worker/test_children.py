@@ -293,10 +293,9 @@ class TestStopping:
         """The race between a cancel and a job that is just ending."""
         stay = process_task(app, "stay", retry=ONCE)
         async with app.working(WorkerOptions(children=1, jobs_per_child=0)):
-            ids = await app.enqueue_many(stay, [{"seconds": 0.02}] * 40)
+            ids = await app.enqueue_many(stay, [{"seconds": n / 1000} for n in range(40)])
             for job_id in ids[::2]:
                 await pid_of(scene, job_id)
-                await asyncio.sleep(0.015)
                 await app.cancel(job_id)
             jobs = [await app.wait(job_id, timeout=30, progress=False) for job_id in ids]
         assert {job.state for job in jobs[1::2]} == {JobState.COMPLETED}
