@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 
 from haulier.ports import JobStore
-from support import STORE_HOMES, FakeClock, StoreHome
+from haulier.testing import FakeClock
+from support import STORE_HOMES, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
