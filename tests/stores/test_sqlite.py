@@ -19,8 +19,9 @@ from haulier.exceptions import (
     StoreError,
     StoreUnavailableError,
 )
+from haulier.ports import Inserted
 from haulier.stores import open_store
-from haulier.stores.sqlite import SqliteStore, exchange
+from haulier.stores.sqlite import SqliteStore, claiming, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
 from haulier.testing import FakeClock
 from support import TTL, Hand, SqliteFile, items, wait_until, work, works
@@ -236,7 +237,7 @@ class TestLanes:
         for call in mixed[20:]:
             call.close()
         answers = await asyncio.gather(*mixed, return_exceptions=True)
-        assert [answer for answer in answers if isinstance(answer, int)] == [3] * 10
+        assert [answer.new for answer in answers if isinstance(answer, Inserted)] == [3] * 10
         refused = [answer for answer in answers if not isinstance(answer, int)]
         assert all(isinstance(answer, JobStateError) for answer in refused)
         assert sum((await store.counts()).values()) == 30
@@ -279,17 +280,29 @@ class TestPlans:
     """A claim reads its line from an index, in order, however long the line is."""
 
     @pytest.mark.parametrize(
-        "statement", [exchange._CLAIM_FIRST, exchange._FIRST, exchange._NEXT_DUE]
+        ("statement", "index"),
+        [
+            (claiming._CLAIM_FIRST, "jobs_ready"),
+            (f"SELECT rank, seq {claiming._READY}{claiming._IN_LINE}", "jobs_ready"),
+            (claiming.NEXT_DUE, "jobs_scheduled"),
+            (claiming._LONERS, "jobs_alone"),
+            (gates._LET_IN, "jobs_gated"),
+            (gates._GATED, "batches_gated"),
+            (retention._TOO_OLD, "jobs_finished"),
+            (retention._EXPIRED, "jobs_finished"),
+        ],
     )
-    async def test_no_claim_sorts_or_scans(self, store, statement):
-        values = dict.fromkeys(("worker", "now", "queue", "kinds", "slots"))
+    async def test_no_claim_sorts_or_scans(self, store, statement, index):
+        names = ("worker", "now", "queue", "kinds", "slots", "boot", "since")
+        values = dict.fromkeys(names) if ":" in statement else (None,) * statement.count("?")
         plan = await store._read(
             lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
         )
         steps = [row[3] for row in plan]
-        assert any("jobs_ready" in step or "jobs_scheduled" in step for step in steps)
+        assert any(index in step for step in steps), steps
         assert not any("TEMP B-TREE" in step for step in steps), steps
-        assert not any(step.startswith("SCAN jobs") and "jobs_sch" not in step for step in steps)
+        scans = [step for step in steps if step.startswith("SCAN jobs")]
+        assert not any("INDEX" not in step for step in scans), steps
 
 
 async def _inserted(store: SqliteStore, job) -> bool:

@@ -1,16 +1,17 @@
 -- The SQLite store, schema step 2: unique names, gated batches, errors, events, retention.
 
--- gate: 0 open, 1 parked by its batch, 2 let in by its batch, 3 to be run alone.
-ALTER TABLE jobs ADD COLUMN gate    INTEGER NOT NULL DEFAULT 0;
+-- gate: NULL none, 1 parked by its batch, 2 let in by its batch, 3 to be run alone.
+ALTER TABLE jobs ADD COLUMN gate    INTEGER;
 ALTER TABLE jobs ADD COLUMN on_lost INTEGER NOT NULL DEFAULT 0;  -- 0 retry, 1 fail
 ALTER TABLE jobs ADD COLUMN uniq    TEXT;                        -- its unique names, as JSON
+ALTER TABLE jobs ADD COLUMN waiter  BLOB;                        -- the worker that runs dry to run it alone
 
 -- From here on `cancel` of a job is 1 requested, 2 heard by its worker; that of a batch is
 -- 1 cancelled, 2 cut short because too many of its items failed.
 
 DROP INDEX jobs_scheduled;
-CREATE INDEX jobs_scheduled ON jobs (run_at)               WHERE state = 0 AND rank IS NULL AND gate = 0;
-CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at, seq) WHERE state = 0 AND gate IN (1, 2);
+CREATE INDEX jobs_scheduled ON jobs (run_at)               WHERE state = 0 AND rank IS NULL AND gate IS NULL;
+CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at, seq) WHERE state = 0 AND gate IS NOT NULL;
 CREATE INDEX jobs_alone     ON jobs (state, run_at)        WHERE gate = 3;
 -- What retention looks through: in the order in which jobs of a kind reached an end.
 CREATE INDEX jobs_finished  ON jobs (kind, state, finished_at) WHERE state > 1 AND role < 2;

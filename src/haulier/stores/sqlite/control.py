@@ -6,26 +6,40 @@ from collections.abc import Iterable
 
 import apsw
 
-from haulier.domain.job import JobState
+from haulier.domain.event import CANCEL_REQUESTED, DELETED
+from haulier.domain.job import JobError, JobState
+from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
-from haulier.stores.sqlite.batches import DELETING, begin_cancel, begin_delete, reopen_head
-from haulier.stores.sqlite.counters import Deltas
+from haulier.stores.sqlite import uniques
+from haulier.stores.sqlite.batches import begin_delete, first_slices, remove_jobs, reopen_head
+from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     CANCELLED,
     FAILED,
     HEAD,
     ITEM,
+    PARKED,
     PENDING,
+    REQUESTED,
     RUNNING,
     STATES,
     Row,
+    error_to_text,
     fetch,
     key_of,
     rank_of,
 )
-from haulier.stores.sqlite.settling import settle_done
+from haulier.stores.sqlite.settling import (
+    CANCELLED_BY_REQUEST,
+    DELETING,
+    begin_cancel,
+    follow_up,
+)
 
-_LOOK = "SELECT seq, state, role, queue, kind, batch, worker, priority FROM jobs WHERE id = ?"
+_LOOK = (
+    "SELECT seq, state, role, queue, kind, batch, worker, priority, id, attempt, lease, cancel, "
+    "uniq FROM jobs WHERE id = ?"
+)
 
 
 def cancel(
@@ -34,66 +48,129 @@ def cancel(
     """Cancel or request it; returns the states, and the heads whose batches are to be drained."""
     states: dict[str, JobState] = {}
     heads: list[str] = []
-    deltas = Deltas()
+    ledger = Ledger()
     for job_id in job_ids:
         row = _look(db, job_id)
         if row is None:
             continue
-        seq, state, role, queue, kind, batch, worker, _ = row
+        state, role, worker = row[1], row[2], row[6]
         if role == HEAD and state in (PENDING, RUNNING):
-            begin_cancel(db, key_of(job_id))
+            begin_cancel(db, now, key_of(job_id), CANCELLED_BY_REQUEST)
             heads.append(job_id)
         if state == PENDING:
-            db.execute(
-                f"UPDATE jobs SET state = {CANCELLED}, rank = NULL, finished_at = ? WHERE seq = ?",
-                (now, seq),
-            )
-            deltas.moved(queue, kind, role, batch, PENDING, CANCELLED)
+            drop(db, now, ledger, row)
             state = CANCELLED
         elif state == RUNNING and (role != HEAD or worker is not None):
-            db.execute("UPDATE jobs SET cancel = 1 WHERE seq = ?", (seq,))
+            _request(db, ledger, row)
         states[job_id] = STATES[state]
-    settle_done(db, now, deltas.write(db, now))
+    follow_up(db, now, ledger.write(db, now))
     return states, heads
+
+
+def drop(
+    db: apsw.Connection, now: int, ledger: Ledger, row: Row, error: JobError | None = None
+) -> None:
+    """Cancel a pending job; `row` is one of `_LOOK`."""
+    seq, state, role, queue, kind, batch, _, _, job, attempt, lease, *_ = row
+    db.execute(
+        f"UPDATE jobs SET state = {CANCELLED}, rank = NULL, gate = NULL, waiter = NULL, "
+        "finished_at = ?, error = coalesce(?, error) WHERE seq = ?",
+        (now, error and error_to_text(error, now), seq),
+    )
+    uniques.release_ended(db, job)
+    ledger.moved(
+        Move.DROP,
+        (job, attempt, lease),
+        queue=queue,
+        kind=kind,
+        role=role,
+        batch=batch,
+        source=state,
+        target=CANCELLED,
+        error=error.type if error else None,
+    )
+
+
+def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> None:
+    """Cancel pending jobs in whose place another one is inserted."""
+    for job in jobs:
+        (row,) = fetch(db, _LOOK, (job,))
+        ledger = Ledger()
+        drop(db, now, ledger, row, JobError(type="Replaced", message=f"by job {by}"))
+        ledger.write(db, now)
+        if row[2] == HEAD:
+            begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
+            # One that nobody expanded yet has no items, so one slice is all.
+            first_slices(db, now, [job])
+
+
+def _request(db: apsw.Connection, ledger: Ledger, row: Row) -> None:
+    seq, state, role, queue, kind, batch, _, _, job, attempt, lease, cancel, _ = row
+    if cancel:
+        return
+    db.execute("UPDATE jobs SET cancel = ? WHERE seq = ?", (REQUESTED, seq))
+    ledger.moved(
+        CANCEL_REQUESTED,
+        (job, attempt, lease),
+        queue=queue,
+        kind=kind,
+        role=role,
+        batch=batch,
+        source=state,
+        target=state,
+    )
 
 
 def requeue(db: apsw.Connection, now: int, job_ids: Iterable[str]) -> dict[str, JobState]:
     """Failed and cancelled jobs become pending again; others keep the state that is returned."""
     states: dict[str, JobState] = {}
-    deltas = Deltas()
     for job_id in job_ids:
         row = _look(db, job_id)
         if row is None:
             continue
-        seq, state, role, queue, kind, batch, _, priority = row
-        if state in (FAILED, CANCELLED):
-            if role == HEAD:
-                _restart_head(db, now, key_of(job_id))
-            elif role == ITEM:
-                _reopen_for_item(db, now, batch)
-            db.execute(
-                f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-                "cancel = 0, run_at = ?, rank = ? WHERE seq = ?",
-                (now, rank_of(now, priority), seq),
-            )
-            deltas.moved(queue, kind, role, batch, state, PENDING)
+        state = row[1]
+        if state in (FAILED, CANCELLED) and uniques.retake(db, now, row[8], row[12]):
+            _requeue(db, now, row)
             state = PENDING
         states[job_id] = STATES[state]
-    deltas.write(db, now)
     return states
+
+
+def _requeue(db: apsw.Connection, now: int, row: Row) -> None:
+    seq, state, role, queue, kind, batch, _, priority, job, _, lease, *_ = row
+    gated = False
+    if role == HEAD:
+        _restart_head(db, now, job)
+    elif role == ITEM:
+        gated = _reopen_for_item(db, now, batch)
+    db.execute(
+        f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
+        "cancel = 0, run_at = ?, rank = ?, gate = ? WHERE seq = ?",
+        (now, None if gated else rank_of(now, priority), PARKED if gated else None, seq),
+    )
+    ledger = Ledger()
+    ledger.moved(
+        Move.REQUEUE,
+        (job, 0, lease),
+        queue=queue,
+        kind=kind,
+        role=role,
+        batch=batch,
+        source=state,
+        target=PENDING,
+    )
+    follow_up(db, now, ledger.write(db, now))
 
 
 def delete(db: apsw.Connection, now: int, job_id: str) -> bytes | None:
     """Delete a single job, or begin to delete a batch, which is returned and to be drained."""
-    seq, state, role, queue, kind, *_ = _deletable(db, job_id)
+    row = _deletable(db, job_id)
+    seq, state, role, queue, kind, *_, job, attempt, lease, _, _ = row
     if role == HEAD:
-        batch = key_of(job_id)
-        begin_delete(db, batch)
-        return batch
+        begin_delete(db, job)
+        return bytes(job)
     db.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
-    deltas = Deltas()
-    deltas.removed(queue, kind, role, state)
-    deltas.write(db, now)
+    remove_jobs(db, now, [(seq, job, attempt, lease, queue, kind, state)])
     return None
 
 
@@ -132,27 +209,43 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
         raise JobStateError("this batch still has items that are not finished")
     if draining == DELETING:
         raise JobStateError("this batch is being deleted")
-    removed = Deltas()
-    for queue, kind, state in fetch(
-        db, "DELETE FROM jobs WHERE batch = ? RETURNING queue, kind, state", (batch,)
+    ledger = Ledger()
+    for seq, job, attempt, lease, queue, kind, state in fetch(
+        db,
+        "DELETE FROM jobs WHERE batch = ? RETURNING seq, id, attempt, lease, queue, kind, state",
+        (batch,),
     ):
-        removed.removed(queue, kind, ITEM, state)
-    removed.write(db, now)
+        db.execute("DELETE FROM errors WHERE job = ?", (seq,))
+        ledger.moved(
+            DELETED,
+            (job, attempt, lease),
+            queue=queue,
+            kind=kind,
+            role=ITEM,
+            batch=batch,
+            source=state,
+            target=None,
+        )
+    ledger.write(db, now)
     db.execute(
-        "UPDATE batches SET sealed = 0, draining = 0, cancel = 0, total = 0, completed = 0, "
-        "failed = 0, cancelled = 0, started_at = NULL, finish_job = NULL WHERE id = ?",
+        "UPDATE batches SET sealed = 0, draining = 0, cancel = 0, owed = 1, started_at = NULL, "
+        "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL "
+        "WHERE id = ?",
         (batch,),
     )
 
 
-def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> None:
-    ((state, queue, kind, cancel, draining),) = fetch(
+def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
+    """Reopen the batch of an item that runs again; whether it has a gate."""
+    ((state, queue, kind, attempt, lease, cancel, draining),) = fetch(
         db,
-        "SELECT j.state, j.queue, j.kind, b.cancel, b.draining FROM jobs j "
+        "SELECT j.state, j.queue, j.kind, j.attempt, j.lease, b.cancel, b.draining FROM jobs j "
         "JOIN batches b ON b.id = j.id WHERE j.id = ?",
         (batch,),
     )
     if draining == DELETING or (cancel and state == RUNNING):
         raise JobStateError("a cancel or delete of this item's batch is still under way")
     if state != RUNNING:
-        reopen_head(db, now, batch, queue, kind, state)
+        reopen_head(db, now, batch, (queue, kind, state, attempt, lease))
+    ((gated,),) = fetch(db, "SELECT gated FROM batches WHERE id = ?", (batch,))
+    return bool(gated)

@@ -37,7 +37,8 @@ class Change(Flag):
     NOTHING = 0
     READY = 1
     SETTLED = 2
-    ANY = 3
+    EVENTS = 4
+    ANY = 7
 
 
 Changes = Change | Callable[[T], Change]

@@ -7,27 +7,37 @@ from collections.abc import Sequence
 import apsw
 
 from haulier.domain.batch import BatchPolicy
-from haulier.domain.ids import raw_id
+from haulier.domain.event import INSERTED
+from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob, Role
-from haulier.exceptions import JobStateError, LeaseLostError
+from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
-from haulier.stores.sqlite.counters import Deltas
+from haulier.stores.sqlite import control, gates, uniques
+from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     HEAD,
+    ON_LOST_CODE,
+    PARKED,
     PENDING,
     ROLE_CODE,
     RUNNING,
     Row,
     fetch,
     rank_of,
+    raw_once,
     retry_to_text,
 )
-from haulier.stores.sqlite.settling import settle_done
+from haulier.stores.sqlite.settling import (
+    CANCELLED_BY_REQUEST,
+    CUT_SHORT,
+    follow_up,
+    settle_done,
+)
 
 _INSERT = (
     "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, run_at, "
-    "key, batch, position, retry, created_at) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) "
-    "ON CONFLICT (id) DO NOTHING"
+    "key, batch, position, retry, created_at, gate, on_lost, uniq) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -41,14 +51,16 @@ def insert(
     """Insert pending jobs."""
     if fence is not None:
         _check_fence(db, fence)
-    deltas = Deltas()
-    new = _insert_rows(db, now, jobs, PENDING, deltas)
+    batches = {job.batch_id for job in jobs if job.batch_id is not None}
+    gated = gates.gated_batches(db) if batches else frozenset()
+    if any(job.unique for job in jobs):
+        return _insert_unique(db, now, jobs, policy)
+    new = _insert_rows(db, now, jobs, PENDING, gated)
     for job in new:
         if job.role is Role.HEAD:
             _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
     # Only for what is new: repeating an insert is harmless, also after the batch was sealed.
     _check_open(db, {job.batch_id for job in new if job.batch_id is not None})
-    deltas.write(db, now)
     return Inserted(len(new))
 
 
@@ -61,13 +73,18 @@ def open_batch(
     sealed: bool,
 ) -> Inserted:
     """Insert a head that its producer expands, with its first items."""
-    deltas = Deltas()
-    new = len(_insert_rows(db, now, [head], RUNNING, deltas))
+    new = 0
+    if head.unique:
+        inserted = _insert_one(db, now, head, RUNNING)
+        if inserted.instead:
+            return inserted
+        new = inserted.new
+    else:
+        new = len(_insert_rows(db, now, [head], RUNNING, frozenset()))
     if new:
         _add_batch(db, head, policy or BatchPolicy(), own_expander=False)
-    if _insert_rows(db, now, items, PENDING, deltas):
+    if _insert_rows(db, now, items, PENDING, gates.gated_batches(db)):
         _check_open(db, {head.id})
-    deltas.write(db, now)
     if sealed:
         seal(db, now, raw_id(head.id))
     return Inserted(new)
@@ -76,28 +93,66 @@ def open_batch(
 def seal(db: apsw.Connection, now: int, batch: bytes) -> None:
     """All items are in; an empty or already finished batch settles at once."""
     db.execute("UPDATE batches SET sealed = 1 WHERE id = ?", (batch,))
-    settle_done(db, now, [batch])
+    if not db.changes():
+        raise JobNotFoundError(text_id(batch))
+    settle_done(db, now, batch)
+
+
+def _insert_unique(
+    db: apsw.Connection, now: int, jobs: Sequence[NewJob], policy: BatchPolicy | None
+) -> Inserted:
+    """One by one, as each has to see the names that those before it took."""
+    new = 0
+    instead: dict[str, str] = {}
+    for job in jobs:
+        inserted = _insert_one(db, now, job, PENDING)
+        if inserted.new and job.role is Role.HEAD:
+            _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
+        new += inserted.new
+        instead |= inserted.instead
+    return Inserted(new, instead)
+
+
+def _insert_one(db: apsw.Connection, now: int, job: NewJob, state: int) -> Inserted:
+    verdict = uniques.judge(db, now, job)
+    if verdict.instead is not None:
+        return Inserted(0, {job.id: text_id(verdict.instead)})
+    control.replace(db, now, verdict.replaced, job.id)
+    new = len(_insert_rows(db, now, [job], state, frozenset()))
+    if new:
+        uniques.take(db, now, job)
+    return Inserted(new)
 
 
 def _insert_rows(
-    db: apsw.Connection, now: int, jobs: Sequence[NewJob], state: int, deltas: Deltas
+    db: apsw.Connection, now: int, jobs: Sequence[NewJob], state: int, gated: frozenset[bytes]
 ) -> Sequence[NewJob]:
-    """Insert the rows and count them; returns the jobs that were new."""
-    rows = [_row(job, now, state) for job in jobs]
+    """Insert the rows and account for them; returns the jobs that were new."""
+    rows = [_row(job, now, state, gated) for job in jobs]
     before = db.total_changes()
     db.executemany(_INSERT, rows)
     new: Sequence[NewJob] = jobs
     if db.total_changes() - before != len(jobs):
-        new = _really_new(db, jobs, rows, before)
-    for job in new:
-        batch = raw_id(job.batch_id) if job.batch_id is not None else None
-        deltas.added(job.queue, job.kind, ROLE_CODE[job.role], batch, state)
+        new, rows = _really_new(db, jobs, rows, before)
+    ledger = Ledger()
+    for row in rows:
+        ledger.moved(
+            INSERTED,
+            (row[0], 0, 0),
+            queue=row[2],
+            kind=row[1],
+            role=row[3],
+            batch=row[11],
+            source=None,
+            target=state,
+        )
+    follow_up(db, now, ledger.write(db, now))
     return new
 
 
 def _really_new(
     db: apsw.Connection, jobs: Sequence[NewJob], rows: list[Row], before: int
-) -> list[NewJob]:
+) -> tuple[list[NewJob], list[Row]]:
     """Some ids existed already; ours are the newest rows of this transaction.
 
     Rare (a producer that repeats itself after a crash), so the common path need not ask.
@@ -105,18 +160,21 @@ def _really_new(
     inserted = db.total_changes() - before
     newest = fetch(db, "SELECT id FROM jobs ORDER BY seq DESC LIMIT ?", (inserted,))
     fresh = {row[0] for row in newest}
-    new = []
+    new, new_rows = [], []
     for job, row in zip(jobs, rows, strict=True):
         if row[0] in fresh:
             fresh.remove(row[0])
             new.append(job)
-    return new
+            new_rows.append(row)
+    return new, new_rows
 
 
-def _row(job: NewJob, now: int, state: int) -> Row:
+def _row(job: NewJob, now: int, state: int, gated: frozenset[bytes]) -> Row:
     # An instant in the past counts as now, or a producer could jump the line by naming one.
     run_at = now + job.delay if job.run_at is None else max(job.run_at, now)
     ready = run_at <= now
+    batch = raw_once(job.batch_id) if job.batch_id is not None else None
+    parked = ready and batch in gated
     return (
         raw_id(job.id),
         job.kind,
@@ -125,14 +183,17 @@ def _row(job: NewJob, now: int, state: int) -> Row:
         job.version,
         job.payload,
         state,
-        rank_of(run_at, job.priority) if ready else None,
+        rank_of(run_at, job.priority) if ready and not parked else None,
         job.priority,
         run_at,
         job.key,
-        raw_id(job.batch_id) if job.batch_id is not None else None,
+        batch,
         job.position,
         retry_to_text(job.retry) if job.retry is not None else None,
         now,
+        PARKED if parked else None,
+        ON_LOST_CODE[job.on_lost],
+        uniques.names_to_text(job.unique),
     )
 
 
@@ -140,12 +201,17 @@ def _add_batch(
     db: apsw.Connection, head: NewJob, policy: BatchPolicy, *, own_expander: bool
 ) -> None:
     db.execute(
-        "INSERT INTO batches (id, own_expander, finish_kind, finish_queue) VALUES (?, ?, ?, ?)",
+        "INSERT INTO batches (id, own_expander, finish_kind, finish_queue, concurrency, "
+        "batch_size, max_failures, gated) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             raw_id(head.id),
             own_expander,
             policy.finish and policy.finish.kind,
             policy.finish and policy.finish.queue,
+            policy.concurrency,
+            policy.batch_size,
+            policy.max_failures,
+            policy.concurrency is not None or policy.batch_size is not None,
         ),
     )
 
@@ -160,6 +226,13 @@ def _check_fence(db: apsw.Connection, fence: Fence) -> None:
         raise LeaseLostError(f"job {fence.job_id} is no longer held by lease {fence.lease}")
 
 
+_CLOSED = {
+    0: "sealed",
+    CANCELLED_BY_REQUEST: "cancelled",
+    CUT_SHORT: "cut short, too many of its items failed",
+}
+
+
 def _check_open(db: apsw.Connection, batch_ids: set[str]) -> None:
     for batch_id in batch_ids:
         rows = fetch(
@@ -171,5 +244,5 @@ def _check_open(db: apsw.Connection, batch_ids: set[str]) -> None:
         if not rows:
             raise JobStateError(f"there is no batch {batch_id} to add items to")
         if rows[0][0] or rows[0][1]:
-            why = "cancelled" if rows[0][1] else "sealed"
+            why = _CLOSED[rows[0][1]]
             raise JobStateError(f"batch {batch_id} is {why}: no items can be added")

@@ -7,18 +7,32 @@ from collections.abc import Sequence
 
 import apsw
 
+from haulier.domain.event import CANCEL_HEARD
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import MICROSECOND
 from haulier.domain.moves import after_loss
 from haulier.domain.worker import Note, Renewal, WorkerRow
-from haulier.stores.sqlite.exchange import apply_transitions
-from haulier.stores.sqlite.rows import JOB_COLUMNS, RUNNING, fetch, job_from_row
+from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.moving import apply_all
+from haulier.stores.sqlite.rows import (
+    HEARD,
+    JOB_COLUMNS,
+    REQUESTED,
+    RUNNING,
+    fetch,
+    job_from_row,
+)
 
-TTL = 15 * MICROSECOND
 FORGET_AFTER = 24 * 3600 * MICROSECOND
 """How long an ended incarnation stays listed."""
 
 Boot = tuple[str, int]
+
+_HEAR = (
+    f"UPDATE jobs SET cancel = {HEARD} "
+    f"WHERE id = ? AND lease = ? AND state = {RUNNING} AND cancel = {REQUESTED} "
+    "RETURNING id, attempt, lease, queue, kind, role, batch, worker"
+)
 
 
 def enlist(db: apsw.Connection, now: int, boot: Boot, worker: WorkerRow, ttl: int) -> None:
@@ -51,7 +65,7 @@ def renew(db: apsw.Connection, now: int, boot: Boot, worker: bytes, ttl: int) ->
     if not db.changes():
         return Renewal(alive=False)
     rows = fetch(
-        db, f"SELECT id FROM jobs WHERE worker = ? AND cancel = 1 AND state = {RUNNING}", (worker,)
+        db, f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}", (worker,)
     )
     return Renewal(alive=True, cancels=tuple(text_id(row[0]) for row in rows))
 
@@ -63,7 +77,7 @@ def retire(db: apsw.Connection, now: int, worker: bytes) -> int:
         db, f"SELECT {JOB_COLUMNS} FROM jobs WHERE worker = ? AND state = {RUNNING}", (worker,)
     )
     jobs = [job_from_row(row) for row in rows]
-    apply_transitions(db, now, [after_loss(job) for job in jobs])
+    apply_all(db, now, [after_loss(job) for job in jobs])
     return len(jobs)
 
 
@@ -89,10 +103,32 @@ def sweep_needed(db: apsw.Connection, boot: Boot) -> bool:
     )
 
 
-def note(db: apsw.Connection, notes: Sequence[Note]) -> None:
-    """Record progress, each note only while its lease holds."""
+def note(db: apsw.Connection, now: int, notes: Sequence[Note]) -> None:
+    """Record progress and heard cancels, each only while its lease holds."""
     db.executemany(
         "UPDATE jobs SET progress = coalesce(?, progress), message = coalesce(?, message) "
         f"WHERE id = ? AND lease = ? AND state = {RUNNING}",
         [(n.progress, n.message, raw_id(n.job_id), n.lease) for n in notes],
     )
+    heard = [each for each in notes if each.heard]
+    if heard:
+        _hear(db, now, heard)
+
+
+def _hear(db: apsw.Connection, now: int, notes: Sequence[Note]) -> None:
+    ledger = Ledger()
+    for each in notes:
+        for row in fetch(db, _HEAR, (raw_id(each.job_id), each.lease)):
+            job, attempt, lease, queue, kind, role, batch, worker = row
+            ledger.moved(
+                CANCEL_HEARD,
+                (job, attempt, lease),
+                queue=queue,
+                kind=kind,
+                role=role,
+                batch=batch,
+                source=RUNNING,
+                target=RUNNING,
+                worker=worker,
+            )
+    ledger.write(db, now)

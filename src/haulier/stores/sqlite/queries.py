@@ -7,8 +7,8 @@ from typing import Any
 import apsw
 
 from haulier.domain.batch import Batch
-from haulier.domain.ids import raw_id
-from haulier.domain.job import Job, JobState, Role
+from haulier.domain.ids import raw_id, text_id
+from haulier.domain.job import Job, JobError, JobState, Role
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
@@ -35,6 +35,31 @@ def get(db: apsw.Connection, job_id: str) -> Job:
     if not rows:
         raise JobNotFoundError(job_id)
     return job_from_row(rows[0])
+
+
+def errors(db: apsw.Connection, job_id: str) -> list[JobError]:
+    """The errors of a job's attempts, the latest first."""
+    found = fetch(db, "SELECT seq FROM jobs WHERE id = ?", (key_of(job_id),))
+    if not found:
+        raise JobNotFoundError(job_id)
+    rows = fetch(
+        db,
+        "SELECT type, message, traceback, attempt, at, lease, worker FROM errors "
+        "WHERE job = ? ORDER BY lease DESC",
+        found[0],
+    )
+    return [
+        JobError(
+            type=row[0],
+            message=row[1],
+            traceback=row[2],
+            attempt=row[3],
+            at=row[4],
+            lease=row[5],
+            worker=row[6] and text_id(row[6]),
+        )
+        for row in rows
+    ]
 
 
 def find(
@@ -71,9 +96,14 @@ def _terms(where: JobFilter) -> tuple[list[str], list[Any]]:
     if where.worker is not None:
         terms.append("worker = ?")
         values.append(key_of(where.worker))
-    for column, value in (("kind", where.kind), ("queue", where.queue)):
+    for term, value in (
+        ("kind = ?", where.kind),
+        ("queue = ?", where.queue),
+        ("key = ?", where.key),
+        ("error ->> 'type' = ?", where.error_type),
+    ):
         if value is not None:
-            terms.append(f"{column} = ?")
+            terms.append(term)
             values.append(value)
     if where.roles == _TOP:
         # In these words it is the condition of the index jobs_top.

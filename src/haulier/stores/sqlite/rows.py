@@ -43,8 +43,8 @@ JOB_COLUMNS = (
 )
 """In the order in which `job_from_row` expects them."""
 
-OPEN, PARKED, LET_IN, ALONE = range(4)
-"""The gates of pending jobs."""
+PARKED, LET_IN, ALONE = 1, 2, 3
+"""The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone."""
 
 ON_LOST = (OnLost.RETRY, OnLost.FAIL)
 ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}
@@ -61,6 +61,12 @@ def key_of(job_id: str) -> bytes:
         return raw_id(job_id)
     except ValueError:
         raise JobNotFoundError(job_id) from None
+
+
+@lru_cache(maxsize=4096)
+def raw_once(text: str) -> bytes:
+    """The bytes of an id that many jobs share: a batch's, a worker's."""
+    return raw_id(text)
 
 
 def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) -> list[Row]:
@@ -86,8 +92,11 @@ def retry_to_text(policy: RetryPolicy) -> str:
     return json.dumps(policy.as_dict(), separators=(",", ":"))
 
 
-def error_to_text(error: JobError) -> str:
-    return json.dumps({field: getattr(error, field) for field in _ERROR}, separators=(",", ":"))
+def error_to_text(error: JobError, now: int, *, lease: int = 0, worker: str | None = None) -> str:
+    """The error as the job's row keeps it, with what only the store knows of it."""
+    values = {name: getattr(error, name) for name in _ERROR}
+    values |= {"at": now, "lease": lease, "worker": worker}
+    return json.dumps(values, separators=(",", ":"))
 
 
 def error_from_text(text: str) -> JobError:
@@ -121,7 +130,8 @@ def job_from_row(row: Row) -> Job:
 
 BATCH_COLUMNS = (
     "b.id, j.kind, j.queue, j.state, b.total, b.pending, b.running, b.completed, b.failed, "
-    "b.cancelled, b.sealed, b.cancel, j.created_at, b.started_at, j.finished_at, b.finish_job"
+    "b.cancelled, b.sealed, b.cancel, j.created_at, b.started_at, j.finished_at, b.finish_job, "
+    "b.paused, b.concurrency, b.batch_size, b.max_failures"
 )
 
 
@@ -146,6 +156,10 @@ def batch_from_row(row: Row) -> Batch:
         started_at=row[13],
         finished_at=row[14],
         finish_job=row[15] and text_id(row[15]),
+        paused=bool(row[16]),
+        concurrency=row[17],
+        batch_size=row[18],
+        max_failures=row[19],
     )
 
 

@@ -1,78 +1,199 @@
-"""How a batch ends: its head settles in the transaction that finished its last item."""
+"""What follows when counters of a batch have changed: more items let in, cut short, or settled.
+
+A batch settles in the transaction that finished its last item.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import apsw
 
+from haulier.domain.event import CANCEL_REQUESTED, INSERTED
 from haulier.domain.ids import derived_id, raw_id, text_id
+from haulier.domain.job import JobError
 from haulier.domain.moves import RULES, Move
-from haulier.stores.sqlite.counters import Deltas
+from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite.ledger import Ledger, Touched
 from haulier.stores.sqlite.rows import (
     HEAD,
+    ITEM,
     PENDING,
+    REQUESTED,
     RUNNING,
     SINGLE,
     STATE_CODE,
+    STATES,
     Row,
+    error_to_text,
     fetch,
     rank_of,
 )
 
-_DONE = (
-    "SELECT b.cancel, b.total, b.completed, b.failed, b.cancelled, b.finish_kind, b.finish_queue, "
-    "b.round, j.queue, j.kind, j.priority FROM batches b JOIN jobs j ON j.id = b.id "
-    "WHERE b.id = ? AND b.pending = 0 AND b.running = 0 AND b.draining = 0 "
-    "AND (b.sealed = 1 OR b.cancel = 1) AND j.state = ? AND j.worker IS NULL"
+CANCELLING, RETRYING, DELETING, PAUSING, RESUMING = 1, 2, 3, 4, 5
+"""What is done to all items of a batch, slice by slice."""
+
+CANCELLED_BY_REQUEST, CUT_SHORT = 1, 2
+"""Why a batch ends before its time: somebody wanted it, or too many of its items failed."""
+
+_LOOK = (
+    "SELECT b.gated, b.cancel = 0 AND b.failed > b.max_failures, "
+    "b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0, j.state, "
+    "j.worker IS NULL AND (b.sealed = 1 OR b.cancel > 0) "
+    "FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?"
 )
 
+_BATCH = (
+    "SELECT b.cancel, b.total, b.completed, b.failed, b.cancelled, b.max_failures, b.finish_kind, "
+    "b.finish_queue, b.round, j.queue, j.kind, j.priority, j.attempt, j.lease, j.state "
+    "FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?"
+)
 
-def settle_done(db: apsw.Connection, now: int, batches: Iterable[bytes]) -> bool:
-    """Settle the heads of those batches that have nothing left to do; whether there were any."""
-    settled = False
-    for batch in batches:
-        for row in fetch(db, _DONE, (batch, RUNNING)):
-            _settle(db, now, batch, row)
-            settled = True
-    return settled
+# By the index of what runs, which is little; the planner would read the whole batch.
+_TELL = f"""
+UPDATE jobs INDEXED BY jobs_running SET cancel = {REQUESTED}
+WHERE batch = ? AND state = {RUNNING} AND cancel = 0
+RETURNING id, attempt, lease, queue, kind
+"""
+
+_ENDS = {0: Move.SETTLE, CANCELLED_BY_REQUEST: Move.ABANDON, CUT_SHORT: Move.GIVE_UP}
 
 
-def _settle(db: apsw.Connection, now: int, batch: bytes, row: Row) -> None:
-    cancel, total, completed, failed, cancelled, finish_kind, finish_queue, round_, *head = row
-    queue, kind, priority = head
+@dataclass(slots=True)
+class Consequences:
+    """What followed: whether a batch settled, and which were cut short and are to be drained."""
+
+    settled: bool = False
+    cut: list[bytes] = field(default_factory=list)
+
+
+def follow_up(db: apsw.Connection, now: int, touched: Iterable[Touched]) -> Consequences:
+    """Do what the new counters of these batches ask for."""
+    result = Consequences()
+    for each in touched:
+        for row in fetch(db, _LOOK, (each.batch,)):
+            gated, exceeded, nothing_left, state, waits = row
+            # Only a new failure counts: some of the old ones may just be tried again.
+            if exceeded and each.failures > 0:
+                begin_cancel(db, now, each.batch, CUT_SHORT)
+                result.cut.append(each.batch)
+                continue
+            if nothing_left and ((state == RUNNING and waits) or state > RUNNING):
+                _settle(db, now, each.batch)
+                result.settled = True
+            elif gated:
+                gates.let_in(db, each.batch)
+    return result
+
+
+def settle_done(db: apsw.Connection, now: int, batch: bytes) -> bool:
+    """Settle this batch if it has nothing left to do; whether it did."""
+    return follow_up(db, now, [Touched(batch, 0)]).settled
+
+
+def begin_cancel(db: apsw.Connection, now: int, batch: bytes, why: int) -> None:
+    """Mark a batch as cancelled and tell its running items; draining drops the pending ones."""
+    db.execute("UPDATE batches SET cancel = ?, draining = ? WHERE id = ?", (why, CANCELLING, batch))
+    tell_running(db, now, batch)
+
+
+def tell_running(db: apsw.Connection, now: int, batch: bytes) -> None:
+    """Request the cancel of every running item of a batch."""
+    ledger = Ledger()
+    for job, attempt, lease, queue, kind in fetch(db, _TELL, (batch,)):
+        ledger.moved(
+            CANCEL_REQUESTED,
+            (job, attempt, lease),
+            queue=queue,
+            kind=kind,
+            role=ITEM,
+            batch=batch,
+            source=RUNNING,
+            target=RUNNING,
+        )
+    ledger.write(db, now)
+
+
+def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
+    """End the head, unless it ended before its items did, and call back."""
+    ((cancel, total, completed, failed, cancelled, allowed, *rest),) = fetch(db, _BATCH, (batch,))
+    finish_kind, finish_queue, round_, queue, kind, priority, attempt, lease, state = rest
     counts = {"total": total, "completed": completed, "failed": failed, "cancelled": cancelled}
-    target = RULES[Move.ABANDON if cancel else Move.SETTLE].target
-    db.execute(
-        "UPDATE jobs SET state = ?, finished_at = ?, result = ?, cancel = 0 WHERE id = ?",
-        (STATE_CODE[target], now, json.dumps(counts, separators=(",", ":")).encode(), batch),
-    )
-    deltas = Deltas()
-    deltas.moved(queue, kind, HEAD, None, RUNNING, STATE_CODE[target])
+    ledger = Ledger()
+    if state == RUNNING:
+        move = _ENDS[cancel]
+        error = _too_many(failed, allowed) if move is Move.GIVE_UP else None
+        state = STATE_CODE[RULES[move].target]
+        db.execute(
+            "UPDATE jobs SET state = ?, finished_at = ?, result = ?, error = ?, cancel = 0 "
+            "WHERE id = ?",
+            (state, now, _json(counts), error and error_to_text(error, now), batch),
+        )
+        uniques.release_ended(db, batch)
+        ledger.moved(
+            move,
+            (batch, attempt, lease),
+            queue=queue,
+            kind=kind,
+            role=HEAD,
+            batch=None,
+            source=RUNNING,
+            target=state,
+            error=error.type if error else None,
+        )
     callback = None
     if finish_kind is not None:
         # Named after the round: a batch that was reopened and settles again calls back again.
         callback = raw_id(derived_id(text_id(batch), f"finish/{round_}"))
-        payload = {"batch_id": text_id(batch), "state": target, "counts": counts}
-        db.execute(
-            "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, "
-            "run_at, created_at) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
-            (
-                callback,
-                finish_kind,
-                finish_queue,
-                SINGLE,
-                json.dumps(payload, separators=(",", ":")).encode(),
-                PENDING,
-                rank_of(now, priority),
-                priority,
-                now,
-                now,
-            ),
+        payload = {"batch_id": text_id(batch), "state": STATES[state], "counts": counts}
+        _call_back(db, now, callback, (finish_kind, finish_queue, priority), payload)
+        ledger.moved(
+            INSERTED,
+            (callback, 0, 0),
+            queue=finish_queue,
+            kind=finish_kind,
+            role=SINGLE,
+            batch=None,
+            source=None,
+            target=PENDING,
         )
-        deltas.added(finish_queue, finish_kind, SINGLE, None, PENDING)
     db.execute(
-        "UPDATE batches SET round = round + 1, finish_job = ? WHERE id = ?", (callback, batch)
+        "UPDATE batches SET round = round + 1, finish_job = ?, owed = 0, gated = 0 WHERE id = ?",
+        (callback, batch),
     )
-    deltas.write(db, now)
+    ledger.write(db, now)
+
+
+def _call_back(
+    db: apsw.Connection, now: int, job: bytes, whom: Row, payload: Mapping[str, object]
+) -> None:
+    kind, queue, priority = whom
+    db.execute(
+        "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, "
+        "run_at, created_at) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
+        (
+            job,
+            kind,
+            queue,
+            SINGLE,
+            _json(payload),
+            PENDING,
+            rank_of(now, priority),
+            priority,
+            now,
+            now,
+        ),
+    )
+
+
+def _too_many(failed: int, allowed: int) -> JobError:
+    return JobError(
+        type="MaxFailuresExceeded",
+        message=f"{failed} items failed, {allowed} may: the rest was cancelled",
+    )
+
+
+def _json(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

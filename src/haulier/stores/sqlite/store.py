@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -14,17 +14,19 @@ from urllib.parse import unquote, urlsplit
 import apsw
 
 from haulier.domain.batch import Batch, BatchPolicy
+from haulier.domain.event import Event
 from haulier.domain.ids import raw_id
-from haulier.domain.job import MICROSECOND, Job, JobState, NewJob, Role
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Move, Transition
+from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
-from haulier.exceptions import ConfigurationError, JobNotFoundError
+from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
-from haulier.stores.sqlite import batches, control, inserts, liveness, queries
+from haulier.stores.sqlite import batches, control, events, inserts, liveness, queries, retention
 from haulier.stores.sqlite.clock import SystemClock
 from haulier.stores.sqlite.connection import check_library, connect, translated
 from haulier.stores.sqlite.engine import Change, Changes, Lane, Writer
-from haulier.stores.sqlite.exchange import exchange, nothing_to_do
+from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
 from haulier.stores.sqlite.rows import key_of
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class SqliteStore:
         self._deadline = deadline
         self._clock = clock or SystemClock()
         self._writer = Writer(path)
+        self._background: set[asyncio.Task[None]] = set()
         # A private in-memory database has one connection, so its reads go through the writer.
         self._reader: Lane = (
             self._writer
@@ -88,6 +91,7 @@ class SqliteStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        await asyncio.gather(*self._background)
         # The writer goes last: the last connection to close folds the WAL into the file.
         await asyncio.to_thread(self._reader.close)
         await asyncio.to_thread(self._writer.close)
@@ -102,7 +106,8 @@ class SqliteStore:
         policy: BatchPolicy | None = None,
     ) -> Inserted:
         return await self._write(
-            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, policy), Change.READY
+            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, policy),
+            Change.READY | Change.EVENTS,
         )
 
     async def open_batch(
@@ -133,15 +138,32 @@ class SqliteStore:
                 states[head] = (await self.get(head)).state
         return states
 
+    async def pause(self, batch_id: str) -> None:
+        batch = key_of(batch_id)
+        if await self._write(
+            lambda db: batches.begin_pause(db, self._clock.now(), batch), Change.SETTLED
+        ):
+            await self._drain(batch)
+
+    async def resume(self, batch_id: str) -> None:
+        batch = key_of(batch_id)
+        if await self._write(
+            lambda db: batches.begin_resume(db, self._clock.now(), batch), Change.ANY
+        ):
+            await self._drain(batch)
+
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return await self._write(
             lambda db: control.requeue(db, self._clock.now(), job_ids), Change.ANY
         )
 
-    async def retry_failed(self, batch_id: str) -> int:
+    async def retry_failed(
+        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
+    ) -> int:
         batch = key_of(batch_id)
         await self._write(
-            lambda db: batches.begin_retry(db, self._clock.now(), batch), Change.SETTLED
+            lambda db: batches.begin_retry(db, self._clock.now(), batch, error_type, limit),
+            Change.SETTLED,
         )
         return await self._drain(batch)
 
@@ -151,6 +173,17 @@ class SqliteStore:
         )
         if batch is not None:
             await self._drain(batch)
+
+    async def prune(self, rules: Mapping[str, Retention]) -> int:
+        removed = 0
+        while await self._read(lambda db: retention.prune_needed(db, self._clock.now(), rules)):
+            done = await self._write(
+                lambda db: retention.prune(db, self._clock.now(), rules), Change.SETTLED
+            )
+            removed += done.removed
+            for batch in done.batches:
+                await self._drain(batch)
+        return removed
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
 
@@ -164,28 +197,29 @@ class SqliteStore:
     async def exchange(
         self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
     ) -> Exchange:
-        def run(db: apsw.Connection) -> tuple[Exchange, bool]:
+        def run(db: apsw.Connection) -> Result:
             return exchange(db, self._clock.now(), self._clock.boot(), worker_id, finished, demands)
 
-        def probe(db: apsw.Connection) -> tuple[Exchange, bool] | None:
+        def probe(db: apsw.Connection) -> Result | None:
             return nothing_to_do(db, self._clock.now(), self._clock.boot(), worker_id, demands)
 
-        def change(answer: tuple[Exchange, bool]) -> Change:
+        def change(result: Result) -> Change:
             if not finished:
-                return Change.NOTHING
-            _, settled = answer
+                return Change.EVENTS
             put_back = any(transition.move is not Move.COMPLETE for transition in finished)
-            return Change.ANY if settled or put_back else Change.SETTLED
+            return Change.ANY if result.settled or put_back else Change.SETTLED | Change.EVENTS
 
-        reply, _ = await self._write(run, change, probe=None if finished else probe)
-        for transition in finished:
-            # Any other move may have ended the head, by itself or because of a cancel.
-            if transition.job.role is Role.HEAD and transition.move is not Move.HAND_OVER:
-                await self._drain(raw_id(transition.job.id))
-        return reply
+        result = await self._write(run, change, probe=None if finished else probe)
+        for batch in result.drain:
+            self._drain_later(batch)
+        return result.reply
 
     async def note(self, notes: Sequence[Note]) -> None:
-        await self._write(lambda db: liveness.note(db, notes), Change.SETTLED)
+        heard = any(each.heard for each in notes)
+        await self._write(
+            lambda db: liveness.note(db, self._clock.now(), notes),
+            Change.SETTLED | (Change.EVENTS if heard else Change.NOTHING),
+        )
 
     async def retire(self, worker_id: str) -> int:
         released = await self._write(
@@ -213,12 +247,22 @@ class SqliteStore:
         return _Heartbeat(self.path, renew, self._writer)
 
     def watch(
-        self, notify: Callable[[], None], *, ready: bool = False, settled: bool = False
+        self,
+        notify: Callable[[], None],
+        *,
+        ready: bool = False,
+        settled: bool = False,
+        events: bool = False,
     ) -> AbstractContextManager[None]:
-        change = (Change.READY if ready else Change.NOTHING) | (
-            Change.SETTLED if settled else Change.NOTHING
-        )
-        return self._writer.watch(notify, change)
+        wanted = Change.NOTHING
+        for asked, change in (
+            (ready, Change.READY),
+            (settled, Change.SETTLED),
+            (events, Change.EVENTS),
+        ):
+            if asked:
+                wanted |= change
+        return self._writer.watch(notify, wanted)
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
@@ -239,6 +283,15 @@ class SqliteStore:
                 db, where, limit, cursor, oldest_first=oldest_first, payloads=payloads
             )
         )
+
+    async def errors(self, job_id: str) -> list[JobError]:
+        return await self._read(lambda db: queries.errors(db, job_id))
+
+    async def events(self, *, after: str | None = None, limit: int = 1000) -> list[Event]:
+        return await self._read(lambda db: events.read(db, after, limit))
+
+    async def last_event(self) -> str:
+        return await self._read(events.last_event)
 
     async def batch(self, batch_id: str) -> Batch:
         return await self._read(lambda db: queries.batch(db, batch_id))
@@ -281,6 +334,17 @@ class SqliteStore:
             if following is None:
                 return moved
             cursor = following
+
+    def _drain_later(self, batch: bytes) -> None:
+        """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
+
+        async def drain() -> None:
+            with contextlib.suppress(StoreError):
+                await self._drain(batch)
+
+        task = asyncio.create_task(drain())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):

@@ -1,0 +1,74 @@
+"""Batches that may not run as fast as they could: paused ones, and those with limits.
+
+Their items wait outside the ready line (parked) and are let in as there is room, so a claim never
+meets one that it must not take, however many are waiting.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from haulier.stores.sqlite.rows import LET_IN, PARKED, PENDING, fetch, rank_of
+
+PROMOTED_AT_ONCE = 1000
+
+_POINT = rank_of(0, -1)
+
+_DUE = f"state = {PENDING} AND rank IS NULL AND gate IS NULL AND run_at <= ?"
+
+_PROMOTE = f"""
+UPDATE jobs SET rank = run_at - priority * {_POINT}
+WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} ORDER BY run_at LIMIT {PROMOTED_AT_ONCE})
+"""
+
+_GATED = "SELECT id FROM batches WHERE gated = 1"
+
+_PARK_DUE = f"""
+UPDATE jobs SET gate = {PARKED}
+WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} AND batch IN ({_GATED})) RETURNING batch
+"""
+
+_LET_IN = f"""
+UPDATE jobs SET gate = {LET_IN}, rank = run_at - priority * {_POINT}
+WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {PARKED}
+              ORDER BY run_at, seq LIMIT ?)
+"""
+
+_ROOM = (
+    "SELECT paused, concurrency, batch_size, running FROM batches "
+    "WHERE id = ? AND gated = 1 AND cancel = 0"
+)
+_WAITING = f"SELECT count(*) FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {LET_IN}"
+
+
+def gated_batches(db: apsw.Connection) -> frozenset[bytes]:
+    """The batches whose items have to wait to be let in."""
+    return frozenset(row[0] for row in db.execute(_GATED))
+
+
+def promote(db: apsw.Connection, now: int, gated: frozenset[bytes]) -> None:
+    """Put scheduled jobs that are due into the line, or in front of their batch's gate."""
+    if gated:
+        for batch in {row[0] for row in fetch(db, _PARK_DUE, (now,))}:
+            let_in(db, batch)
+    db.execute(_PROMOTE, (now,))
+
+
+def let_in(db: apsw.Connection, batch: bytes) -> int:
+    """Let parked items of a batch into the line as far as its limits allow; how many.
+
+    Those in the line count against `concurrency` as if they ran already, and are never more than
+    `batch_size`: so no claim can take too many, and none has to count.
+    """
+    rows = fetch(db, _ROOM, (batch,))
+    if not rows or rows[0][0]:
+        return 0
+    _, concurrency, batch_size, running = rows[0]
+    ((waiting,),) = fetch(db, _WAITING, (batch,))
+    room = [batch_size - waiting] if batch_size is not None else []
+    if concurrency is not None:
+        room.append(concurrency - running - waiting)
+    if not room or min(room) <= 0:
+        return 0
+    db.execute(_LET_IN, (batch, min(room)))
+    return db.changes()
