@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haulier.app import App, Task
     from haulier.domain.batch import Batch, Counts
-    from haulier.domain.job import Job, JobError, JobState, Priority
+    from haulier.domain.event import Event
+    from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
+    from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
+    from haulier.domain.unique import Conflict, Scope
     from haulier.exceptions import (
         CancelJob,
         ConfigurationError,
+        DuplicateJobError,
         HaulierError,
+        IdempotencyConflictError,
         InvalidTaskTypeError,
         JobExecutionError,
         JobNotFoundError,
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
         JobTimeoutError,
         LeaseLostError,
         PermanentError,
+        ResultExpiredError,
         RetryLater,
         Snooze,
         StoreError,
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.context import Context
+    from haulier.services.options import Unique
     from haulier.services.secrets import Secret
     from haulier.worker.session import WorkerOptions
 
@@ -44,9 +51,13 @@ _HOME = {
     "BatchFinished": "runners.base",
     "CancelJob": "exceptions",
     "ConfigurationError": "exceptions",
+    "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
+    "DuplicateJobError": "exceptions",
+    "Event": "domain.event",
     "HaulierError": "exceptions",
+    "IdempotencyConflictError": "exceptions",
     "InvalidTaskTypeError": "exceptions",
     "Job": "domain.job",
     "JobError": "domain.job",
@@ -56,15 +67,21 @@ _HOME = {
     "JobState": "domain.job",
     "JobStateError": "exceptions",
     "JobTimeoutError": "exceptions",
+    "Keep": "domain.retention",
     "LeaseLostError": "exceptions",
+    "OnLost": "domain.job",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
+    "ResultExpiredError": "exceptions",
+    "Retention": "domain.retention",
     "RetryLater": "exceptions",
     "RetryPolicy": "domain.retry",
+    "Scope": "domain.unique",
     "Secret": "services.secrets",
     "Snooze": "exceptions",
     "StoreError": "exceptions",
     "Task": "app",
+    "Unique": "services.options",
     "ValidationError": "exceptions",
     "WorkerOptions": "worker.session",
     "WorkerServiceError": "exceptions",
@@ -80,9 +97,13 @@ __all__ = [
     "BatchFinished",
     "CancelJob",
     "ConfigurationError",
+    "Conflict",
     "Context",
     "Counts",
+    "DuplicateJobError",
+    "Event",
     "HaulierError",
+    "IdempotencyConflictError",
     "InvalidTaskTypeError",
     "Job",
     "JobError",
@@ -92,15 +113,21 @@ __all__ = [
     "JobState",
     "JobStateError",
     "JobTimeoutError",
+    "Keep",
     "LeaseLostError",
+    "OnLost",
     "PermanentError",
     "Priority",
+    "ResultExpiredError",
+    "Retention",
     "RetryLater",
     "RetryPolicy",
+    "Scope",
     "Secret",
     "Snooze",
     "StoreError",
     "Task",
+    "Unique",
     "ValidationError",
     "WorkerOptions",
     "WorkerServiceError",

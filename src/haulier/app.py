@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -15,13 +16,15 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch
-from haulier.domain.job import Job, JobState
+from haulier.domain.event import Event
+from haulier.domain.job import Job, JobError, JobState
 from haulier.domain.retry import RetryPolicy
-from haulier.exceptions import ConfigurationError, JobExecutionError
+from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError, StoreError
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
-from haulier.services.jobs import JobManager, Options, Payload
+from haulier.services.jobs import JobManager, Payload
+from haulier.services.options import Options
 from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.stores import open_store
@@ -32,6 +35,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_STORE = "sqlite:///haulier.db"
+
+EVENTS_POLL = 1.0
+"""Seconds after which events are looked for, should a wake-up be missed or the store be away."""
 
 
 class Task(Generic[P, R]):
@@ -273,10 +279,13 @@ class App:
     async def result(self, job_id: str, *, timeout: float | None = None) -> Any:
         """Wait for a job and return what its task returned, as plain JSON values.
 
-        Raises JobExecutionError if it failed or was cancelled.
+        Raises JobExecutionError if it failed or was cancelled, ResultExpiredError if its result is
+        kept no longer.
         """
         job = await self.jobs.wait(job_id, timeout=timeout)
         if job.state is JobState.COMPLETED:
+            if job.result is None:
+                raise ResultExpiredError(f"the result of job {job_id} is kept no longer")
             return job.value
         why = f": {job.error.type}: {job.error.message}" if job.error else ""
         raise JobExecutionError(f"job {job_id} {job.state}{why}")
@@ -289,9 +298,76 @@ class App:
         """Make a failed or cancelled job pending again."""
         return await self.jobs.retry(job_id)
 
-    async def retry_failed(self, batch_id: str) -> int:
-        """Requeue only the failed items of a batch; returns how many."""
-        return await self.store.retry_failed(batch_id)
+    async def retry_failed(
+        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
+    ) -> int:
+        """Requeue only the failed items of a batch; returns how many.
+
+        All, or those whose last error is of the class `error_type`, and at most `limit` of them.
+        """
+        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+
+    async def pause(self, batch_id: str) -> None:
+        """Let no more items of a batch start; those that run go on."""
+        await self.store.pause(batch_id)
+
+    async def resume(self, batch_id: str) -> None:
+        """Let the items of a paused batch start again."""
+        await self.store.resume(batch_id)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job that is not running; a batch goes with its items."""
+        await self.store.delete(job_id)
+
+    async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Request that all jobs that a filter finds stop; returns how many."""
+        return await self.jobs.cancel_all(where, limit=limit)
+
+    async def retry_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Make the failed jobs that a filter finds pending again; returns how many."""
+        return await self.jobs.retry_all(where, limit=limit)
+
+    async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Delete the finished jobs that a filter finds; returns how many."""
+        return await self.jobs.delete_all(where, limit=limit)
+
+    async def errors(self, job_id: str) -> list[JobError]:
+        """The errors of a job's attempts, the latest first."""
+        return await self.store.errors(job_id)
+
+    async def events(self, *, after: str | int | None = None) -> AsyncIterator[Event]:
+        """Everything that happens to jobs, in order, without gap or repetition; never ends.
+
+        Begins after the given event (its `cursor`, or its `seq` in the present epoch), else with
+        the oldest that is kept. Goes on by itself when the store was away for a while. An event of
+        the type `reset` says that some are missing, because they are kept no longer.
+        """
+        changed = asyncio.Event()
+        with self.store.watch(changed.set, events=True):
+            cursor = await self._cursor(after)
+            while True:
+                changed.clear()
+                try:
+                    found = await self.store.events(after=cursor)
+                except StoreError:
+                    found = []
+                for event in found:
+                    yield event
+                    cursor = event.cursor
+                if not found:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(EVENTS_POLL):
+                            await changed.wait()
+
+    async def _cursor(self, after: str | int | None) -> str | None:
+        if not isinstance(after, int):
+            return after
+        epoch, _, _ = (await self.store.last_event()).partition(":")
+        return f"{epoch}:{after}"
+
+    async def last_event(self) -> str:
+        """The cursor of the latest event, to follow what happens from now on."""
+        return await self.store.last_event()
 
     # ── Work ─────────────────────────────────────────────────────────────────────────────────
 

@@ -66,7 +66,7 @@ def test_max_attempts_counts_the_first_try_too():
         False,
         False,
     ]
-    assert not RetryPolicy.never().allows(1)
+    assert RetryPolicy.never().wait(1, "Boom", "", (), 0.0) is None
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class TestEnqueue:
             ("delay", "soon"),
             ("priority", 10_001),
             ("priority", -10_001),
-            ("priority", "high"),
+            ("priority", "highest"),
             ("priority", 1.5),
             ("priority", math.nan),
             ("run_at", dt.datetime(2099, 1, 1)),  # noqa: DTZ001 - that is the point

@@ -238,7 +238,7 @@ class TestLanes:
             call.close()
         answers = await asyncio.gather(*mixed, return_exceptions=True)
         assert [answer.new for answer in answers if isinstance(answer, Inserted)] == [3] * 10
-        refused = [answer for answer in answers if not isinstance(answer, int)]
+        refused = [answer for answer in answers if not isinstance(answer, Inserted)]
         assert all(isinstance(answer, JobStateError) for answer in refused)
         assert sum((await store.counts()).values()) == 30
 

@@ -98,11 +98,9 @@ class RetryPolicy:
         """The policy as plain JSON values; raises ValueError for one with a function."""
         if self.function is not None:
             raise ValueError("a retry policy with a function cannot be stored: give it to the task")
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name != "function" and getattr(self, field.name) != field.default
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["function"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import contextlib
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import replace
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any
 
 from pydantic import BaseModel
 
-from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
-from haulier.domain.ids import derived_id, raw_id, text_id
-from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Job, JobState, NewJob, Role
-from haulier.domain.retry import RetryPolicy
+from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.ids import derived_id
+from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
     ConfigurationError,
     JobNotFoundError,
@@ -24,10 +32,11 @@ from haulier.exceptions import (
     StoreError,
     ValidationError,
 )
-from haulier.ports import JobStore
-from haulier.services.ids import new_id, new_ids
+from haulier.ports import JobFilter, JobReader, JobStore
+from haulier.services.ids import new_ids
+from haulier.services.options import Options, Plan, job_id_of, plan_of
 from haulier.services.payload import encode, validate
-from haulier.services.registry import Registry, TaskDefinition, check_name
+from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
 
 Payload = Mapping[str, Any] | BaseModel
@@ -38,42 +47,10 @@ CHUNK = 2000
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
 
-HIGHEST_PRIORITY = 10_000
-LONGEST_KEY = 200
+SLICE = 500
+"""Jobs that an operation on a whole filter moves in one transaction."""
+
 SETTLE_PAUSE = 0.02
-
-
-class Options(TypedDict, total=False):
-    """How a job is enqueued; what is left out comes from its task definition.
-
-    delay: seconds to wait before it may run. run_at: a time-zone aware instant instead.
-    priority: any integer from -10,000 to 10,000, higher goes first. key: the partition it belongs
-    to (an account id, a host). job_id: a UUID made by the producer; a repeated enqueue of the same
-    id changes nothing.
-    """
-
-    queue: str | None
-    priority: int | None
-    delay: float | None
-    run_at: datetime | None
-    key: str | None
-    retry: RetryPolicy | None
-    job_id: str | None
-
-
-_OPTIONS = frozenset(Options.__annotations__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Checked options, ready to be put on any number of jobs."""
-
-    queue: str
-    priority: int
-    run_at: int | None
-    delay: int
-    key: str | None
-    retry: RetryPolicy | None
 
 
 class JobManager:
@@ -87,18 +64,22 @@ class JobManager:
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 
     async def enqueue(self, kind: str, payload: Payload, options: Options) -> str:
-        """Insert one job and return its id; for a bulk kind this is its head job."""
+        """Insert one job and return its id; for a bulk kind this is its head job.
+
+        The id is another job's if that one holds the unique name or the idempotency key.
+        """
         definition = self.registry.get(kind)
-        plan = _plan(definition, options)
-        job_id = _job_id(options)
+        plan = plan_of(definition, options, batch=definition.role is Role.HEAD)
+        job_id = job_id_of(options)
         checked = validate(definition, payload)
         if definition.expand:
             # The whole input of a batch may take a second to seal: not on the event loop.
             job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
         else:
             job = self._new_job(definition, checked, plan, job_id)
-        await self.store.insert([job], policy=BatchPolicy(finish=_own_finish(definition, plan)))
-        return job.id
+        policy = plan.batch_policy(_own_finish(definition, plan))
+        inserted = await self.store.insert([job], policy=policy)
+        return inserted.instead.get(job.id, job.id)
 
     async def enqueue_many(
         self, kind: str, payloads: Iterable[Payload], options: Options
@@ -109,18 +90,18 @@ class JobManager:
         sequence are checked before the first one is inserted; more, or those of an iterator, are
         checked as they come.
         """
-        if options.get("job_id") is not None:
-            raise ValidationError("options were refused", [Problem("job_id", "is for one job")])
         definition = self.registry.get(kind)
-        plan = _plan(definition, options)
+        plan = plan_of(definition, options, batch=definition.role is Role.HEAD)
+        _refuse_options_of_one(options, plan)
+        policy = plan.batch_policy(_own_finish(definition, plan))
         ids: list[str] = []
         for chunk in _chunks(self._checked(definition, payloads)):
             jobs = [
                 self._new_job(definition, payload, plan, job_id)
                 for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
             ]
-            await self.store.insert(jobs, policy=BatchPolicy(finish=_own_finish(definition, plan)))
-            ids.extend([job.id for job in jobs])
+            instead = (await self.store.insert(jobs, policy=policy)).instead
+            ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
         return ids
 
     async def enqueue_batch(
@@ -134,40 +115,65 @@ class JobManager:
         """Insert a batch: a head job and an item per payload; returns the batch's id.
 
         Up to 10,000 items of a sequence are checked before anything is inserted. A longer or lazy
-        input is inserted as it comes, in flat memory; a bad item then cancels the batch.
+        input is inserted as it comes, in flat memory; a bad item then cancels the batch. When an
+        earlier call with the same idempotency key did not come to its end, this one goes on.
         """
         definition = self.registry.get(kind)
         if definition.expand:
             raise ConfigurationError(f"{kind} is a bulk kind itself: enqueue it, not its items")
-        plan = _plan(definition, options)
-        finish = self._finish(finish_kind)
-        batch_id = _job_id(options)
-        head = NewJob(
-            id=batch_id,
-            kind=kind,
-            payload=b"{}",
-            queue=plan.queue,
-            priority=plan.priority,
-            key=plan.key,
-            role=Role.HEAD,
-        )
-        chunks = _chunks(enumerate(self._checked(definition, items)))
+        plan = plan_of(definition, options, batch=True)
+        policy = plan.batch_policy(self._finish(finish_kind))
+        checked = self._checked(definition, items)
+        head = self._own_head(definition, plan, job_id_of(options), checked)
+        batch_id = head.id
+        chunks = _chunks(enumerate(checked))
         first = next(chunks, [])
         sealed = len(first) < CHUNK
         opening = self._items(definition, batch_id, first, plan)
         try:
-            await self.store.open_batch(
-                head, opening, policy=BatchPolicy(finish=finish), sealed=sealed
-            )
+            opened = await self.store.open_batch(head, opening, policy=policy, sealed=sealed)
+            if opened.instead:
+                batch_id = opened.instead[head.id]
+                if (await self.store.batch(batch_id)).sealed:
+                    return batch_id
+                await self.store.insert(self._items(definition, batch_id, first, plan))
             for chunk in chunks:
                 await self.store.insert(self._items(definition, batch_id, chunk, plan))
-            if not sealed:
+            if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
             if await asyncio.shield(self._abandon(batch_id)):
                 error.add_note(f"the batch {batch_id} was cancelled before it was filled")
             raise
         return batch_id
+
+    def _own_head(
+        self,
+        definition: TaskDefinition,
+        plan: Plan,
+        batch_id: str,
+        items: Iterable[BaseModel],
+    ) -> NewJob:
+        """The head of a batch that its producer fills.
+
+        Items count for what is unique about it only if all of them are known.
+        """
+        known = items if isinstance(items, list) else ()
+        if plan.unique is not None and plan.unique.by is None and known == ():
+            raise ValidationError(
+                f"{definition.kind}: the options were refused",
+                [Problem("unique.by", "must be given for a batch whose items come one by one")],
+            )
+        return NewJob(
+            id=batch_id,
+            kind=definition.kind,
+            payload=b"{}",
+            queue=plan.queue,
+            priority=plan.priority,
+            key=plan.key,
+            role=Role.HEAD,
+            unique=plan.names(definition, _Nothing(), known),
+        )
 
     async def _abandon(self, batch_id: str) -> bool:
         """Cancel a batch that is half filled; whether there was one and the store could."""
@@ -185,7 +191,7 @@ class JobManager:
         definition: TaskDefinition,
         batch_id: str,
         numbered: Iterable[tuple[int, BaseModel]],
-        plan: _Plan,
+        plan: Plan,
     ) -> list[NewJob]:
         return [
             self._new_job(
@@ -214,7 +220,7 @@ class JobManager:
         self,
         definition: TaskDefinition,
         payload: BaseModel,
-        plan: _Plan,
+        plan: Plan,
         job_id: str,
         batch_id: str | None = None,
         position: int | None = None,
@@ -233,6 +239,8 @@ class JobManager:
             role=definition.role if batch_id is None else Role.ITEM,
             batch_id=batch_id,
             position=position,
+            on_lost=definition.on_lost,
+            unique=plan.names(definition, payload) if batch_id is None else (),
         )
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────
@@ -243,7 +251,7 @@ class JobManager:
         """The item jobs of a bulk kind's head; the same position always gets the same id."""
         assert definition.item_kind is not None
         item = self.registry.get(definition.item_kind)
-        plan = _Plan(head.queue, head.priority, None, 0, head.key, head.retry)
+        plan = Plan(head.queue, head.priority, None, 0, head.key, head.retry)
         models = ((position, validate(item, payload)) for position, payload in numbered)
         return self._items(item, head.id, models, plan)
 
@@ -313,8 +321,121 @@ class JobManager:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
 
+    async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Request that all jobs that a filter finds stop; returns how many it concerned.
 
-def _own_finish(definition: TaskDefinition, plan: _Plan) -> FinishCallback | None:
+        Heads take their items with them. Jobs that are done already do not count.
+        """
+        return await self._for_all(
+            _narrowed(where, {JobState.PENDING, JobState.RUNNING}), limit, self.store.cancel
+        )
+
+    async def retry_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Make failed jobs that a filter finds pending again, the oldest first; returns how many.
+
+        Only failed ones, unless the filter names `cancelled`. Of batches, name the batch to retry
+        its items, or use `retry_failed`.
+        """
+        wanted = {JobState.FAILED, JobState.CANCELLED} if where.states else {JobState.FAILED}
+        return await self._for_all(_narrowed(where, wanted), limit, self._requeue_singly)
+
+    async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
+        """Delete finished jobs that a filter finds, batches with their items; returns how many."""
+        final = {state for state in JobState if state.final}
+        return await self._for_all(_narrowed(where, final, _TOP), limit, self._delete_each)
+
+    async def _for_all(
+        self,
+        where: JobFilter | None,
+        limit: int | None,
+        act: Callable[[Sequence[str]], Awaitable[Collection[str]]],
+    ) -> int:
+        """Do something to all jobs of a query, a slice at a time, so that nobody waits for long."""
+        done = 0
+        if where is None:
+            return done
+        async for ids in _slices(self.store, where):
+            wanted = ids if limit is None else ids[: limit - done]
+            if wanted:
+                done += len(await act(wanted))
+            if limit is not None and done >= limit:
+                break
+        return done
+
+    async def _requeue_singly(self, ids: Sequence[str]) -> Collection[str]:
+        """One at a time: one that is refused (its batch is being cancelled) spoils no other."""
+        requeued = []
+        for job_id in ids:
+            with contextlib.suppress(JobStateError):
+                states = await self.store.requeue([job_id])
+                requeued += [each for each in states if states[each] is JobState.PENDING]
+        return requeued
+
+    async def _delete_each(self, ids: Sequence[str]) -> Collection[str]:
+        deleted = []
+        for job_id in ids:
+            with contextlib.suppress(JobStateError, JobNotFoundError):
+                await self.store.delete(job_id)
+                deleted.append(job_id)
+        return deleted
+
+
+class _Nothing(BaseModel):
+    """The payload of a head whose items its producer inserts."""
+
+
+_TOP = frozenset({Role.SINGLE, Role.HEAD})
+
+
+def _narrowed(
+    where: JobFilter, states: Iterable[JobState], roles: frozenset[Role] | None = None
+) -> JobFilter | None:
+    """The filter, for jobs in these states only; None when it can find none."""
+    both = frozenset(states) & (where.states or frozenset(JobState))
+    if roles is not None:
+        roles &= where.roles or roles
+    elif where.roles is None and where.batch_id is None:
+        # Items are named by their batch; without it single jobs and whole batches are meant.
+        roles = _TOP
+    else:
+        roles = where.roles
+    if not both or (roles is not None and not roles):
+        return None
+    return replace(where, states=both, roles=roles)
+
+
+async def _slices(reader: JobReader, where: JobFilter) -> AsyncIterator[list[str]]:
+    """The ids of all jobs of a query, the oldest first, some hundreds at a time."""
+    cursor: int | None = None
+    while True:
+        page = await reader.find(
+            where, limit=SLICE, cursor=cursor, oldest_first=True, payloads=False
+        )
+        if page.jobs:
+            yield [job.id for job in page.jobs]
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+def _ids(jobs: Sequence[NewJob]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+def _refuse_options_of_one(options: Options, plan: Plan) -> None:
+    """What names one job cannot be said of many."""
+    problems = [
+        Problem(name, "is for one job")
+        for name in ("job_id", "idempotency_key")
+        if options.get(name) is not None
+    ]
+    if plan.unique is not None and plan.unique.by is not None:
+        problems.append(Problem("unique.by", "is for one job: without it each payload is unique"))
+    if problems:
+        raise ValidationError("options were refused", problems)
+
+
+def _own_finish(definition: TaskDefinition, plan: Plan) -> FinishCallback | None:
     """The finish callback of a bulk kind's head; like its items it stays on the head's queue."""
     if definition.finish_kind is None:
         return None
@@ -338,85 +459,3 @@ def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk
-
-
-def _job_id(options: Options) -> str:
-    job_id = options.get("job_id")
-    if job_id is None:
-        return new_id()
-    try:
-        # In one spelling: it is the name that items derive theirs from.
-        return text_id(raw_id(str(job_id)))
-    except ValueError:
-        raise ValidationError(
-            "options were refused", [Problem("job_id", "is not a UUID")]
-        ) from None
-
-
-def _plan(definition: TaskDefinition, options: Options) -> _Plan:
-    """The options over the definition's defaults; raises ValidationError for bad values."""
-    problems = [Problem(name, "is no option") for name in options if name not in _OPTIONS]
-    plan = _Plan(
-        queue=_queue(options.get("queue"), definition.queue, problems),
-        priority=_priority(options.get("priority"), definition.priority, problems),
-        delay=_delay(options.get("delay"), problems),
-        run_at=_run_at(options.get("run_at"), problems),
-        key=_key(options.get("key"), problems),
-        retry=options.get("retry"),
-    )
-    if plan.run_at is not None and plan.delay:
-        problems.append(Problem("run_at", "cannot be given together with delay"))
-    if plan.retry is not None and not isinstance(plan.retry, RetryPolicy):
-        problems.append(Problem("retry", "must be a RetryPolicy"))
-    if problems:
-        raise ValidationError(f"{definition.kind}: the options were refused", problems)
-    return plan
-
-
-def _queue(value: Any, default: str, problems: list[Problem]) -> str:
-    if value is None:
-        return default
-    try:
-        check_name("queue", value)
-    except (ConfigurationError, TypeError):
-        problems.append(Problem("queue", "is not a dotted name of letters, digits and underscores"))
-    return str(value)
-
-
-def _priority(value: Any, default: int, problems: list[Problem]) -> int:
-    if value is None:
-        return default
-    if not isinstance(value, int) or abs(value) > HIGHEST_PRIORITY:
-        problems.append(Problem("priority", f"must be an integer within ±{HIGHEST_PRIORITY:,}"))
-        return default
-    return int(value)
-
-
-def _delay(value: Any, problems: list[Problem]) -> int:
-    """Microseconds."""
-    if value is None:
-        return 0
-    if not isinstance(value, (int, float)) or not 0 <= value <= LONGEST_DELAY:
-        problems.append(Problem("delay", "must be seconds from 0 up to ten years"))
-        return 0
-    return round(value * MICROSECOND)
-
-
-def _run_at(value: Any, problems: list[Problem]) -> int | None:
-    """Microseconds UTC."""
-    if value is None:
-        return None
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        problems.append(Problem("run_at", "must be a date and time with its time zone"))
-        return None
-    return round(value.timestamp() * MICROSECOND)
-
-
-def _key(value: Any, problems: list[Problem]) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_KEY:
-        problems.append(Problem("key", f"must be a text of 1 to {LONGEST_KEY} characters"))
-    elif any("\ud800" <= character <= "\udfff" for character in value):
-        problems.append(Problem("key", "holds half a character (a lone surrogate)"))
-    return str(value)

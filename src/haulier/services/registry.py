@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
-from haulier.domain.job import Role
+from haulier.domain.job import OnLost, Role
+from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.context import Context
@@ -62,6 +63,8 @@ class TaskDefinition:
     version: int = 1
     max_payload: int = MAX_PAYLOAD
     has_secrets: bool = False
+    on_lost: OnLost = OnLost.RETRY
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def role(self) -> Role:

@@ -17,7 +17,8 @@ from haulier.exceptions import (
     ValidationError,
 )
 from haulier.ports import JobFilter
-from haulier.services.jobs import JobManager, Options
+from haulier.services.jobs import JobManager
+from haulier.services.options import Options
 from haulier.services.payload import validate
 from haulier.web.options import WebOptions
 from haulier.web.problems import problem_responses

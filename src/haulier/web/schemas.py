@@ -14,6 +14,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    field_validator,
 )
 from pydantic_core import from_json
 
@@ -96,11 +97,16 @@ class JobDetail(JobSummary):
     payload: Payload
     result: Json = None
     error: ErrorDetail | None
-    retry: RetryPolicy | None = Field(description="None: the policy of the kind.")
+    retry: dict[str, Any] | None = Field(description="None: the policy of the kind.")
     version: int
     lease: int
     lost: int = Field(description="How many workers were lost while they ran this job.")
     worker: str | None
+
+    @field_validator("retry", mode="before")
+    @classmethod
+    def _policy(cls, value: RetryPolicy | None) -> dict[str, Any] | None:
+        return None if value is None else value.as_dict()
 
 
 class JobList(BaseModel):
