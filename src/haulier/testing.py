@@ -29,7 +29,8 @@ from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
 from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
-from haulier.services.jobs import JobManager, Options, Payload
+from haulier.services.jobs import JobManager, Payload
+from haulier.services.options import Options
 from haulier.services.payload import decode
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Sealer
