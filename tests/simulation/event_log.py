@@ -19,6 +19,7 @@ from haulier.domain.event import (
 from haulier.domain.ids import derived_id
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import RULES, Move
+from haulier.domain.unique import Scope
 from simulation.history import Entry, Final, What
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
@@ -45,8 +46,10 @@ def check_events(history: Sequence[Entry], final: Final) -> Iterator[str]:
     for event in events:
         yield from _step(walks, event)
     yield from _ends(walks, final)
+    yield from _ended_once(events)
     yield from _with_history(history, events)
     yield from _rounds(history, events)
+    yield from _names(history, events)
 
 
 def _step(walks: dict[str, _Walk], event: Event) -> Iterator[str]:
@@ -101,6 +104,28 @@ def _ends(walks: dict[str, _Walk], final: Final) -> Iterator[str]:
             )
 
 
+def _ended_once(events: Sequence[Event]) -> Iterator[str]:
+    """No lease is ended by two moves. An item that its head made anew is another one."""
+    ended: dict[tuple[str, int], Event] = {}
+    leases: dict[str, set[int]] = defaultdict(set)
+    for event in events:
+        if event.type in BY_WORKERS:
+            place = event.job_id, _handed_in_under(event)
+            if place in ended:
+                both = f"{ended[place].type} and by {event.type}"
+                yield f"job {event.job_id}: the lease {place[1]} ended by {both}"
+            ended[place] = event
+            leases[event.job_id].add(place[1])
+        elif event.type == DELETED:
+            for lease in leases.pop(event.job_id, ()):
+                del ended[event.job_id, lease]
+
+
+def _handed_in_under(event: Event) -> int:
+    """When a head is handed over its lease rises, and the event has the new one."""
+    return event.lease - RULES[Move(event.type)].lease
+
+
 def _with_history(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
     """Every answer has its event, and no worker's move is there that no worker handed in."""
     claims = {(e.job_id, e.lease, e.worker) for e in events if e.type == Move.CLAIM}
@@ -117,8 +142,6 @@ def _with_history(history: Sequence[Entry], events: Sequence[Event]) -> Iterator
         if entry.ok and not set(told[entry.job, entry.lease]) & {entry.move, Move.CANCEL}:
             yield f"job {entry.job}: no event tells of {entry.move} under {entry.lease}"
     for (job_id, lease), moves in told.items():
-        if len(moves) > 1:
-            yield f"job {job_id}: the lease {lease} ended by {' and by '.join(moves)}"
         # A cancel may also be what a loss, a retry or a snooze became.
         if not set(moves) <= handed_in[job_id, lease] | {Move.CANCEL}:
             yield f"job {job_id}: {moves[0]} under {lease} in the events, nobody handed it in"
@@ -129,9 +152,7 @@ def _moves_told(events: Sequence[Event]) -> dict[tuple[str, int], list[Move]]:
     told: dict[tuple[str, int], list[Move]] = defaultdict(list)
     for event in events:
         if event.type in BY_WORKERS:
-            move = Move(event.type)
-            # When a head is handed over its lease rises, and the event has the new one.
-            told[event.job_id, event.lease - RULES[move].lease].append(move)
+            told[event.job_id, _handed_in_under(event)].append(Move(event.type))
     return told
 
 
@@ -150,3 +171,24 @@ def _rounds(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
         made = sum(inserted[derived_id(batch_id, f"finish/{n}")] for n in range(rounds + 1))
         if made != rounds:
             yield f"batch {batch_id}: ended {rounds} times, called back {made} times"
+
+
+def _names(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
+    """No two jobs hold one name at a time: that of `RULES`, whose moves release and retake it."""
+    wants = {entry.job: (entry.name, entry.held) for entry in history if entry.name is not None}
+    holders: dict[str, str] = {}
+    for event in events:
+        if event.job_id not in wants:
+            continue
+        name, scope = wants[event.job_id]
+        takes = event.type == INSERTED or (event.type == Move.REQUEUE and scope is Scope.ACTIVE)
+        if takes and name in holders:
+            yield f"job {event.job_id}: takes the name {name} that {holders[name]} holds"
+        if takes:
+            holders[name] = event.job_id
+        elif holders.get(name) == event.job_id and _releases(event, scope):
+            del holders[name]
+
+
+def _releases(event: Event, scope: Scope) -> bool:
+    return event.type in RULES and scope in RULES[Move(event.type)].releases

@@ -10,6 +10,7 @@ from haulier.domain.batch import Batch
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import Move
+from haulier.domain.unique import Scope
 
 
 class What(StrEnum):
@@ -34,7 +35,8 @@ class What(StrEnum):
 class Entry:
     """One line. `ok`: yes, no (refused), or None when the answer got lost: nobody knows.
 
-    calls_back: it is the head of a batch with a finish callback.
+    calls_back: it is the head of a batch with a finish callback. name: no other job may have it at
+    the same time, `held` says for how long.
     """
 
     what: What
@@ -45,6 +47,8 @@ class Entry:
     lease: int = 0
     move: Move | None = None
     calls_back: bool = False
+    name: str | None = None
+    held: Scope = Scope.ACTIVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,14 @@ class TestEvents:
         assert "inserted twice" in self.found(*ITS_EVENTS, twice)
         assert "before it was inserted" in self.found(*ITS_EVENTS[1:])
 
+    def test_two_holders_of_one_name_are_found_out(self):
+        history = [enqueue(X, name="one"), enqueue(ITEM, name="one")]
+        events = [event(1, INSERTED), event(2, INSERTED, job_id=ITEM)]
+        found = check(history, final(events=events))
+        assert f"job {ITEM}: takes the name one that {X} holds" in found
+        events.insert(1, event(2, Move.DROP))
+        assert not any("takes the name" in each for each in check(history, final(events=events)))
+
     def test_a_batch_that_called_back_too_often_is_found_out(self):
         events = [
             event(1, INSERTED, job_id=BATCH, role=Role.HEAD),

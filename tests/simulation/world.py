@@ -34,8 +34,9 @@ from haulier.domain.job import (
 )
 from haulier.domain.moves import Transition, decide
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
-from haulier.exceptions import HaulierError, JobStateError, LeaseLostError
+from haulier.exceptions import DuplicateJobError, HaulierError, JobStateError, LeaseLostError
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
 from simulation.history import Entry, Final, What
@@ -45,6 +46,7 @@ T = TypeVar("T")
 TTL = 15.0
 BEAT = 5.0
 QUEUES = ("default", "slow")
+NAMES = {"one": Scope.ACTIVE, "other": Scope.PENDING}
 KINDS = ("work", "bulk", "told")
 WORKERS = 3
 LOST_ANSWERS = 0.08
@@ -78,6 +80,7 @@ class World:
         self.heads: list[str] = []
         self.unsealed: dict[str, int] = {}
         self.sent: list[list[NewJob]] = []
+        self.named: list[str] = []
 
     async def run(self) -> Final:
         """So many steps, then everything until nothing goes on any more."""
@@ -131,10 +134,39 @@ class World:
             self.jobs.append(job.id)
             self.note(What.ENQUEUE, job.id)
 
+    async def enqueue_unique(self) -> None:
+        """One of the jobs that want one of two names; what holds it already may give way."""
+        name = self.pick(list(NAMES))
+        conflict = self.pick((Conflict.SKIP, Conflict.REJECT, Conflict.REPLACE))
+        job = self.job(unique=(Uniqueness(name, NAMES[name], conflict),))
+        self.sent.append([job])
+        await self.send_unique(job)
+
+    async def send_unique(self, job: NewJob) -> None:
+        if job.unique[0].conflict is Conflict.REPLACE and job.id not in self.named:
+            for other in self.named:
+                self.note(What.CANCEL, other)
+        try:
+            inserted = await self.ask(lambda: self.store.insert([job]))
+        except DuplicateJobError:
+            return
+        if job.id not in inserted.instead and job.id not in self.named:
+            self.jobs.append(job.id)
+            self.named.append(job.id)
+            self.note(What.ENQUEUE, job.id, name=job.unique[0].name, held=job.unique[0].scope)
+
     async def enqueue_again(self) -> None:
-        """A producer that never heard of its success comes back much later."""
-        if self.sent:
-            await self.store.insert(self.pick(self.sent))
+        """A producer that never heard of its success comes back much later.
+
+        What was refused then may be accepted now.
+        """
+        if not self.sent:
+            return
+        jobs = self.pick(self.sent)
+        if jobs[0].unique:
+            await self.send_unique(jobs[0])
+        else:
+            await self.store.insert(jobs)
 
     def policy(self) -> BatchPolicy:
         return BatchPolicy(
@@ -451,6 +483,7 @@ class World:
 
 STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.enqueue: 8,
+    World.enqueue_unique: 4,
     World.enqueue_again: 1,
     World.open_batch: 4,
     World.fill_batch: 2,

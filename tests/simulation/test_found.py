@@ -1,0 +1,36 @@
+"""What simulated histories have found, each as the few calls that it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from haulier.domain.moves import Move
+from haulier.domain.worker import Note
+from haulier.ports import Fence, JobStore
+from support import Hand, head, items
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a head that is expanded anew makes its items with leases from 1 again",
+)
+async def test_no_lease_of_an_item_repeats_when_its_head_is_expanded_anew(store: JobStore):
+    """Seed 2716: a worker that comes back from before can still write notes to the new item."""
+    ghost, hand = await Hand.enlist(store), await Hand.enlist(store)
+    top = head()
+    await store.insert([top])
+    first = await ghost.claim_one()
+    await store.insert(items(top.id, 1), fence=Fence(first.id, first.lease))
+    await ghost.hand_in(first, Move.HAND_OVER)
+    before = await ghost.claim_one()
+    await store.retire(ghost.id)
+    await store.cancel([top.id])
+    await store.requeue([top.id])
+    second = await hand.claim_one()
+    await store.insert(items(top.id, 1), fence=Fence(second.id, second.lease))
+    await hand.hand_in(second, Move.HAND_OVER)
+    after = await hand.claim_one()
+    await store.note([Note(before.id, before.lease, 99, "from before")])
+    assert after.id == before.id
+    assert (await store.get(after.id)).message is None
+    assert after.lease > before.lease
