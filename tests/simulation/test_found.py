@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from haulier.domain.job import JobState
 from haulier.domain.moves import Move
+from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.domain.worker import Note
 from haulier.ports import Fence, JobStore
-from support import Hand, head, items
+from support import Hand, head, items, work
 
 
 @pytest.mark.xfail(
@@ -34,3 +36,24 @@ async def test_no_lease_of_an_item_repeats_when_its_head_is_expanded_anew(store:
     assert after.id == before.id
     assert (await store.get(after.id)).message is None
     assert after.lease > before.lease
+
+
+@pytest.mark.parametrize("conflict", [Conflict.REPLACE, Conflict.SKIP, Conflict.REJECT])
+@pytest.mark.xfail(
+    strict=True, reason="a repeated insert looks at the unique name before it looks at the id"
+)
+async def test_an_insert_that_is_repeated_late_leaves_the_present_holder_alone(
+    store: JobStore, conflict: Conflict
+):
+    """Seed 1468: it was accepted, has run, and its name went on to another."""
+    first, second = (
+        work(unique=(Uniqueness("name", Scope.PENDING, each),))
+        for each in (conflict, Conflict.SKIP)
+    )
+    hand = await Hand.enlist(store)
+    await store.insert([first])
+    await hand.claim_one()
+    await store.insert([second])
+    again = await store.insert([first])
+    assert (again.new, dict(again.instead)) == (0, {})
+    assert (await store.get(second.id)).state is JobState.PENDING
