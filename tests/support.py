@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import MICROSECOND, Job, JobError, NewJob, Role
 from haulier.domain.moves import Move, Transition
@@ -117,14 +117,10 @@ def items(batch_id: str, count: int, *, first: int = 0, kind: str = "work") -> l
     ]
 
 
-async def filled_batch(
-    store: JobStore, count: int, *, sealed: bool = True, finish: FinishCallback | None = None
-) -> str:
-    """A batch that its producer filled; returns its id."""
+async def filled_batch(store: JobStore, count: int, *, sealed: bool = True, **policy: Any) -> str:
+    """A batch that its producer filled, with the fields of a policy; returns its id."""
     top = head()
-    await store.open_batch(
-        top, items(top.id, count), policy=BatchPolicy(finish=finish), sealed=sealed
-    )
+    await store.open_batch(top, items(top.id, count), policy=BatchPolicy(**policy), sealed=sealed)
     return top.id
 
 

@@ -97,7 +97,7 @@ def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> No
         (row,) = fetch(db, _LOOK, (job,))
         ledger = Ledger()
         drop(db, now, ledger, row, JobError(type="Replaced", message=f"by job {by}"))
-        ledger.write(db, now)
+        follow_up(db, now, ledger.write(db, now))
         if row[2] == HEAD:
             begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
             # One that nobody expanded yet has no items, so one slice is all.
