@@ -24,6 +24,7 @@ ALTER TABLE batches ADD COLUMN batch_size   INTEGER;
 ALTER TABLE batches ADD COLUMN max_failures INTEGER;
 ALTER TABLE batches ADD COLUMN gated        INTEGER NOT NULL DEFAULT 0;  -- 1: paused or limited, and not settled
 ALTER TABLE batches ADD COLUMN owed         INTEGER NOT NULL DEFAULT 1;  -- 1: not settled in this round
+ALTER TABLE batches ADD COLUMN leases       INTEGER NOT NULL DEFAULT 0;  -- its items' leases begin above this
 ALTER TABLE batches ADD COLUMN retry_type   TEXT;                        -- of a retry in slices: which errors,
 ALTER TABLE batches ADD COLUMN retry_left   INTEGER;                     -- and how many more
 UPDATE batches SET owed = 0 WHERE id IN (SELECT id FROM jobs WHERE role = 1 AND state > 1);
