@@ -22,6 +22,15 @@ PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--model-examples",
+        type=int,
+        default=200,
+        help="How many random histories the model of a store is driven through.",
+    )
+
+
 @pytest.fixture(params=STORE_HOMES)
 def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
     """Makes homes for stores, once per kind of store."""
