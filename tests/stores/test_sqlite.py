@@ -282,10 +282,12 @@ class TestPlans:
         ("statement", "index"),
         [
             (claiming._CLAIM_FIRST, "jobs_ready"),
-            (f"SELECT rank, seq {claiming._READY}{claiming._IN_LINE}", "jobs_ready"),
+            (claiming._FIRST, "jobs_ready"),
             (claiming.NEXT_DUE, "jobs_scheduled"),
             (claiming._LONERS, "jobs_alone"),
             (gates._LET_IN, "jobs_gated"),
+            (gates._PARK_DUE, "jobs_scheduled"),
+            (gates._PROMOTE, "jobs_scheduled"),
             (gates._GATED, "batches_gated"),
             (retention._TOO_OLD, "jobs_finished"),
             (retention._EXPIRED, "jobs_finished"),
@@ -300,6 +302,7 @@ class TestPlans:
         steps = [row[3] for row in plan]
         assert any(index in step for step in steps), steps
         assert not any("TEMP B-TREE" in step for step in steps), steps
+        assert not any("jobs_items" in step for step in steps), steps
         scans = [step for step in steps if step.startswith("SCAN jobs")]
         assert not any("INDEX" not in step for step in scans), steps
 

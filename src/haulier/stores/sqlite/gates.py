@@ -23,9 +23,12 @@ WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} ORDER BY run_at LIMIT {PROMOTED_
 
 _GATED = "SELECT id FROM batches WHERE gated = 1"
 
+# By the index of what is scheduled; the planner would read whole batches.
 _PARK_DUE = f"""
 UPDATE jobs SET gate = {PARKED}
-WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} AND batch IN ({_GATED})) RETURNING batch
+WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_scheduled
+              WHERE {_DUE} AND batch IN ({_GATED}))
+RETURNING batch
 """
 
 _LET_IN = f"""
