@@ -183,6 +183,7 @@ class StoreModel(RuleBasedStateMachine):
         states = self.run(self.store.requeue([shadow.job.id]))
         if ended_badly and self.model.may_requeue(shadow):
             self.model.requeue(shadow)
+            self._look_whether_paused(head)
         assert states == {shadow.job.id: shadow.job.state}
 
     @precondition(lambda self: self.model.heads)
@@ -197,6 +198,7 @@ class StoreModel(RuleBasedStateMachine):
         assert self.run(self.store.retry_failed(head.id, limit=limit)) == len(failed)
         for shadow in failed:
             self.model.requeue(shadow)
+        self._look_whether_paused(head)
 
     @precondition(lambda self: self.model.heads)
     @rule(pick=picks)
@@ -210,6 +212,11 @@ class StoreModel(RuleBasedStateMachine):
         head = self._pick(paused, pick)
         if head.state is RUNNING and not head.ending:
             self._switch(head, paused=False)
+
+    def _look_whether_paused(self, head: HeadShadow | None) -> None:
+        """Whether a pause outlives the end of its batch, when it is reopened, is left open."""
+        if head is not None:
+            head.paused = self.run(self.store.batch(head.id)).paused
 
     def _switch(self, head: HeadShadow, *, paused: bool) -> None:
         verb = self.store.pause if paused else self.store.resume
