@@ -23,7 +23,8 @@ from haulier.ports import Inserted
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, claiming, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
-from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
+from haulier.testing import FakeClock
+from support import TTL, Hand, SqliteFile, items, wait_until, work, works
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ RETURNING seq
 _UNPARK = f"""
 UPDATE jobs SET rank = run_at - priority * {_POINT}, gate = NULL
 WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {PARKED}
-              ORDER BY run_at, seq LIMIT {SLICE})
+              ORDER BY run_at - priority * {_POINT}, seq LIMIT {SLICE})
 """
 
 _REQUEUE = f"""
@@ -203,7 +203,7 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
         target=state,
     )
     ledger.write(db, now)
-    gates.let_in(db, batch)
+    gates.let_in(db, now, batch)
     return True
 
 

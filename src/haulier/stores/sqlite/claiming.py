@@ -76,7 +76,8 @@ SELECT j.seq, j.queue, j.kind, j.waiter,
                AND w.boot = :boot AND w.expires > :since)
 FROM jobs j
 WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
-  AND (j.batch IS NULL OR j.batch NOT IN (SELECT id FROM batches WHERE paused = 1))
+  AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
+                  AND (b.paused = 1 OR b.running >= b.concurrency))
 ORDER BY j.run_at LIMIT 100
 """
 _RUNS_A_LONER = f"SELECT 1 FROM jobs WHERE gate = {ALONE} AND state = {RUNNING} AND worker = ?"
@@ -102,7 +103,7 @@ def claim(
             jobs.extend(_claim(db, now, worker, demand, ledger, pausing=pausing))
     for touched in ledger.write(db, now):
         if touched.batch in gated:
-            gates.let_in(db, touched.batch)
+            gates.let_in(db, now, touched.batch)
     return jobs
 
 

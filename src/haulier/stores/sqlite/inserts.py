@@ -36,8 +36,8 @@ from haulier.stores.sqlite.settling import (
 
 _INSERT = (
     "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, run_at, "
-    "key, batch, position, retry, created_at, gate, on_lost, uniq) "
-    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
+    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -137,7 +137,8 @@ def _insert_rows(
     db: apsw.Connection, now: int, jobs: Sequence[NewJob], state: int, gated: frozenset[bytes]
 ) -> Sequence[NewJob]:
     """Insert the rows and account for them; returns the jobs that were new."""
-    rows = [_row(job, now, state, gated) for job in jobs]
+    leases = _leases(db, jobs)
+    rows = [_row(job, now, state, gated, leases) for job in jobs]
     before = db.total_changes()
     db.executemany(_INSERT, rows)
     new: Sequence[NewJob] = jobs
@@ -146,7 +147,7 @@ def _insert_rows(
     ledger = Ledger()
     for row in rows:
         ledger.group(INSERTED, row[2], row[1], row[3], row[11], None, state, None).append(
-            ENTRY.pack(row[0], 0, 0)
+            ENTRY.pack(row[0], 0, row[18])
         )
     follow_up(db, now, ledger.write(db, now))
     return new
@@ -171,7 +172,23 @@ def _really_new(
     return new, new_rows
 
 
-def _row(job: NewJob, now: int, state: int, gated: frozenset[bytes]) -> Row:
+def _leases(db: apsw.Connection, jobs: Sequence[NewJob]) -> dict[bytes | None, int]:
+    """Where the leases of items begin: a head that expands anew makes jobs of the same ids."""
+    batches = {raw_once(job.batch_id) for job in jobs if job.batch_id is not None}
+    return {
+        batch: row[0]
+        for batch in batches
+        for row in fetch(db, "SELECT leases FROM batches WHERE id = ? AND leases > 0", (batch,))
+    }
+
+
+def _row(
+    job: NewJob,
+    now: int,
+    state: int,
+    gated: frozenset[bytes],
+    leases: dict[bytes | None, int],
+) -> Row:
     # An instant in the past counts as now, or a producer could jump the line by naming one.
     run_at = now + job.delay if job.run_at is None else max(job.run_at, now)
     ready = run_at <= now
@@ -196,6 +213,7 @@ def _row(job: NewJob, now: int, state: int, gated: frozenset[bytes]) -> Row:
         PARKED if parked else None,
         ON_LOST_CODE[job.on_lost],
         uniques.names_to_text(job.unique),
+        leases.get(batch, 0),
     )
 
 

@@ -84,7 +84,7 @@ def follow_up(db: apsw.Connection, now: int, touched: Iterable[Touched]) -> Cons
                 _settle(db, now, each.batch)
                 result.settled = True
             elif gated:
-                gates.let_in(db, each.batch)
+                gates.let_in(db, now, each.batch)
     return result
 
 
