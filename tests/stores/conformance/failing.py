@@ -242,6 +242,15 @@ class TestMaxFailures:
         assert ended.state.final
         assert (ended.counts.completed, ended.counts.failed) == (1, 5)
 
+    async def test_requeueing_one_of_its_items_reopens_it_too(self, store, hand):
+        batch = await filled_batch(store, 3, max_failures=0)
+        failed = await hand.claim_one()
+        await hand.hand_in(failed, Move.FAIL)
+        assert await store.requeue([failed.id]) == {failed.id: JobState.PENDING}
+        assert (await store.get(batch)).state is JobState.RUNNING
+        assert await hand.work_off() == 1
+        assert (await store.get(batch)).state is JobState.COMPLETED
+
     async def test_it_can_be_deleted(self, store, hand):
         batch = await filled_batch(store, 3, max_failures=0)
         await hand.hand_in(await hand.claim_one(), Move.FAIL)
