@@ -22,7 +22,7 @@ from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.jobs import JobManager, Payload
-from haulier.services.options import Options
+from haulier.services.options import Options, check_limit
 from haulier.services.registry import Registry, TaskOptions, task_from
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.stores import open_store
@@ -228,6 +228,7 @@ class App:
         self, where: JobFilter | None = None, *, limit: int = 50, cursor: int | None = None
     ) -> Page:
         """A page of jobs, newest first."""
+        check_limit(limit, least=1)
         return await self.store.find(where or JobFilter(), limit=limit, cursor=cursor)
 
     async def batch(self, batch_id: str) -> Batch:
@@ -278,7 +279,7 @@ class App:
 
         All, or those whose last error is of the class `error_type`, and at most `limit` of them.
         """
-        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+        return await self.jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def pause(self, batch_id: str) -> None:
         """Let no more items of a batch start; those that run go on."""

@@ -34,7 +34,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import JobFilter, JobReader, JobStore
 from haulier.services.ids import new_ids
-from haulier.services.options import Options, Plan, job_id_of, plan_of
+from haulier.services.options import Options, Plan, check_limit, job_id_of, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
@@ -323,6 +323,13 @@ class JobManager:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
 
+    async def retry_failed(
+        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
+    ) -> int:
+        """Requeue failed items of a batch, all or those of one error class; returns how many."""
+        check_limit(limit)
+        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+
     async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Request that all jobs that a filter finds stop; returns how many it concerned.
 
@@ -354,7 +361,8 @@ class JobManager:
     ) -> int:
         """Do something to all jobs of a query, a slice at a time, so that nobody waits for long."""
         done = 0
-        if where is None:
+        check_limit(limit)
+        if where is None or limit == 0:
             return done
         async for ids in _slices(self.store, where):
             wanted = ids if limit is None else ids[: limit - done]

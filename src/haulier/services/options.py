@@ -24,6 +24,9 @@ from haulier.services.registry import TaskDefinition, check_name
 HIGHEST_PRIORITY = 10_000
 LONGEST_KEY = 200
 
+MOST_ITEMS = 1_000_000_000
+"""More than any batch can have, and less than any store can count."""
+
 IDEMPOTENCY_PERIOD = 24 * 3600 * MICROSECOND
 """How long an idempotency key is remembered: a day, unless its job is deleted before."""
 
@@ -187,6 +190,13 @@ def plan_of(definition: TaskDefinition, options: Options, *, batch: bool) -> Pla
     return plan
 
 
+def check_limit(value: int | None, *, least: int = 0) -> None:
+    """Refuse a number of jobs, to be worked on or shown at most, that is none."""
+    if value is not None and (type(value) is not int or not least <= value <= MOST_ITEMS):
+        reason = f"must be an integer from {least} to {MOST_ITEMS:,}"
+        raise ValidationError("the limit was refused", [Problem("limit", reason)])
+
+
 def _retry(value: Any, problems: list[Problem]) -> RetryPolicy | None:
     if value is None:
         return None
@@ -207,8 +217,8 @@ def _limit(
         return None
     if not batch:
         problems.append(Problem(name, "is for batches"))
-    elif isinstance(value, bool) or not isinstance(value, int) or value < least:
-        problems.append(Problem(name, f"must be an integer, {least} or more"))
+    elif type(value) is not int or not least <= value <= MOST_ITEMS:
+        problems.append(Problem(name, f"must be an integer from {least} to {MOST_ITEMS:,}"))
     else:
         return value
     return None
