@@ -15,12 +15,10 @@ from haulier.domain.ids import text_id
 from haulier.domain.moves import RULES, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
     CANCELLED,
     FAILED,
-    HEAD,
-    ITEM,
     PARKED,
     PENDING,
     RUNNING,
@@ -57,7 +55,7 @@ _DROP = f"""
 UPDATE jobs SET state = {STATE_CODE[RULES[Move.DROP].target]}, rank = NULL, gate = NULL,
     finished_at = :now
 WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} ORDER BY seq LIMIT {SLICE})
-RETURNING seq, id, attempt, lease, queue, kind
+RETURNING seq, {SUBJECT}
 """
 
 _PARK = f"""
@@ -78,12 +76,13 @@ UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, ca
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs WHERE batch = :batch AND state = {FAILED} AND seq > :cursor
               AND (:type IS NULL OR error ->> 'type' = :type) ORDER BY seq LIMIT :slice)
-RETURNING seq, id, lease, queue, kind
+RETURNING seq, {SUBJECT}
 """
 
 _STATE = (
-    "SELECT j.state, j.queue, j.kind, j.attempt, j.lease, b.failed, b.sealed, b.draining, "
-    "b.cancel, b.paused FROM jobs j JOIN batches b ON j.id = b.id WHERE j.id = ?"
+    "SELECT j.state, b.failed, b.sealed, b.draining, b.cancel, b.paused, j.id, j.attempt, "
+    "j.lease, j.queue, j.kind, j.role, j.batch "
+    "FROM jobs j JOIN batches b ON j.id = b.id WHERE j.id = ?"
 )
 
 _RETRY_UNDER_WAY = "SELECT retry_type, retry_left, gated FROM batches WHERE id = ?"
@@ -103,7 +102,7 @@ def begin_retry(
     db: apsw.Connection, now: int, batch: bytes, error_type: str | None, limit: int | None
 ) -> None:
     """Reopen the head of a settled batch; draining then requeues its failed items."""
-    state, queue, kind, attempt, lease, failed, sealed, draining, cancel, _ = _look(db, batch)
+    state, failed, sealed, draining, cancel, _, *head = _look(db, batch)
     if draining or (cancel and state == RUNNING):
         raise JobStateError("a cancel, retry, pause or delete of this batch is still under way")
     if not sealed:
@@ -113,7 +112,7 @@ def begin_retry(
     if state != RUNNING:
         if error_type is not None and not _any_failed(db, batch, error_type):
             return
-        reopen_head(db, now, batch, (queue, kind, state, attempt, lease))
+        reopen_head(db, now, Subject(*head), state)
     db.execute(
         "UPDATE batches SET draining = ?, retry_type = ?, retry_left = ? WHERE id = ?",
         (RETRYING, error_type, limit, batch),
@@ -131,33 +130,23 @@ def _any_failed(db: apsw.Connection, batch: bytes, error_type: str) -> bool:
     )
 
 
-def reopen_head(db: apsw.Connection, now: int, batch: bytes, head: Row) -> None:
+def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> None:
     """A settled head runs again, because some of its items do."""
-    queue, kind, state, attempt, lease = head
-    ((sealed,),) = fetch(db, "SELECT sealed FROM batches WHERE id = ?", (batch,))
+    ((sealed,),) = fetch(db, "SELECT sealed FROM batches WHERE id = ?", (head.id,))
     if state == PENDING or not sealed:
         raise JobStateError("this batch was never completely filled; start it anew")
     db.execute(
         f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL "
         "WHERE id = ?",
-        (batch,),
+        (head.id,),
     )
     db.execute(
         "UPDATE batches SET cancel = 0, owed = 1, finish_job = NULL, gated = paused OR "
         "concurrency IS NOT NULL OR batch_size IS NOT NULL WHERE id = ?",
-        (batch,),
+        (head.id,),
     )
     ledger = Ledger()
-    ledger.moved(
-        Move.REOPEN,
-        (batch, attempt, lease),
-        queue=queue,
-        kind=kind,
-        role=HEAD,
-        batch=None,
-        source=state,
-        target=RUNNING,
-    )
+    ledger.moved(Move.REOPEN, head, state, RUNNING)
     ledger.write(db, now)
 
 
@@ -178,7 +167,7 @@ def begin_resume(db: apsw.Connection, now: int, batch: bytes) -> bool:
 
 def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> bool:
     """Pause or resume; false if it is so already."""
-    state, queue, kind, attempt, lease, _, _, draining, cancel, is_paused = _look(db, batch)
+    state, _, _, draining, cancel, is_paused, *head = _look(db, batch)
     if state not in (PENDING, RUNNING) or cancel:
         raise JobStateError("this batch has ended, or is being cancelled")
     if draining not in (0, PAUSING, RESUMING):
@@ -192,16 +181,7 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
         (paused, PAUSING, RESUMING, batch),
     )
     ledger = Ledger()
-    ledger.moved(
-        PAUSED if paused else RESUMED,
-        (batch, attempt, lease),
-        queue=queue,
-        kind=kind,
-        role=HEAD,
-        batch=None,
-        source=state,
-        target=state,
-    )
+    ledger.moved(PAUSED if paused else RESUMED, Subject(*head), state, state)
     ledger.write(db, now)
     gates.let_in(db, now, batch)
     return True
@@ -255,17 +235,8 @@ def _following(db: apsw.Connection, batch: bytes, cursor: int, seqs: list[int]) 
 def _drop_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
     dropped = fetch(db, _DROP, {"now": now, "batch": batch, "cursor": cursor})
     ledger = Ledger()
-    for _, job, attempt, lease, queue, kind in dropped:
-        ledger.moved(
-            Move.DROP,
-            (job, attempt, lease),
-            queue=queue,
-            kind=kind,
-            role=ITEM,
-            batch=batch,
-            source=PENDING,
-            target=CANCELLED,
-        )
+    for _, *item in dropped:
+        ledger.moved(Move.DROP, Subject(*item), PENDING, CANCELLED)
     following = _following(db, batch, cursor, [row[0] for row in dropped])
     if following is None:
         # Items claimed between two slices are running by now.
@@ -294,17 +265,8 @@ def _requeue_slice(
         },
     )
     ledger = Ledger()
-    for _, job, lease, queue, kind in requeued:
-        ledger.moved(
-            Move.REQUEUE,
-            (job, 0, lease),
-            queue=queue,
-            kind=kind,
-            role=ITEM,
-            batch=batch,
-            source=FAILED,
-            target=PENDING,
-        )
+    for _, *item in requeued:
+        ledger.moved(Move.REQUEUE, Subject(*item), FAILED, PENDING)
     if left is not None:
         left -= len(requeued)
         db.execute("UPDATE batches SET retry_left = ? WHERE id = ?", (left, batch))
@@ -334,52 +296,34 @@ def _unpark_slice(db: apsw.Connection, batch: bytes) -> tuple[int, int | None]:
 
 
 def _delete_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, int | None]:
+    """Remove items, with the last ones the head too. The batch's counters go with it."""
     rows = fetch(
         db,
         "DELETE FROM jobs WHERE seq IN "
-        f"(SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) "
-        "RETURNING seq, id, attempt, lease, queue, kind, state",
+        f"(SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) {REMOVED}",
         (batch,),
     )
-    ledger = Ledger()
-    _remove(db, ledger, rows, ITEM, batch)
-    done = len(rows) < DELETED_AT_ONCE
+    count = len(rows)
+    done = count < DELETED_AT_ONCE
     if done:
-        heads = fetch(
-            db,
-            "DELETE FROM jobs WHERE id = ? RETURNING seq, id, attempt, lease, queue, kind, state",
-            (batch,),
-        )
-        _remove(db, ledger, heads, HEAD, None)
-        uniques.forget(db, batch)
+        rows += fetch(db, f"DELETE FROM jobs WHERE id = ? {REMOVED}", (batch,))
         db.execute("DELETE FROM batches WHERE id = ?", (batch,))
-    ledger.write(db, now)
-    return len(rows), None if done else 0
-
-
-def _remove(
-    db: apsw.Connection, ledger: Ledger, rows: list[Row], role: int, batch: bytes | None
-) -> None:
-    """Account for deleted rows and remove what was kept beside them."""
-    db.executemany("DELETE FROM errors WHERE job = ?", [(row[0],) for row in rows])
-    for _, job, attempt, lease, queue, kind, state in rows:
-        ledger.moved(
-            DELETED,
-            (job, attempt, lease),
-            queue=queue,
-            kind=kind,
-            role=role,
-            batch=batch,
-            source=state,
-            target=None,
-            uncounted=True,
-        )
-
-
-def remove_jobs(db: apsw.Connection, now: int, rows: list[Row]) -> None:
-    """Account for single jobs that were deleted: (seq, id, attempt, lease, queue, kind, state)."""
     ledger = Ledger()
-    _remove(db, ledger, rows, 0, None)
-    for row in rows:
-        uniques.forget(db, row[1])
+    removed(db, ledger, rows, uncounted=True)
     ledger.write(db, now)
+    return count, None if done else 0
+
+
+REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"
+"""What `removed` has to be told of deleted rows."""
+
+
+def removed(
+    db: apsw.Connection, ledger: Ledger, rows: Iterable[Row], *, uncounted: bool = False
+) -> None:
+    """Account for deleted jobs, and remove what was kept beside them."""
+    for seq, state, uniq, *job in rows:
+        db.execute("DELETE FROM errors WHERE job = ?", (seq,))
+        if uniq is not None:
+            uniques.forget(db, job[0])
+        ledger.moved(DELETED, Subject(*job), state, None, uncounted=uncounted)

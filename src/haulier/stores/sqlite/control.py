@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import apsw
 
-from haulier.domain.event import CANCEL_REQUESTED, DELETED
+from haulier.domain.event import CANCEL_REQUESTED
 from haulier.domain.job import JobError, JobState
 from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.stores.sqlite import uniques
-from haulier.stores.sqlite.batches import begin_delete, first_slices, remove_jobs, reopen_head
-from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.batches import (
+    REMOVED,
+    begin_delete,
+    first_slices,
+    removed,
+    reopen_head,
+)
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
     CANCELLED,
     FAILED,
@@ -23,7 +30,6 @@ from haulier.stores.sqlite.rows import (
     REQUESTED,
     RUNNING,
     STATES,
-    Row,
     error_to_text,
     fetch,
     key_of,
@@ -36,10 +42,25 @@ from haulier.stores.sqlite.settling import (
     follow_up,
 )
 
-_LOOK = (
-    "SELECT seq, state, role, queue, kind, batch, worker, priority, id, attempt, lease, cancel, "
-    "uniq FROM jobs WHERE id = ?"
-)
+_LOOK = f"SELECT seq, state, worker, priority, cancel, uniq, {SUBJECT} FROM jobs WHERE id = ?"
+
+
+class _Found(NamedTuple):
+    """A job as operations look at it: the columns of _LOOK."""
+
+    seq: int
+    state: int
+    worker: bytes | None
+    priority: int
+    cancel: int
+    uniq: str | None
+    job: Subject
+
+
+def _look(db: apsw.Connection, job: bytes) -> _Found | None:
+    for seq, state, worker, priority, cancelled, uniq, *subject in fetch(db, _LOOK, (job,)):
+        return _Found(seq, state, worker, priority, cancelled, uniq, Subject(*subject))
+    return None
 
 
 def cancel(
@@ -50,152 +71,110 @@ def cancel(
     heads: list[str] = []
     ledger = Ledger()
     for job_id in job_ids:
-        row = _look(db, job_id)
-        if row is None:
+        found = _look(db, key_of(job_id))
+        if found is None:
             continue
-        state, role, worker = row[1], row[2], row[6]
+        state, role = found.state, found.job.role
         if role == HEAD and state in (PENDING, RUNNING):
-            begin_cancel(db, now, key_of(job_id), CANCELLED_BY_REQUEST)
+            begin_cancel(db, now, found.job.id, CANCELLED_BY_REQUEST)
             heads.append(job_id)
         if state == PENDING:
-            drop(db, now, ledger, row)
+            _drop(db, now, ledger, found)
             state = CANCELLED
-        elif state == RUNNING and (role != HEAD or worker is not None):
-            _request(db, ledger, row)
+        elif state == RUNNING and (role != HEAD or found.worker is not None) and not found.cancel:
+            db.execute("UPDATE jobs SET cancel = ? WHERE seq = ?", (REQUESTED, found.seq))
+            ledger.moved(CANCEL_REQUESTED, found.job, state, state)
         states[job_id] = STATES[state]
     follow_up(db, now, ledger.write(db, now))
     return states, heads
 
 
-def drop(
-    db: apsw.Connection, now: int, ledger: Ledger, row: Row, error: JobError | None = None
+def _drop(
+    db: apsw.Connection, now: int, ledger: Ledger, found: _Found, error: JobError | None = None
 ) -> None:
-    """Cancel a pending job; `row` is one of `_LOOK`."""
-    seq, state, role, queue, kind, batch, _, _, job, attempt, lease, *_ = row
+    """Cancel a pending job."""
     db.execute(
         f"UPDATE jobs SET state = {CANCELLED}, rank = NULL, gate = NULL, waiter = NULL, "
         "finished_at = ?, error = coalesce(?, error) WHERE seq = ?",
-        (now, error and error_to_text(error, now), seq),
+        (now, error and error_to_text(error, now), found.seq),
     )
-    uniques.release_ended(db, job)
-    ledger.moved(
-        Move.DROP,
-        (job, attempt, lease),
-        queue=queue,
-        kind=kind,
-        role=role,
-        batch=batch,
-        source=state,
-        target=CANCELLED,
-        error=error.type if error else None,
-    )
+    uniques.release_ended(db, found.job.id)
+    what = error.type if error else None
+    ledger.moved(Move.DROP, found.job, found.state, CANCELLED, error=what)
 
 
 def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> None:
     """Cancel pending jobs in whose place another one is inserted."""
     for job in jobs:
-        (row,) = fetch(db, _LOOK, (job,))
+        found = _look(db, job)
+        assert found is not None
         ledger = Ledger()
-        drop(db, now, ledger, row, JobError(type="Replaced", message=f"by job {by}"))
+        _drop(db, now, ledger, found, JobError(type="Replaced", message=f"by job {by}"))
         follow_up(db, now, ledger.write(db, now))
-        if row[2] == HEAD:
+        if found.job.role == HEAD:
             begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
             # One that nobody expanded yet has no items, so one slice is all.
             first_slices(db, now, [job])
-
-
-def _request(db: apsw.Connection, ledger: Ledger, row: Row) -> None:
-    seq, state, role, queue, kind, batch, _, _, job, attempt, lease, cancel, _ = row
-    if cancel:
-        return
-    db.execute("UPDATE jobs SET cancel = ? WHERE seq = ?", (REQUESTED, seq))
-    ledger.moved(
-        CANCEL_REQUESTED,
-        (job, attempt, lease),
-        queue=queue,
-        kind=kind,
-        role=role,
-        batch=batch,
-        source=state,
-        target=state,
-    )
 
 
 def requeue(db: apsw.Connection, now: int, job_ids: Iterable[str]) -> dict[str, JobState]:
     """Failed and cancelled jobs become pending again; others keep the state that is returned."""
     states: dict[str, JobState] = {}
     for job_id in job_ids:
-        row = _look(db, job_id)
-        if row is None:
+        found = _look(db, key_of(job_id))
+        if found is None:
             continue
-        state = row[1]
-        if state in (FAILED, CANCELLED) and uniques.retake(db, now, row[8], row[12]):
-            _requeue(db, now, row)
+        state = found.state
+        if state in (FAILED, CANCELLED) and uniques.retake(db, now, found.job.id, found.uniq):
+            _requeue(db, now, found)
             state = PENDING
         states[job_id] = STATES[state]
     return states
 
 
-def _requeue(db: apsw.Connection, now: int, row: Row) -> None:
-    seq, state, role, queue, kind, batch, _, priority, job, _, lease, *_ = row
-    gated = False
-    if role == HEAD:
-        _restart_head(db, now, job)
-    elif role == ITEM:
-        gated = _reopen_for_item(db, now, batch)
+def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
+    job, gated = found.job, False
+    if job.role == HEAD:
+        _restart_head(db, now, job.id)
+    elif job.batch is not None:
+        gated = _reopen_for_item(db, now, job.batch)
+    rank = None if gated else rank_of(now, found.priority)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
         "cancel = 0, run_at = ?, rank = ?, gate = ? WHERE seq = ?",
-        (now, None if gated else rank_of(now, priority), PARKED if gated else None, seq),
+        (now, rank, PARKED if gated else None, found.seq),
     )
     ledger = Ledger()
-    ledger.moved(
-        Move.REQUEUE,
-        (job, 0, lease),
-        queue=queue,
-        kind=kind,
-        role=role,
-        batch=batch,
-        source=state,
-        target=PENDING,
-    )
+    ledger.moved(Move.REQUEUE, job._replace(attempt=0), found.state, PENDING)
     follow_up(db, now, ledger.write(db, now))
 
 
 def delete(db: apsw.Connection, now: int, job_id: str) -> bytes | None:
     """Delete a single job, or begin to delete a batch, which is returned and to be drained."""
-    row = _deletable(db, job_id)
-    seq, state, role, queue, kind, *_, job, attempt, lease, _, _ = row
-    if role == HEAD:
-        begin_delete(db, job)
-        return bytes(job)
-    db.execute("DELETE FROM jobs WHERE seq = ?", (seq,))
-    remove_jobs(db, now, [(seq, job, attempt, lease, queue, kind, state)])
+    found = _deletable(db, job_id)
+    if found.job.role == HEAD:
+        begin_delete(db, found.job.id)
+        return found.job.id
+    ledger = Ledger()
+    removed(db, ledger, fetch(db, f"DELETE FROM jobs WHERE seq = ? {REMOVED}", (found.seq,)))
+    ledger.write(db, now)
     return None
 
 
-def _deletable(db: apsw.Connection, job_id: str) -> Row:
-    """The job's row; raises JobNotFoundError, or JobStateError if it must stay."""
-    row = _look(db, job_id)
-    if row is None:
+def _deletable(db: apsw.Connection, job_id: str) -> _Found:
+    """The job; raises JobNotFoundError, or JobStateError if it must stay."""
+    found = _look(db, key_of(job_id))
+    if found is None:
         raise JobNotFoundError(job_id)
-    _, state, role, *_ = row
-    if state == RUNNING:
+    if found.state == RUNNING:
         raise JobStateError(f"job {job_id} is running: stop it before you delete it")
-    if role == ITEM:
+    if found.job.role == ITEM:
         raise JobStateError(f"job {job_id} is an item: delete its batch instead")
-    if role == HEAD:
-        busy = fetch(
-            db, "SELECT 1 FROM batches WHERE id = ? AND running + pending > 0", (key_of(job_id),)
-        )
-        if busy:
-            raise JobStateError(f"batch {job_id} still has items that are not finished")
-    return row
-
-
-def _look(db: apsw.Connection, job_id: str) -> Row | None:
-    rows = fetch(db, _LOOK, (key_of(job_id),))
-    return rows[0] if rows else None
+    if found.job.role == HEAD and fetch(
+        db, "SELECT 1 FROM batches WHERE id = ? AND running + pending > 0", (found.job.id,)
+    ):
+        raise JobStateError(f"batch {job_id} still has items that are not finished")
+    return found
 
 
 def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
@@ -209,26 +188,12 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
         raise JobStateError("this batch still has items that are not finished")
     if draining == DELETING:
         raise JobStateError("this batch is being deleted")
+    rows = fetch(db, f"DELETE FROM jobs WHERE batch = ? {REMOVED}", (batch,))
     ledger = Ledger()
-    highest = 0
-    for seq, job, attempt, lease, queue, kind, state in fetch(
-        db,
-        "DELETE FROM jobs WHERE batch = ? RETURNING seq, id, attempt, lease, queue, kind, state",
-        (batch,),
-    ):
-        db.execute("DELETE FROM errors WHERE job = ?", (seq,))
-        highest = max(highest, lease)
-        ledger.moved(
-            DELETED,
-            (job, attempt, lease),
-            queue=queue,
-            kind=kind,
-            role=ITEM,
-            batch=batch,
-            source=state,
-            target=None,
-        )
+    removed(db, ledger, rows)
     ledger.write(db, now)
+    # Its new items have the same ids: their leases go on from here.
+    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
     db.execute(
         "UPDATE batches SET sealed = 0, draining = 0, cancel = 0, owed = 1, started_at = NULL, "
         "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL, "
@@ -239,15 +204,12 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
 
 def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
     """Reopen the batch of an item that runs again; whether it has a gate."""
-    ((state, queue, kind, attempt, lease, cancel, draining),) = fetch(
-        db,
-        "SELECT j.state, j.queue, j.kind, j.attempt, j.lease, b.cancel, b.draining FROM jobs j "
-        "JOIN batches b ON b.id = j.id WHERE j.id = ?",
-        (batch,),
-    )
-    if draining == DELETING or (cancel and state == RUNNING):
+    ((cancel, draining),) = fetch(db, "SELECT cancel, draining FROM batches WHERE id = ?", (batch,))
+    head = _look(db, batch)
+    assert head is not None
+    if draining == DELETING or (cancel and head.state == RUNNING):
         raise JobStateError("a cancel or delete of this item's batch is still under way")
-    if state != RUNNING:
-        reopen_head(db, now, batch, (queue, kind, state, attempt, lease))
+    if head.state != RUNNING:
+        reopen_head(db, now, head.job, head.state)
     ((gated,),) = fetch(db, "SELECT gated FROM batches WHERE id = ?", (batch,))
     return bool(gated)

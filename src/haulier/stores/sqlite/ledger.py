@@ -7,9 +7,9 @@ never disagree.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 import apsw
 
@@ -45,6 +45,21 @@ class Touched:
     failures: int
 
 
+SUBJECT = "id, attempt, lease, queue, kind, role, batch"
+
+
+class Subject(NamedTuple):
+    """What the ledger has to know of a job: the columns of SUBJECT."""
+
+    id: bytes
+    attempt: int
+    lease: int
+    queue: str
+    kind: str
+    role: int
+    batch: bytes | None
+
+
 class Ledger:
     """Gathers the moves of one operation. Group by group, because most moves are alike."""
 
@@ -56,25 +71,24 @@ class Ledger:
     def moved(
         self,
         event: str,
-        job: tuple[bytes, int, int],
-        *,
-        queue: str,
-        kind: str,
-        role: int,
-        batch: bytes | None,
+        job: Subject,
         source: int | None,
         target: int | None,
+        *,
         worker: bytes | None = None,
         error: str | None = None,
         uncounted: bool = False,
     ) -> None:
-        """A job, told by (id, attempt, lease) as after it, went from one state to another.
+        """A job went from one state to another; `job` tells it as it is after that.
 
         No source: it was inserted. No target: it was removed. Twice the same: only an event.
         `uncounted`: its batch goes as well, and its counters with it.
         """
-        key = (event, queue, kind, role, batch, source, target, worker, error, uncounted)
-        self._groups[key].append(ENTRY.pack(*job))
+        key = (
+            *(event, job.queue, job.kind, job.role, job.batch),
+            *(source, target, worker, error, uncounted),
+        )
+        self._groups[key].append(ENTRY.pack(job.id, job.attempt, job.lease))
 
     def group(
         self,
@@ -148,7 +162,3 @@ def _add(deltas: list[int], source: int | None, target: int | None, n: int) -> N
         deltas[0] -= n
     else:
         deltas[1 + target] += n
-
-
-def ids_of(touched: Sequence[Touched]) -> list[bytes]:
-    return [each.batch for each in touched]

@@ -12,7 +12,7 @@ from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import MICROSECOND
 from haulier.domain.moves import after_loss
 from haulier.domain.worker import Note, Renewal, WorkerRow
-from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
     HEARD,
@@ -31,7 +31,7 @@ Boot = tuple[str, int]
 _HEAR = (
     f"UPDATE jobs SET cancel = {HEARD} "
     f"WHERE id = ? AND lease = ? AND state = {RUNNING} AND cancel = {REQUESTED} "
-    "RETURNING id, attempt, lease, queue, kind, role, batch, worker"
+    f"RETURNING worker, {SUBJECT}"
 )
 
 
@@ -119,16 +119,6 @@ def _hear(db: apsw.Connection, now: int, notes: Sequence[Note]) -> None:
     ledger = Ledger()
     for each in notes:
         for row in fetch(db, _HEAR, (raw_id(each.job_id), each.lease)):
-            job, attempt, lease, queue, kind, role, batch, worker = row
-            ledger.moved(
-                CANCEL_HEARD,
-                (job, attempt, lease),
-                queue=queue,
-                kind=kind,
-                role=role,
-                batch=batch,
-                source=RUNNING,
-                target=RUNNING,
-                worker=worker,
-            )
+            worker, *job = row
+            ledger.moved(CANCEL_HEARD, Subject(*job), RUNNING, RUNNING, worker=worker)
     ledger.write(db, now)

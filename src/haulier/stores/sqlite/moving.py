@@ -12,7 +12,7 @@ from haulier.domain.job import Job, Role
 from haulier.domain.moves import RULES, Move, Transition, runs_alone
 from haulier.stores.sqlite import gates, uniques
 from haulier.stores.sqlite.batches import first_slices
-from haulier.stores.sqlite.ledger import ENTRY, Ledger, Touched
+from haulier.stores.sqlite.ledger import ENTRY, Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
     ALONE,
     CANCELLED,
@@ -204,15 +204,12 @@ def _account(
     job, move, (state, attempt, lease) = transition.job, transition.move, after
     yielded = state != STATE_CODE[RULES[move].target]
     raw = raw_id(job.id)
+    role, batch = ROLE_CODE[job.role], _raw(job.batch_id)
     ledger.moved(
         Move.CANCEL if yielded else move,
-        (raw, attempt, lease),
-        queue=job.queue,
-        kind=job.kind,
-        role=ROLE_CODE[job.role],
-        batch=_raw(job.batch_id),
-        source=RUNNING,
-        target=state,
+        Subject(raw, attempt, lease, job.queue, job.kind, role, batch),
+        RUNNING,
+        state,
         worker=_raw(job.worker),
         error=transition.error.type if transition.error else None,
     )

@@ -9,7 +9,8 @@ import apsw
 
 from haulier.domain.job import MICROSECOND, JobState
 from haulier.domain.retention import Keep, Retention
-from haulier.stores.sqlite.batches import begin_delete, remove_jobs
+from haulier.stores.sqlite.batches import REMOVED, begin_delete, removed
+from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import COMPLETED, HEAD, SINGLE, STATE_CODE, Row, fetch
 
 SLICE = 250
@@ -26,7 +27,7 @@ _FINISHED = (
 )
 # A head may be final while its items still stop; others are being retried or deleted.
 _WHOLE = f"(role = {SINGLE} OR id IN (SELECT id FROM batches WHERE owed = 0 AND draining = 0))"
-_COLUMNS = "seq, id, attempt, lease, queue, kind, state, role"
+_COLUMNS = "seq, id, role"
 # One that cannot go yet is still one of the oldest: no younger one goes in its stead.
 _OLDEST = f"""
 SELECT {_COLUMNS} FROM (SELECT * {_FINISHED} ORDER BY finished_at LIMIT ?) WHERE {_WHOLE}
@@ -100,17 +101,15 @@ def _surplus(
 
 def _remove(db: apsw.Connection, now: int, rows: list[Row]) -> Slice:
     result = Slice(more=True)
-    singles = []
-    for *row, role in rows:
+    ledger = Ledger()
+    for seq, job, role in rows:
         if role == HEAD:
-            result.batches.append(row[1])
+            begin_delete(db, job)
+            result.batches.append(job)
         else:
-            singles.append(tuple(row))
-    for batch in result.batches:
-        begin_delete(db, batch)
-    db.executemany("DELETE FROM jobs WHERE seq = ?", [(row[0],) for row in singles])
-    remove_jobs(db, now, singles)
-    result.removed = len(singles)
+            removed(db, ledger, fetch(db, f"DELETE FROM jobs WHERE seq = ? {REMOVED}", (seq,)))
+            result.removed += 1
+    ledger.write(db, now)
     return result
 
 

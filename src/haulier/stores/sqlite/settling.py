@@ -16,10 +16,8 @@ from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import JobError
 from haulier.domain.moves import RULES, Move
 from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import Ledger, Touched
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
-    HEAD,
-    ITEM,
     PENDING,
     REQUESTED,
     RUNNING,
@@ -47,7 +45,8 @@ _LOOK = (
 
 _BATCH = (
     "SELECT b.cancel, b.total, b.completed, b.failed, b.cancelled, b.max_failures, b.finish_kind, "
-    "b.finish_queue, b.round, j.queue, j.kind, j.priority, j.attempt, j.lease, j.state "
+    "b.finish_queue, b.round, j.priority, j.state, j.id, j.attempt, j.lease, j.queue, j.kind, "
+    "j.role, j.batch "
     "FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?"
 )
 
@@ -55,7 +54,7 @@ _BATCH = (
 _TELL = f"""
 UPDATE jobs INDEXED BY jobs_running SET cancel = {REQUESTED}
 WHERE batch = ? AND state = {RUNNING} AND cancel = 0
-RETURNING id, attempt, lease, queue, kind
+RETURNING {SUBJECT}
 """
 
 _ENDS = {0: Move.SETTLE, CANCELLED_BY_REQUEST: Move.ABANDON, CUT_SHORT: Move.GIVE_UP}
@@ -109,24 +108,15 @@ def begin_cancel(db: apsw.Connection, now: int, batch: bytes, why: int) -> None:
 def tell_running(db: apsw.Connection, now: int, batch: bytes) -> None:
     """Request the cancel of every running item of a batch."""
     ledger = Ledger()
-    for job, attempt, lease, queue, kind in fetch(db, _TELL, (batch,)):
-        ledger.moved(
-            CANCEL_REQUESTED,
-            (job, attempt, lease),
-            queue=queue,
-            kind=kind,
-            role=ITEM,
-            batch=batch,
-            source=RUNNING,
-            target=RUNNING,
-        )
+    for row in fetch(db, _TELL, (batch,)):
+        ledger.moved(CANCEL_REQUESTED, Subject(*row), RUNNING, RUNNING)
     ledger.write(db, now)
 
 
 def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
     """End the head, unless it ended before its items did, and call back."""
     ((cancel, total, completed, failed, cancelled, allowed, *rest),) = fetch(db, _BATCH, (batch,))
-    finish_kind, finish_queue, round_, queue, kind, priority, attempt, lease, state = rest
+    finish_kind, finish_queue, round_, priority, state, *head = rest
     counts = {"total": total, "completed": completed, "failed": failed, "cancelled": cancelled}
     ledger = Ledger()
     if state == RUNNING:
@@ -139,33 +129,16 @@ def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
             (state, now, _json(counts), error and error_to_text(error, now), batch),
         )
         uniques.release_ended(db, batch)
-        ledger.moved(
-            move,
-            (batch, attempt, lease),
-            queue=queue,
-            kind=kind,
-            role=HEAD,
-            batch=None,
-            source=RUNNING,
-            target=state,
-            error=error.type if error else None,
-        )
+        what = error.type if error else None
+        ledger.moved(move, Subject(*head), RUNNING, state, error=what)
     callback = None
     if finish_kind is not None:
         # Named after the round: a batch that was reopened and settles again calls back again.
         callback = raw_id(derived_id(text_id(batch), f"finish/{round_}"))
         payload = {"batch_id": text_id(batch), "state": STATES[state], "counts": counts}
         _call_back(db, now, callback, (finish_kind, finish_queue, priority), payload)
-        ledger.moved(
-            INSERTED,
-            (callback, 0, 0),
-            queue=finish_queue,
-            kind=finish_kind,
-            role=SINGLE,
-            batch=None,
-            source=None,
-            target=PENDING,
-        )
+        made = Subject(callback, 0, 0, finish_queue, finish_kind, SINGLE, None)
+        ledger.moved(INSERTED, made, None, PENDING)
     db.execute(
         "UPDATE batches SET round = round + 1, finish_job = ?, owed = 0, gated = 0 WHERE id = ?",
         (callback, batch),
