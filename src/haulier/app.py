@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -19,10 +18,11 @@ from haulier.domain.batch import Batch
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobError, JobState
 from haulier.domain.retry import RetryPolicy
-from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError, StoreError
+from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.options import Options
 from haulier.services.registry import Registry, define_task
@@ -35,9 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_STORE = "sqlite:///haulier.db"
-
-EVENTS_POLL = 1.0
-"""Seconds after which events are looked for, should a wake-up be missed or the store be away."""
 
 
 class Task(Generic[P, R]):
@@ -284,7 +281,7 @@ class App:
         """
         job = await self.jobs.wait(job_id, timeout=timeout)
         if job.state is JobState.COMPLETED:
-            if job.result is None:
+            if job.result_expired:
                 raise ResultExpiredError(f"the result of job {job_id} is kept no longer")
             return job.value
         why = f": {job.error.type}: {job.error.message}" if job.error else ""
@@ -342,22 +339,8 @@ class App:
         the oldest that is kept. Goes on by itself when the store was away for a while. An event of
         the type `reset` says that some are missing, because they are kept no longer.
         """
-        changed = asyncio.Event()
-        with self.store.watch(changed.set, events=True):
-            cursor = await self._cursor(after)
-            while True:
-                changed.clear()
-                try:
-                    found = await self.store.events(after=cursor)
-                except StoreError:
-                    found = []
-                for event in found:
-                    yield event
-                    cursor = event.cursor
-                if not found:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(EVENTS_POLL):
-                            await changed.wait()
+        async for event in follow(self.store, await self._cursor(after)):
+            yield event
 
     async def _cursor(self, after: str | int | None) -> str | None:
         if not isinstance(after, int):

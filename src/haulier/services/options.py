@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -103,6 +103,18 @@ class Plan:
             max_failures=self.max_failures,
         )
 
+    def _request(self, definition: TaskDefinition, body: str) -> str:
+        """The same text for the same request.
+
+        Options that were not given are left out: one that a later version adds changes nothing.
+        """
+        given = [
+            f"{field.name}={value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        ]
+        return "\n".join([definition.kind, *given, body])
+
     def names(
         self, definition: TaskDefinition, payload: BaseModel, also: Iterable[BaseModel] = ()
     ) -> tuple[Uniqueness, ...]:
@@ -112,7 +124,7 @@ class Plan:
         body = _canonical(payload, *also)
         names = []
         if self.idempotency_key is not None:
-            digest = hashlib.sha256(f"{definition.kind}\n{self}\n{body}".encode()).digest()
+            digest = hashlib.sha256(self._request(definition, body).encode()).digest()
             names.append(
                 Uniqueness(
                     f"idempotency:{self.idempotency_key}",
@@ -233,7 +245,10 @@ def _unique(value: Any, problems: list[Problem]) -> Unique | None:
         problems.append(Problem("unique.period", "goes with the scope period, and only with it"))
     elif unique.period is not None and not _is_seconds(unique.period):
         problems.append(Problem("unique.period", "must be seconds from 0 up to ten years"))
-    return unique if len(problems) == before else None
+    if len(problems) > before:
+        return None
+    # In one spelling, as it counts for an idempotency key.
+    return replace(unique, scope=Scope(unique.scope), conflict=Conflict(unique.conflict))
 
 
 def _is_seconds(value: Any) -> bool:
