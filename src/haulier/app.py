@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -339,8 +339,10 @@ class App:
         the oldest that is kept. Goes on by itself when the store was away for a while. An event of
         the type `reset` says that some are missing, because they are kept no longer.
         """
-        async for event in follow(self.store, await self._cursor(after)):
-            yield event
+        # Closed with us, not whenever it is collected: it watches the store.
+        async with aclosing(follow(self.store, await self._cursor(after))) as found:
+            async for event in found:
+                yield event
 
     async def _cursor(self, after: str | int | None) -> str | None:
         if not isinstance(after, int):

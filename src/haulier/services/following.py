@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from haulier.domain.event import Event
 from haulier.exceptions import StoreError
@@ -14,7 +14,7 @@ POLL = 1.0
 """Seconds after which events are looked for, should a wake-up be missed or the store be away."""
 
 
-async def follow(store: JobStore, after: str | None) -> AsyncIterator[Event]:
+async def follow(store: JobStore, after: str | None) -> AsyncGenerator[Event, None]:
     """Every event that follows a cursor, in order, without gap or repetition; never ends.
 
     Goes on by itself when the store was away for a while. Raises ValidationError for a text that
