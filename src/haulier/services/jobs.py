@@ -103,7 +103,8 @@ class JobManager:
 
         Up to 10,000 items of a sequence are checked before anything is inserted. A longer or lazy
         input is inserted as it comes, in flat memory; a bad item then cancels the batch. When an
-        earlier call with the same idempotency key did not come to its end, this one goes on.
+        earlier call with the same idempotency key did not come to its end, this one goes on; so
+        with a key, a batch that the store could not take whole is left open.
         """
         definition = self.registry.get(kind)
         if definition.expand:
@@ -121,7 +122,7 @@ class JobManager:
             opened = await self.store.open_batch(head, opening, policy=policy, sealed=sealed)
             if opened.instead:
                 batch_id = opened.instead[head.id]
-                if (await self.store.batch(batch_id)).sealed:
+                if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
             for chunk in chunks:
@@ -129,10 +130,17 @@ class JobManager:
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
-            if await asyncio.shield(self._abandon(batch_id)):
-                error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+            if plan.idempotency_key is None or not isinstance(error, _REPEATABLE):
+                if await asyncio.shield(self._abandon(batch_id)):
+                    error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+            elif isinstance(error, JobStateError) and await self._filled(batch_id):
+                # Somebody else with the same key was faster: what it holds is the same.
+                return batch_id
             raise
         return batch_id
+
+    async def _filled(self, batch_id: str) -> bool:
+        return (await self.store.batch(batch_id)).sealed
 
     def _own_head(
         self,
@@ -146,6 +154,12 @@ class JobManager:
         Items count for what is unique about it only if all of them are known.
         """
         known = items if isinstance(items, list) else ()
+        if plan.unique is not None and plan.idempotency_key is not None:
+            # The store does not say which of the two another batch holds: whether to fill it.
+            raise ValidationError(
+                f"{definition.kind}: the options were refused",
+                [Problem("unique", "cannot be given to a batch together with idempotency_key")],
+            )
         if plan.unique is not None and plan.unique.by is None and known == ():
             raise ValidationError(
                 f"{definition.kind}: the options were refused",
@@ -322,7 +336,13 @@ class JobManager:
 
 
 class _Nothing(BaseModel):
-    """The payload of a head whose items its producer inserts."""
+    """The payload of a head whose items its producer inserts; unlike that of any single job."""
+
+    filled_by: str = "producer"
+
+
+_REPEATABLE = (StoreError, JobStateError, asyncio.CancelledError)
+"""What ends the filling of a batch without a fault of its items."""
 
 
 def _ids(jobs: Sequence[NewJob]) -> list[str]:
