@@ -12,14 +12,34 @@ import pytest
 from hypothesis import settings
 
 from haulier.ports import JobStore
-from support import STORE_HOMES, FakeClock, StoreHome
+from haulier.testing import FakeClock
+from support import STORE_HOMES, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
 settings.load_profile("haulier")
 
+BLOCKS = 10
+
 PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
+    parser.addoption("--seed", type=int, help="simulate this one history again")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Several blocks of seeds, so that a long run shows how far it is."""
+    if "seeds" not in metafunc.fixturenames:
+        return
+    one, many = metafunc.config.getoption("seed"), metafunc.config.getoption("seeds")
+    size = -(-many // BLOCKS)
+    blocks = [range(start, min(start + size, many)) for start in range(0, many, size)]
+    if one is not None:
+        blocks = [range(one, one + 1)]
+    metafunc.parametrize("seeds", blocks, ids=lambda block: f"{block.start}-{block.stop - 1}")
 
 
 @pytest.fixture(params=STORE_HOMES)

@@ -1,4 +1,4 @@
-"""What tests share: a clock to turn, a patient wait, homes for stores, and a worker by hand."""
+"""What tests share: a patient wait, homes for stores, and a worker by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import MICROSECOND, Job, JobError, NewJob, Role
 from haulier.domain.moves import Move, Transition
@@ -18,6 +18,7 @@ from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
 from haulier.stores.sqlite import SqliteStore
+from haulier.testing import FakeClock
 
 TTL = 15.0
 
@@ -34,35 +35,6 @@ async def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any
         if time.monotonic() > give_up:
             raise AssertionError(f"still not so after {timeout:g} s: {condition}")
         await asyncio.sleep(0.01)
-
-
-class FakeClock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self._now = 1_767_225_600 * MICROSECOND
-        self._boots = 1
-        self._since_boot = 3600 * MICROSECOND
-
-    def now(self) -> int:
-        return self._now
-
-    def boot(self) -> tuple[str, int]:
-        return f"boot-{self._boots}", self._since_boot
-
-    def advance(self, seconds: float) -> None:
-        """Time passes."""
-        self._now += round(seconds * MICROSECOND)
-        self._since_boot += round(seconds * MICROSECOND)
-
-    def jump(self, seconds: float) -> None:
-        """Somebody sets the wall clock; no time passes."""
-        self._now += round(seconds * MICROSECOND)
-
-    def reboot(self) -> None:
-        """The machine starts anew."""
-        self._boots += 1
-        self._since_boot = 0
 
 
 class StoreTime(Protocol):
@@ -145,14 +117,10 @@ def items(batch_id: str, count: int, *, first: int = 0, kind: str = "work") -> l
     ]
 
 
-async def filled_batch(
-    store: JobStore, count: int, *, sealed: bool = True, finish: FinishCallback | None = None
-) -> str:
-    """A batch that its producer filled; returns its id."""
+async def filled_batch(store: JobStore, count: int, *, sealed: bool = True, **policy: Any) -> str:
+    """A batch that its producer filled, with the fields of a policy; returns its id."""
     top = head()
-    await store.open_batch(
-        top, items(top.id, count), policy=BatchPolicy(finish=finish), sealed=sealed
-    )
+    await store.open_batch(top, items(top.id, count), policy=BatchPolicy(**policy), sealed=sealed)
     return top.id
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from haulier.services.context import Context
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
-    from haulier.worker.session import WorkerOptions
+    from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
     "App": "app",
@@ -83,7 +83,7 @@ _HOME = {
     "Task": "app",
     "Unique": "services.options",
     "ValidationError": "exceptions",
-    "WorkerOptions": "worker.session",
+    "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only

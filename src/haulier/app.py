@@ -12,12 +12,10 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from pydantic import BaseModel
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobError, JobState
-from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
@@ -25,10 +23,10 @@ from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.options import Options
-from haulier.services.registry import Registry, define_task
+from haulier.services.registry import Registry, TaskOptions, task_from
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.stores import open_store
-from haulier.worker.session import WorkerOptions
+from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
 
 P = ParamSpec("P")
@@ -43,11 +41,12 @@ class Task(Generic[P, R]):
     def __init__(self, app: App, function: Callable[P, R], kind: str) -> None:
         self.app = app
         self.kind = kind
-        self._function = function
         functools.update_wrapper(self, function)
+        self.function = function
+        """The function as it was written. A child process finds it here."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     async def enqueue(self, **payload: Any) -> str:
         """Enqueue one job with these arguments and default options; returns its id."""
@@ -124,49 +123,23 @@ class App:
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
     @overload
-    def task(
-        self,
-        *,
-        kind: str | None = None,
-        model: type[BaseModel] | None = None,
-        retry: RetryPolicy | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        per_worker: int | None = None,
-    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, **options: Unpack[TaskOptions]) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     # Neither overload's parameters can be told in one signature that mypy would accept for both.
     def task(  # type: ignore[misc]
-        self,
-        function: Callable[..., Any] | None = None,
-        /,
-        *,
-        kind: str | None = None,
-        model: type[BaseModel] | None = None,
-        retry: RetryPolicy | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        per_worker: int | None = None,
+        self, function: Callable[..., Any] | None = None, /, **options: Unpack[TaskOptions]
     ) -> Any:
         """Register a function as a kind of job, named after it unless `kind` says otherwise.
 
-        A coroutine function runs on the worker's event loop, a plain one in a thread. Its
-        parameters make the payload, which is checked at enqueue and again before it runs; a
-        parameter annotated `Context` is filled in. `per_worker` is the most jobs of this kind
-        that one worker process runs at once. Raises ConfigurationError for a signature that
-        cannot be called with JSON, or a kind that is taken.
+        A coroutine function runs on the worker's event loop, a plain one in a thread, or with
+        `executor="process"` in a process of its own. Its parameters make the payload, which is
+        checked at enqueue and again before it runs; a parameter annotated `Context` is filled in.
+        `TaskOptions` describes the options. Raises ConfigurationError for a signature that cannot
+        be called with JSON, for options that do not fit, or for a kind that is taken.
         """
 
         def register(target: Callable[..., Any]) -> Task[..., Any]:
-            definition = define_task(
-                target,
-                kind=kind,
-                model=model,
-                retry=retry or RetryPolicy(),
-                queue=queue,
-                priority=priority,
-                per_worker=per_worker,
-            )
+            definition = task_from(target, options)
             self.registry.add(definition)
             return Task(self, target, definition.kind)
 

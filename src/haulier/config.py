@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     """Every setting, its default, and in its alias the environment variable that sets it.
 
     Times are seconds: `grace` is what running jobs get when a worker stops, `ttl` how long a worker
-    may fail to renew itself before its jobs go to others. `media_root` and `output_root` are the
+    may fail to renew itself before its jobs go to others. `child_memory` is megabytes of address
+    space. `media_root` and `output_root` are the
     only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
     what proxies are checked against.
     """
@@ -42,6 +43,9 @@ class Settings(BaseSettings):
         100, ge=1, le=10_000, validation_alias=_also("CONCURRENCY", "CONCURRENCY_LIMIT")
     )
     threads: int = Field(16, ge=1, le=1_000)
+    children: int = Field(os.cpu_count() or 1, ge=1, le=256)
+    jobs_per_child: int = Field(100, ge=0)
+    child_memory: int | None = Field(None, ge=1)
     grace: float = Field(30.0, ge=0, le=86_400)
     ttl: float = Field(15.0, ge=1, le=3_600)
     secret_key_file: Path | None = None

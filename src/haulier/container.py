@@ -11,7 +11,7 @@ from haulier.config import Settings
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.stores import open_store
-from haulier.worker.session import WorkerOptions
+from haulier.worker.lanes import WorkerOptions
 
 
 def build_app(settings: Settings, user_app: str | None = None) -> App:
@@ -49,6 +49,9 @@ def worker_options(settings: Settings) -> WorkerOptions:
         queues=settings.queues,
         concurrency=settings.concurrency,
         threads=settings.threads,
+        children=settings.children,
+        jobs_per_child=settings.jobs_per_child,
+        child_memory=settings.child_memory,
         grace=settings.grace,
     )
 

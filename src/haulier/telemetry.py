@@ -7,6 +7,8 @@ lease lost                     warning  job, kind, lease, dropped
 incarnation lost               error    worker, jobs
 released jobs of lost workers  warning  jobs
 sweep failed                   warning  error
+prune failed                   warning  error
+job abandoned                  warning  job, kind, why
 progress not stored            warning  error
 could not sign off             warning  worker, error
 store failed at start          error    error

@@ -18,13 +18,14 @@ from haulier.domain.job import (
     Job,
     JobError,
     JobState,
+    OnLost,
     Snoozed,
     Succeeded,
     TimedOut,
 )
-from haulier.domain.moves import MAX_LOST, RULES, Move, after_loss, decide
-from haulier.domain.retry import Backoff, RetryPolicy
-from haulier.exceptions import RetryLater, Snooze
+from haulier.domain.moves import MAX_LOST, RULES, TIMEOUT_CLASSES, Move, after_loss, decide
+from haulier.domain.retry import Backoff, RetryPolicy, class_names
+from haulier.exceptions import JobExecutionError, JobTimeoutError, RetryLater, Snooze
 
 BOOM = JobError(type="Boom", message="it broke", attempt=1)
 POLICY = RetryPolicy(max_attempts=3, delay=2, backoff=Backoff.FIXED, jitter=False)
@@ -48,6 +49,10 @@ def running(**fields) -> Job:
         (Failed(BOOM, delay=0.0), 1, Move.RETRY, 0.0),
         (Failed(BOOM, delay=7.5), 3, Move.FAIL, None),
         (Failed(BOOM, permanent=True), 1, Move.FAIL, None),
+        (Failed(BOOM, retry_after=60.0), 1, Move.RETRY, 62.0),
+        (Failed(BOOM, delay=7.5, retry_after=60.0), 1, Move.RETRY, 7.5),
+        (Failed(BOOM, retry_after=60.0), 3, Move.FAIL, None),
+        (Failed(BOOM, permanent=True, retry_after=60.0), 1, Move.FAIL, None),
         (TimedOut(BOOM), 1, Move.RETRY, 2.0),
         (TimedOut(BOOM), 3, Move.FAIL, None),
         (Snoozed(30.0), 1, Move.SNOOZE, 30.0),
@@ -77,7 +82,12 @@ outcomes = st.one_of(
     st.builds(Succeeded, st.binary()),
     st.just(Expanded()),
     st.builds(
-        Failed, st.just(BOOM), st.none() | st.floats(allow_nan=True), permanent=st.booleans()
+        Failed,
+        st.just(BOOM),
+        st.none() | st.floats(allow_nan=True),
+        permanent=st.booleans(),
+        classes=st.sampled_from([(), ("Boom",), ("OSError", "Boom")]),
+        retry_after=st.none() | st.floats(0, 86_400),
     ),
     st.just(TimedOut(BOOM)),
     st.builds(Snoozed, st.floats(allow_nan=True)),
@@ -91,6 +101,9 @@ policies = st.builds(
     cap=st.floats(100, 1e300),
     backoff=st.sampled_from(Backoff),
     jitter=st.booleans(),
+    retry_on=st.sampled_from([(), ("Boom",), ("OSError",)]),
+    give_up_on=st.sampled_from([(), ("Boom",)]),
+    function=st.none() | st.floats(allow_nan=True).map(lambda wait: lambda *_: wait),
 )
 
 
@@ -146,3 +159,31 @@ def test_rules_agree_with_the_states():
 def test_a_result_is_read_as_plain_values():
     assert running().value is None
     assert running(result=b'{"a": [1, null]}').value == {"a": [1, None]}
+
+
+def test_a_policy_tells_errors_apart_by_their_classes():
+    policy = RetryPolicy(retry_on=("OSError",), jitter=False)
+    assert decide(running(), Failed(BOOM, classes=("OSError",)), policy, 0).move is Move.RETRY
+    assert decide(running(), Failed(BOOM, classes=("KeyError",)), policy, 0).move is Move.FAIL
+
+
+@pytest.mark.parametrize("name", [JobTimeoutError, "JobTimeoutError", JobExecutionError])
+def test_a_policy_may_name_timeouts(name):
+    policy = RetryPolicy(give_up_on=(name,))
+    assert decide(running(), TimedOut(BOOM), policy, 0).move is Move.FAIL
+    assert decide(running(), TimedOut(BOOM), RetryPolicy(retry_on=(name,)), 0).move is Move.RETRY
+
+
+def test_the_classes_of_a_timeout_are_those_of_its_error():
+    assert set(TIMEOUT_CLASSES) <= set(class_names(JobTimeoutError))
+
+
+def test_what_another_system_asked_for_is_the_least_that_is_waited():
+    for throw in (0.0, 0.5, 0.99):
+        delay = decide(running(), Failed(BOOM, retry_after=60.0), RetryPolicy(), throw).delay
+        assert delay >= 60 * MICROSECOND
+
+
+def test_a_job_that_must_not_run_again_fails_when_its_worker_is_lost():
+    decided = after_loss(running(on_lost=OnLost.FAIL))
+    assert (decided.move, decided.error.type) == (Move.LOSE_LAST, "WorkerLost")

@@ -22,6 +22,7 @@ from haulier import (
     RetryPolicy,
     ValidationError,
 )
+from haulier.testing import inline, run_until_idle
 from support import wait_until
 
 
@@ -81,8 +82,8 @@ class TestTasks:
         async def ship(order: Order) -> int:
             return order.number
 
-        async with app.working():
-            assert await app.result(await app.enqueue(ship, Order(number=7)), timeout=20) == 7
+        async with inline(app):
+            assert await app.result(await app.enqueue(ship, Order(number=7))) == 7
 
     async def test_the_result_of_a_failed_or_cancelled_job_is_its_error(self, app):
         @app.task
@@ -169,13 +170,12 @@ class TestTasks:
                 raise ValidationError("odd numbers are not welcome")
             return n
 
-        async with app.working():
-            batch = await app.enqueue_batch(fragile, [{"n": n} for n in range(6)])
-            await app.wait(batch, timeout=20)
-            assert (await app.batch(batch)).counts.failed == 3
-            broken = False
-            assert await app.retry_failed(batch) == 3
-            await app.wait(batch, timeout=20)
+        batch = await app.enqueue_batch(fragile, [{"n": n} for n in range(6)])
+        await run_until_idle(app)
+        assert (await app.batch(batch)).counts.failed == 3
+        broken = False
+        assert await app.retry_failed(batch) == 3
+        await run_until_idle(app)
         assert (await app.batch(batch)).counts.completed == 6
 
     async def test_an_error_in_the_block_leaves_as_itself_and_stops_the_worker(self, app):

@@ -8,33 +8,81 @@ from conformance.batches import (
     TestSettling,
 )
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
+from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
+from conformance.errors import TestErrors, TestFindByError
+from conformance.events import TestMoves, TestOtherEvents
+from conformance.failing import TestMaxFailures, TestOneCallback, TestRetrySome
+from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
 from conformance.model import TestModel
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
+from conformance.pausing import TestPause, TestPauseOfMany, TestResume
+from conformance.poison import TestAlone, TestLosses
 from conformance.reading import TestFind, TestWatch
+from conformance.retention import TestOldEvents, TestPrune, TestPruneBatches, TestResultTtl
 from conformance.rules import TestHeadRules, TestRules
+from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
+from conformance.unique import (
+    TestActiveNames,
+    TestNamesOfBatches,
+    TestNamesOfRequeuedJobs,
+    TestOneHolder,
+    TestPendingNames,
+    TestPeriodNames,
+)
 
 __all__ = [
+    "TestActiveNames",
+    "TestAlone",
+    "TestBatchSize",
     "TestCancel",
     "TestCancelBatch",
+    "TestConcurrency",
+    "TestCursors",
     "TestCutOff",
     "TestDelete",
     "TestDemands",
+    "TestErrors",
     "TestFence",
     "TestFilling",
     "TestFind",
+    "TestFindByError",
     "TestFinishCallback",
     "TestHeadRules",
     "TestIncarnations",
     "TestInsert",
+    "TestLosses",
     "TestManyItems",
+    "TestMatch",
+    "TestMaxFailures",
     "TestModel",
+    "TestMoves",
+    "TestNamesOfBatches",
+    "TestNamesOfRequeuedJobs",
+    "TestNumbers",
+    "TestOldEvents",
+    "TestOneCallback",
+    "TestOneHolder",
     "TestOrder",
+    "TestOtherEvents",
+    "TestPause",
+    "TestPauseOfMany",
+    "TestPendingNames",
+    "TestPeriodNames",
+    "TestPrune",
+    "TestPruneBatches",
+    "TestReject",
+    "TestReplace",
     "TestRequeue",
+    "TestResultTtl",
+    "TestResume",
     "TestRetryFailed",
+    "TestRetrySome",
     "TestRules",
     "TestSchedule",
     "TestSettling",
+    "TestSkip",
     "TestWatch",
+    "TestWatchEvents",
 ]

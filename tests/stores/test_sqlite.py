@@ -23,7 +23,8 @@ from haulier.ports import Inserted
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, claiming, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
-from support import TTL, FakeClock, Hand, SqliteFile, items, wait_until, work, works
+from haulier.testing import FakeClock
+from support import TTL, Hand, SqliteFile, items, wait_until, work, works
 
 
 @pytest.fixture
@@ -282,10 +283,12 @@ class TestPlans:
         ("statement", "index"),
         [
             (claiming._CLAIM_FIRST, "jobs_ready"),
-            (f"SELECT rank, seq {claiming._READY}{claiming._IN_LINE}", "jobs_ready"),
+            (claiming._FIRST, "jobs_ready"),
             (claiming.NEXT_DUE, "jobs_scheduled"),
             (claiming._LONERS, "jobs_alone"),
             (gates._LET_IN, "jobs_gated"),
+            (gates._PARK_DUE, "jobs_scheduled"),
+            (gates._PROMOTE, "jobs_scheduled"),
             (gates._GATED, "batches_gated"),
             (retention._TOO_OLD, "jobs_finished"),
             (retention._EXPIRED, "jobs_finished"),
@@ -300,6 +303,7 @@ class TestPlans:
         steps = [row[3] for row in plan]
         assert any(index in step for step in steps), steps
         assert not any("TEMP B-TREE" in step for step in steps), steps
+        assert not any("jobs_items" in step for step in steps), steps
         scans = [step for step in steps if step.startswith("SCAN jobs")]
         assert not any("INDEX" not in step for step in scans), steps
 

@@ -11,7 +11,7 @@ import click
 
 from haulier.cli.echo import address_of, http_server, listen
 from haulier.cli.output import command_body, store_option
-from haulier.cli.worker import start_logging, stopped_by_signals
+from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--check-url", help="What proxies are checked against.  [default: this server]")
 @click.option("--concurrency", type=int, help="Coroutine jobs at once.")
 @click.option("--threads", type=int, help="Plain-function jobs at once.")
+@click.option("--children", type=int, help="Jobs in processes of their own at once.")
 @click.option("--grace", type=float, help="Seconds that running jobs get to finish on a stop.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["console", "json"]))
@@ -56,6 +57,7 @@ async def serve(user_app: str | None, **flags: Any) -> None:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(server.serve(sockets=[listener]))
                     group.create_task(running.run())
+    leave_abandoned(running)
 
 
 def _check_loopback(host: str) -> str:

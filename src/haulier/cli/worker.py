@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from haulier.config import Settings
+    from haulier.worker.worker import Worker
 
 _log = structlog.get_logger("haulier.cli")
 
@@ -26,6 +29,7 @@ _log = structlog.get_logger("haulier.cli")
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 256))
 @click.option("--concurrency", type=int, help="Coroutine jobs at once, per process.")
 @click.option("--threads", type=int, help="Plain-function jobs at once, per process.")
+@click.option("--children", type=int, help="Jobs in processes of their own at once, per process.")
 @click.option("--grace", type=float, help="Seconds that running jobs get to finish on a stop.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["console", "json"]))
@@ -102,6 +106,18 @@ async def run_worker(
 
         with stopped_by_signals(stop, signals):
             await running.run()
+    leave_abandoned(running)
+
+
+def leave_abandoned(worker: Worker) -> None:
+    """End the process here and now if jobs go on that did not heed their cancellation.
+
+    The event loop would wait for them for ever. All that matters was stored before.
+    """
+    if worker.abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class stopped_by_signals:  # noqa: N801 - reads as a phrase: with stopped_by_signals(…)

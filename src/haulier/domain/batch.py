@@ -60,8 +60,9 @@ class Counts:
 class Batch:
     """A batch as its head job and its counters tell it. Instants are microseconds UTC.
 
-    `sealed` says that all items were added, `paused` that no more of them are started. `finish_job`
-    is the id of the last finish callback's job, once the batch has settled.
+    `sealed` says that all items were added, `paused` that no more of them are started,
+    `settled` that nothing of it runs or will run any more: a head may end before its last items do.
+    `finish_job` is the id of the last finish callback's job, once the batch has settled.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Batch:
     state: JobState
     counts: Counts
     sealed: bool
+    settled: bool = False
     cancel_requested: bool = False
     paused: bool = False
     concurrency: int | None = None

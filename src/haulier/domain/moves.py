@@ -37,8 +37,9 @@ from haulier.domain.job import (
     Succeeded,
     TimedOut,
 )
-from haulier.domain.retry import RetryPolicy
+from haulier.domain.retry import RetryPolicy, class_names
 from haulier.domain.unique import Scope
+from haulier.exceptions import JobTimeoutError
 
 
 class Move(StrEnum):
@@ -155,13 +156,7 @@ def decide(job: Job, outcome: Outcome, policy: RetryPolicy, dice: float) -> Tran
             assert_never(unreachable)
 
 
-TIMEOUT_CLASSES = (
-    "JobTimeoutError",
-    "haulier.exceptions.JobTimeoutError",
-    "JobExecutionError",
-    "HaulierError",
-    "Exception",
-)
+TIMEOUT_CLASSES = class_names(JobTimeoutError)
 """What a retry policy may call a job that took too long."""
 
 

@@ -46,8 +46,8 @@ class RetryPolicy:
     function: Callable[[int, str, str], float | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be 1 or more")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ValueError("max_attempts must be an integer, 1 or more")
         if not 0 <= self.delay < float("inf"):
             raise ValueError("delay must be a number of seconds, 0 or more")
         if not self.delay <= self.cap < float("inf"):

@@ -8,17 +8,24 @@ runs `finish` once.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from haulier.domain.job import JobState
+from haulier.domain.job import JobState, OnLost
+from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
+from haulier.services.code import code_of_runner
 from haulier.services.context import Context
-from haulier.services.registry import Executor, Registry, TaskDefinition, holds_secrets
+from haulier.services.registry import (
+    Executor,
+    Registry,
+    TaskDefinition,
+    executor_for,
+    holds_secrets,
+)
 
 StartT = TypeVar("StartT", bound=BaseModel)
 ItemT = TypeVar("ItemT", bound=BaseModel)
@@ -39,7 +46,10 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     """One bulk kind. Subclass it, name the models, and register an instance.
 
     `run_item` may be a coroutine function (runs on the event loop) or a plain one (runs in a
-    thread). `per_worker` is the most items that one worker process runs at once.
+    thread, or in a process with `executor = "process"`: then the class is at the top level of its
+    module, and each process makes an instance of its own). `per_worker` is the most items that one
+    worker process runs at once. `timeout`, `hard_timeout` and `on_lost` are those of an item,
+    `retention` that of the batch: see `TaskOptions`.
     """
 
     task_type: ClassVar[str]
@@ -48,6 +58,11 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     retry: ClassVar[RetryPolicy] = RetryPolicy()
     queue: ClassVar[str] = "default"
     per_worker: ClassVar[int | None] = None
+    executor: ClassVar[Executor | str | None] = None
+    timeout: ClassVar[float | None] = None
+    hard_timeout: ClassVar[float | None] = None
+    on_lost: ClassVar[OnLost] = OnLost.RETRY
+    retention: ClassVar[Retention] = Retention()
 
     @abstractmethod
     def expand(self, ctx: Context, start: StartT) -> Iterable[ItemT]:
@@ -68,7 +83,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     def definitions(self) -> list[TaskDefinition]:
         """The three kinds of this runner, as the registry takes them."""
         item_kind, finish_kind = f"{self.task_type}.item", f"{self.task_type}.finish"
-        is_async = inspect.iscoroutinefunction(self.run_item)
+        executor = executor_for(item_kind, self.run_item, self.executor)
 
         async def finish(ctx: Context, finished: BatchFinished) -> Any:
             start = await ctx.payload_of(finished.batch_id)
@@ -85,17 +100,23 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
                 retry=self.retry,
                 queue=self.queue,
                 max_payload=MAX_START,
+                retention=self.retention,
                 has_secrets=holds_secrets(self.start_model),
             ),
             TaskDefinition(
                 kind=item_kind,
                 model=self.item_model,
-                executor=Executor.ASYNC if is_async else Executor.THREAD,
+                executor=executor,
                 call=self.run_item,
                 retry=self.retry,
                 queue=self.queue,
                 per_worker=self.per_worker,
                 has_secrets=holds_secrets(self.item_model),
+                timeout=self.timeout,
+                hard_timeout=self.hard_timeout,
+                on_lost=self.on_lost,
+                retention=self.retention,
+                code=code_of_runner(self) if executor is Executor.PROCESS else None,
             ),
             TaskDefinition(
                 kind=finish_kind,

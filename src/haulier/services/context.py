@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState
 from haulier.domain.worker import Note
-from haulier.exceptions import CancelJob, LeaseLostError
+from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
 from haulier.services.secrets import scrub_current
 
@@ -20,13 +20,35 @@ LONGEST_MESSAGE = 500
 
 
 class Control:
-    """What the worker tells a running job: set on the event loop, read from any thread."""
+    """What the worker tells a running job: set on the event loop, read from any thread.
 
-    __slots__ = ("cancelled", "lost")
+    `late` is the number of seconds the job was given, once they are over. `listener` is called
+    when a cancel or a timeout has been told.
+    """
+
+    __slots__ = ("cancelled", "late", "listener", "lost")
 
     def __init__(self) -> None:
         self.cancelled = False
+        self.late: float | None = None
         self.lost = False
+        self.listener: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """A cancel was requested."""
+        self.cancelled = True
+        if self.listener is not None:
+            self.listener()
+
+    def expire(self, seconds: float) -> None:
+        """The time that the job was given is over."""
+        self.late = seconds
+        if self.listener is not None:
+            self.listener()
+
+    def lose(self) -> None:
+        """The attempt no longer counts."""
+        self.lost = True
 
 
 class Runtime(Protocol):
@@ -63,8 +85,9 @@ class Context:
 
     @property
     def cancelled(self) -> bool:
-        """Whether this job should stop: a cancel was requested or the lease was lost."""
-        return self._control.cancelled or self._control.lost
+        """Whether this job should stop: cancelled on request, out of time, or its lease lost."""
+        control = self._control
+        return control.cancelled or control.lost or control.late is not None
 
     @property
     def lost(self) -> bool:
@@ -72,7 +95,7 @@ class Context:
         return self._control.lost
 
     def check(self) -> None:
-        """Raise CancelJob if a cancel was requested, LeaseLostError if the lease was lost.
+        """Raise if this job should stop: CancelJob, JobTimeoutError, or LeaseLostError.
 
         For plain functions: they run in threads, which cannot be stopped from outside.
         """
@@ -80,6 +103,8 @@ class Context:
             raise LeaseLostError(f"job {self.job.id} was taken away from this worker")
         if self._control.cancelled:
             raise CancelJob("cancelled on request")
+        if self._control.late is not None:
+            raise JobTimeoutError(overdue(self._control.late))
 
     def progress(self, percent: float, message: str | None = None) -> None:
         """Say how far the job is, 0 to 100, with an optional message. Calls `check` as well.
@@ -119,6 +144,11 @@ class Context:
         )
         async for job in pages(self._runtime.reader, where):
             yield job
+
+
+def overdue(seconds: float) -> str:
+    """What is said of a job that was given so many seconds."""
+    return f"took longer than {seconds:g} s"
 
 
 def storable(text: str) -> str:

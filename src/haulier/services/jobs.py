@@ -295,6 +295,8 @@ class JobManager:
             on_change(job, batch)
         if not job.state.final:
             return None
+        if batch is not None and not batch.settled:
+            return None
         if batch is not None and batch.finish_job is not None:
             callback = await self.store.get(batch.finish_job)
             return job if callback.state.final else None

@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json, to_jso
 
 from haulier.exceptions import PermanentError, Problem, ValidationError
 from haulier.services.registry import TaskDefinition
-from haulier.services.secrets import Sealer, Secret, collect_into
+from haulier.services.secrets import Sealer, Secret, collect_into, reveal_tree
 
 MAX_DEPTH = 32
 MAX_RESULT = 256 * 1024
@@ -70,6 +70,15 @@ def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer)
         raise refused(definition.kind, error) from None
     except ValueError as error:
         raise _refusal(definition.kind, f"is not stored as JSON: {error}") from None
+
+
+def opened(definition: TaskDefinition, payload: BaseModel) -> str:
+    """The payload as JSON with its secrets in plain: for a child process, never for a store."""
+    if not definition.has_secrets:
+        return to_json(payload, round_trip=True).decode()
+    secrets: list[Secret] = []
+    tree = to_jsonable_python(payload, context=collect_into(secrets), round_trip=True)
+    return to_json(reveal_tree(tree, secrets)).decode()
 
 
 def encode_result(value: Any) -> bytes:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
 from haulier.domain.job import OnLost, Role
-from haulier.domain.retention import Retention
+from haulier.domain.retention import Removal, Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
+from haulier.services.code import Code, code_of
 from haulier.services.context import Context
 from haulier.services.secrets import SCHEMA_FORMAT
 
@@ -29,11 +31,17 @@ MAX_NAME = 200
 MAX_PAYLOAD = 256 * 1024
 
 
+LONGEST_RUN = 86_400.0
+"""Seconds after which a job is stopped that was given no hard timeout: one that hangs would hold
+its slot for ever."""
+
+
 class Executor(StrEnum):
-    """Where a task runs: on the worker's event loop, or in one of its threads."""
+    """Where a task runs: on the worker's event loop, in one of its threads, or in a process."""
 
     ASYNC = "async"
     THREAD = "thread"
+    PROCESS = "process"
 
 
 Expand = Callable[[Context, Any], Iterable[BaseModel]]
@@ -45,6 +53,9 @@ class TaskDefinition:
 
     `call` takes the context and the validated payload model. `per_worker` is the most jobs of this
     kind that one worker process runs at once, None means as many as the worker has slots.
+    `timeout` (seconds) asks the task to stop, `hard_timeout` stops it; None means no timeout and
+    `LONGEST_RUN`. `on_lost` and `retention` say what becomes of a job whose worker died, and how
+    long a finished one is kept. `code` is where a child process finds the function.
     `expand` instead of `call` makes this the kind of a head job: it yields the payloads of the
     batch's items, whose kind is `item_kind`; `finish_kind` runs when the batch has settled.
     """
@@ -63,13 +74,80 @@ class TaskDefinition:
     version: int = 1
     max_payload: int = MAX_PAYLOAD
     has_secrets: bool = False
+    timeout: float | None = None
+    hard_timeout: float | None = None
     on_lost: OnLost = OnLost.RETRY
     retention: Retention = field(default_factory=Retention)
+    code: Code | None = None
+
+    def __post_init__(self) -> None:
+        _check_timeouts(self.kind, self.timeout, self.hard_timeout)
+        try:
+            object.__setattr__(self, "on_lost", OnLost(self.on_lost))
+        except ValueError as error:
+            raise ConfigurationError(f"task {self.kind!r}: on_lost: {error}") from None
 
     @property
     def role(self) -> Role:
         """The role of jobs of this kind that are enqueued on their own."""
         return Role.HEAD if self.expand else Role.SINGLE
+
+
+def _check_timeouts(kind: str, soft: float | None, hard: float | None) -> None:
+    for name, seconds in (("timeout", soft), ("hard_timeout", hard)):
+        if seconds is None:
+            continue
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or not math.isfinite(seconds) or seconds <= 0:
+            raise ConfigurationError(f"task {kind!r}: {name} must be a number of seconds above 0")
+    longest = LONGEST_RUN if hard is None else hard
+    if soft is not None and soft > longest:
+        raise ConfigurationError(
+            f"task {kind!r}: timeout ({soft:g} s) must not be above hard_timeout ({longest:g} s)"
+        )
+
+
+class TaskOptions(TypedDict, total=False):
+    """What may be said of a task beside its function; what is left out has its default.
+
+    kind: its name, by default the function's. model: the payload, by default made of the function's
+    parameters. retry: which failures are tried again, how often and when. queue, priority: where
+    its jobs wait. per_worker: the most jobs of this kind that one worker process runs at once.
+    executor: "process" for a plain function that is to run in a process of its own.
+    timeout: seconds after which the job gets JobTimeoutError. hard_timeout: seconds after which it
+    is stopped, 24 h unless told. on_lost: "retry", or "fail" for a job that must not run again when
+    its worker died. retention: how long its finished jobs are kept; in short remove_on_complete
+    and remove_on_fail (True: at once, False: never, a number: all but the latest so many, or
+    {"age": seconds, "count": jobs}).
+    """
+
+    kind: str | None
+    model: type[BaseModel] | None
+    retry: RetryPolicy | None
+    queue: str
+    priority: int
+    per_worker: int | None
+    executor: Executor | str | None
+    timeout: float | None
+    hard_timeout: float | None
+    on_lost: OnLost | str
+    retention: Retention | None
+    remove_on_complete: Removal | None
+    remove_on_fail: Removal | None
+
+
+def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinition:
+    """The definition of a task; raises ConfigurationError for what cannot be one."""
+    given: dict[str, Any] = {**options}
+    if unknown := given.keys() - TaskOptions.__annotations__:
+        raise ConfigurationError(f"a task has no option {', '.join(sorted(unknown))}")
+    short = {name: given.pop(name, None) for name in ("remove_on_complete", "remove_on_fail")}
+    given["retry"] = given.get("retry") or RetryPolicy()
+    try:
+        given["retention"] = Retention.of(given.get("retention"), **short)
+    except ValueError as error:
+        raise ConfigurationError(f"task {function.__name__!r}: retention: {error}") from None
+    return define_task(function, **given)
 
 
 class Registry:
@@ -129,13 +207,15 @@ def define_task(
     *,
     kind: str | None = None,
     model: type[BaseModel] | None = None,
+    executor: Executor | str | None = None,
     **defaults: Any,
 ) -> TaskDefinition:
     """A task definition from a function: its name, its payload model, and where it runs.
 
     The payload is, in this order: the given model; the one parameter annotated with a pydantic
     model; or a model made of all parameters. A parameter annotated `Context` is filled by the
-    worker. Raises ConfigurationError for a signature that JSON cannot call.
+    worker. Raises ConfigurationError for a signature that JSON cannot call, and for an executor
+    that cannot run the function.
     """
     context_parameter, parameters = _parameters(function)
     name = kind or function.__name__
@@ -153,11 +233,29 @@ def define_task(
     return TaskDefinition(
         kind=name,
         model=payload_model,
-        executor=Executor.ASYNC if inspect.iscoroutinefunction(function) else Executor.THREAD,
+        executor=(chosen := executor_for(name, function, executor)),
         call=call,
         has_secrets=holds_secrets(payload_model),
+        code=code_of(function, model) if chosen is Executor.PROCESS else None,
         **defaults,
     )
+
+
+def executor_for(
+    kind: str, function: Callable[..., Any], wanted: Executor | str | None
+) -> Executor:
+    """Where a function runs: as wanted if it can, else raises ConfigurationError."""
+    is_async = inspect.iscoroutinefunction(function)
+    try:
+        chosen = Executor(wanted) if wanted else Executor.ASYNC if is_async else Executor.THREAD
+    except ValueError as error:
+        raise ConfigurationError(f"task {kind!r}: executor: {error}") from None
+    if is_async is not (chosen is Executor.ASYNC):
+        what = "a coroutine" if is_async else "a plain"
+        raise ConfigurationError(
+            f"task {kind!r}: {what} function cannot run in the executor {chosen.value!r}"
+        )
+    return chosen
 
 
 def holds_secrets(model: type[BaseModel]) -> bool:

@@ -258,6 +258,17 @@ def collect_into(secrets: list[Secret]) -> dict[str, Any]:
     return {_COLLECTED: secrets}
 
 
+def reveal_tree(tree: Any, secrets: list[Secret]) -> Any:
+    """The dumped payload with each collected secret replaced by its plain value."""
+    if isinstance(tree, list):
+        return [reveal_tree(item, secrets) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if tree.keys() == {_COLLECTED}:
+        return secrets[tree[_COLLECTED]].reveal()
+    return {name: reveal_tree(value, secrets) for name, value in tree.items()}
+
+
 class Scrubber:
     """Remembers which secrets were revealed within a block and masks them in texts."""
 

@@ -3,53 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from haulier.domain.job import (
-    Cancelled,
-    Expanded,
-    Failed,
-    Interrupted,
-    Job,
-    JobError,
-    Outcome,
-    Snoozed,
-    Succeeded,
-)
-from haulier.exceptions import (
-    CancelJob,
-    ConfigurationError,
-    JobStateError,
-    LeaseLostError,
-    PermanentError,
-    RetryLater,
-    Snooze,
-    ValidationError,
-)
+from pydantic import BaseModel
+
+from haulier.domain.job import Expanded, Job, Outcome, Succeeded
+from haulier.exceptions import CancelJob, JobStateError
 from haulier.ports import Fence
-from haulier.services.context import Context, storable
+from haulier.services.context import Context, Control, Runtime
 from haulier.services.jobs import CHUNK, JobManager
 from haulier.services.payload import decode, encode_result
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
+from haulier.worker.children import Children
+from haulier.worker.outcomes import outcome_of
 from haulier.worker.threads import ThreadExecutor
+from haulier.worker.timeouts import Timed
 
-LONGEST_MESSAGE = 2_000
-LONGEST_TRACEBACK = 8_000
-FRAMES = 20
 
-_HOPELESS = (PermanentError, ValidationError, ConfigurationError)
-"""Errors that come back with every attempt: the input is at fault, not the moment."""
+@dataclass(slots=True)
+class Executors:
+    """What jobs run in beside the event loop; they outlive an incarnation.
+
+    `abandoned` are the coroutines that go on although nobody waits for them any more.
+    """
+
+    threads: ThreadExecutor
+    children: Children
+    abandoned: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 async def execute(
     job: Job,
     definition: TaskDefinition,
-    ctx: Context,
+    control: Control,
+    runtime: Runtime,
     manager: JobManager,
-    threads: ThreadExecutor,
+    executors: Executors,
 ) -> Outcome:
     """Run the job and say what it came to. Whatever the task raises becomes an outcome.
 
@@ -58,33 +50,46 @@ async def execute(
     with Scrubber() as scrubber:
         try:
             payload = decode(definition, job.payload, job.id, manager.sealer)
+            if definition.executor is Executor.PROCESS:
+                return await executors.children.run(job, definition, payload, control, runtime)
+            ctx = Context(job, control, runtime)
             if definition.expand is not None:
-                await _expand(job, definition, ctx, manager, payload, threads)
+                await _expand(job, definition, ctx, manager, payload, executors.threads)
                 return Expanded()
-            assert definition.call is not None
-            if definition.executor is Executor.ASYNC:
-                value = await definition.call(ctx, payload)
+            if definition.executor is Executor.THREAD:
+                value = await _in_thread(definition, ctx, control, payload, executors.threads)
             else:
-                value = await threads.run(definition.call, ctx, payload)
+                assert definition.call is not None
+                coroutine, seconds = definition.call(ctx, payload), definition.timeout
+                value = await (coroutine if seconds is None else Timed(coroutine, seconds, control))
             return Succeeded(encode_result(value))
-        except Snooze as signal:
-            return Snoozed(signal.delay)
-        except CancelJob as signal:
-            return Cancelled(scrubber.scrub(str(signal)))
-        except LeaseLostError as error:
-            # Believed only if it is so: a job that is given back costs no attempt, so a task that
-            # raised this by itself would run for ever.
-            return Interrupted() if ctx.lost else Failed(_describe(job, error, scrubber))
-        except RetryLater as signal:
-            return Failed(_describe(job, signal, scrubber), delay=signal.delay)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # The task's own doing: nobody cancelled it, so it failed.
-            return Failed(_describe(job, error, scrubber))
+            # The task's own doing, or its soft timeout: nobody cancelled it from outside.
+            return outcome_of(error, job, control, scrubber)
         except BaseException as error:  # noqa: BLE001 - a job ends here, also by SystemExit
-            return Failed(_describe(job, error, scrubber), permanent=isinstance(error, _HOPELESS))
+            return outcome_of(error, job, control, scrubber)
+
+
+async def _in_thread(
+    definition: TaskDefinition,
+    ctx: Context,
+    control: Control,
+    payload: BaseModel,
+    threads: ThreadExecutor,
+) -> Any:
+    assert definition.call is not None
+    seconds = definition.timeout
+    if seconds is None:
+        return await threads.run(definition.call, ctx, payload)
+    # A thread cannot be stopped: it is told by its context.
+    timer = asyncio.get_running_loop().call_later(seconds, control.expire, seconds)
+    try:
+        return await threads.run(definition.call, ctx, payload)
+    finally:
+        timer.cancel()
 
 
 async def _expand(
@@ -112,23 +117,3 @@ async def _expand(
                 raise CancelJob("cancelled on request") from None
             raise
         position += len(chunk)
-
-
-def _describe(job: Job, error: BaseException, scrubber: Scrubber) -> JobError:
-    """The error as it is kept: without secrets, without what would not fit."""
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
-    own = [frame for frame in frames if "/haulier/worker/" not in frame.filename]
-    lines = traceback.format_list(own) + traceback.format_exception_only(error)
-    return JobError(
-        type=type(error).__name__,
-        message=storable(scrubber.scrub(_text_of(error)))[:LONGEST_MESSAGE],
-        traceback=storable(scrubber.scrub("".join(lines)))[-LONGEST_TRACEBACK:],
-        attempt=job.attempt,
-    )
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - it is the task's own code, and must not stop the worker
-        return "(its text could not be read)"

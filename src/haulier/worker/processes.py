@@ -21,8 +21,9 @@ LONGEST_PAUSE = 30.0
 STEADY_AFTER = 60.0
 """Seconds a process must live for its next death to count as the first again."""
 
-KILL_AFTER = 5.0
-"""Seconds beyond the grace time after which a process that does not end is killed."""
+KILL_AFTER = 10.0
+"""Seconds beyond the grace time after which a process that does not end is killed. It gives 5 of
+them to coroutines that clean up, and 2 to its own children."""
 
 _log = structlog.get_logger("haulier.processes")
 

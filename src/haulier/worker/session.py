@@ -6,120 +6,36 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Awaitable, Iterable
 from functools import partial
 
 import structlog
 from pydantic import BaseModel
 
-from haulier.domain.job import (
-    MICROSECOND,
-    Cancelled,
-    Failed,
-    Interrupted,
-    Job,
-    JobError,
-    JobState,
-    Outcome,
-)
+from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
-from haulier.domain.worker import Demand, Exchange, Note, Portion, Renewal, WorkerRow
+from haulier.domain.retry import RetryPolicy
+from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
-from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
-from haulier.services.registry import Executor, TaskDefinition
-from haulier.worker.execution import execute
-from haulier.worker.heartbeat import RENEWALS_PER_TTL, HeartbeatThread
-from haulier.worker.threads import ThreadExecutor
+from haulier.services.registry import Executor
+from haulier.worker.execution import Executors, execute
+from haulier.worker.heartbeat import HeartbeatThread
+from haulier.worker.lanes import WorkerOptions, lanes
+from haulier.worker.notes import Notes
+from haulier.worker.outcomes import policy_failed
+from haulier.worker.running import Running, RunningJobs, Stop
+from haulier.worker.upkeep import prune_often, sweep_often
 
 LONGEST_WAIT = 5.0
 """Seconds after which an idle worker looks by itself, should a wake-up ever be missed."""
 
-NOTE_EVERY = 0.25
 STORE_PATIENCE = 2.0
 
 _log = structlog.get_logger("haulier.worker")
-
-
-class Stop(Enum):
-    """Why a running job is being stopped from outside."""
-
-    CANCEL = "cancel"
-    SHUTDOWN = "shutdown"
-    LOST = "lost"
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    job: Job
-    definition: TaskDefinition
-    control: Control
-    task: asyncio.Task[None] | None = None
-    stop: Stop | None = None
-    started: bool = False
-
-
-@dataclass(slots=True)
-class Lane:
-    """The kinds that share one kind of slot, and how many of these there are."""
-
-    slots: int
-    free_kinds: tuple[str, ...]
-    capped: dict[str, int]
-    busy: int = 0
-    busy_by_kind: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, slots: int, definitions: Iterable[TaskDefinition]) -> Lane:
-        """A lane for the given definitions; those with `per_worker` are capped."""
-        definitions = list(definitions)
-        return cls(
-            slots=slots,
-            free_kinds=tuple(d.kind for d in definitions if d.per_worker is None),
-            capped={d.kind: d.per_worker for d in definitions if d.per_worker is not None},
-        )
-
-    def demand(self, queues: tuple[str, ...]) -> Demand | None:
-        """What this lane could start now; None if nothing."""
-        free = self.slots - self.busy
-        if free <= 0:
-            return None
-        together = list(self.free_kinds)
-        portions = []
-        for kind, cap in self.capped.items():
-            room = cap - self.busy_by_kind.get(kind, 0)
-            if room >= free:
-                # The cap does not bind now: claimed with the others, in one line of priorities.
-                together.append(kind)
-            elif room > 0:
-                portions.append(Portion((kind,), room))
-        if together:
-            portions.insert(0, Portion(tuple(together), free))
-        return Demand(queues, tuple(portions), free) if portions else None
-
-    def took(self, kind: str, change: int) -> None:
-        """Count a job of the lane in (+1) or out (-1)."""
-        self.busy += change
-        self.busy_by_kind[kind] = self.busy_by_kind.get(kind, 0) + change
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How a worker works.
-
-    concurrency: jobs on the event loop at once. threads: plain functions at once. grace: seconds
-    that running jobs are given to finish after a stop.
-    """
-
-    queues: tuple[str, ...] = ("default",)
-    concurrency: int = 100
-    threads: int = 16
-    grace: float = 30.0
 
 
 class Session:
@@ -132,33 +48,27 @@ class Session:
         self,
         manager: JobManager,
         options: WorkerOptions,
-        threads: ThreadExecutor,
+        executors: Executors,
         worker_id: str | None = None,
     ) -> None:
         self.id = worker_id or new_id()
         self._manager = manager
         self._store: JobStore = manager.store
         self._options = options
-        self._threads = threads
-        definitions = list(manager.registry)
-        self._lanes = {
-            Executor.ASYNC: Lane.of(
-                options.concurrency, (d for d in definitions if d.executor is Executor.ASYNC)
-            ),
-            Executor.THREAD: Lane.of(
-                options.threads, (d for d in definitions if d.executor is Executor.THREAD)
-            ),
-        }
-        self._running: dict[str, _Running] = {}
+        self._executors = executors
+        self._lanes = lanes(options, manager.registry)
+        self._jobs = RunningJobs(
+            self._lanes, self._execute, self._settle, self._break, executors.abandoned
+        )
         self._finished: list[Transition] = []
-        self._notes: dict[str, Note] = {}
+        self._notes = Notes(self._store)
         self._wake = asyncio.Event()
         self._claiming = True
         self._stopping = False
         self._ended = False
         self._interrupted = False
         self._in_doubt = False
-        self._task: asyncio.Task[None] | None = None
+        self._bug: BaseException | None = None
         self._grace_over: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -166,22 +76,32 @@ class Session:
 
     async def run(self) -> None:
         """Work until stopped and drained, or until this incarnation is declared lost."""
-        self._task = asyncio.current_task()
         await self._store.enlist(self._row())
         try:
             with self._store.watch(self._wake.set, ready=True):
-                async with self._heartbeat(), asyncio.TaskGroup() as group:
-                    sides = [
-                        group.create_task(self._sweep_often()),
-                        group.create_task(self._store_notes()),
-                    ]
-                    await self._exchange_until_done(group)
-                    for side in sides:
-                        side.cancel()
+                async with self._heartbeat():
+                    try:
+                        await self._work()
+                    finally:
+                        # Those of a lost incarnation, or of a worker that ends by an error.
+                        self._jobs.halt_all(Stop.SHUTDOWN)
+                        await self._jobs.all_over()
         finally:
             if self._grace_over is not None:
                 self._grace_over.cancel()
             await asyncio.shield(self._hand_in())
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            sides = [
+                group.create_task(sweep_often(self._store)),
+                group.create_task(prune_often(self._store, self._manager.registry)),
+                group.create_task(self._notes.flush_often()),
+                group.create_task(self._jobs.scan()),
+            ]
+            await self._exchange_until_done()
+            for side in sides:
+                side.cancel()
 
     def stop(self, *, now: bool = False) -> None:
         """Claim nothing more; let running jobs finish within the grace time, or `now` not."""
@@ -194,8 +114,7 @@ class Session:
 
     def _interrupt(self) -> None:
         self._interrupted = True
-        for entry in tuple(self._running.values()):
-            self._halt(entry, Stop.SHUTDOWN)
+        self._jobs.halt_all(Stop.SHUTDOWN)
 
     def _row(self) -> WorkerRow:
         return WorkerRow(
@@ -212,8 +131,9 @@ class Session:
         if self._ended:
             return
         # Jobs that the embedding program cancelled before they could say a word.
-        self._give_back(entry.job for entry in self._running.values())
+        self._give_back(self._jobs)
         try:
+            await self._notes.flush()
             if self._finished or self._in_doubt:
                 await self._store.exchange(self.id, self._finished, ())
             if self._in_doubt:
@@ -230,14 +150,16 @@ class Session:
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────
 
-    async def _exchange_until_done(self, group: asyncio.TaskGroup) -> None:
+    async def _exchange_until_done(self) -> None:
         trouble = 0
         while not self._ended:
+            if self._bug is not None:
+                raise self._bug
             self._wake.clear()
             finished, self._finished = self._finished, []
             try:
-                if finished and self._notes:
-                    await self._flush_notes()
+                if finished:
+                    await self._notes.flush()
                 reply = await self._store.exchange(self.id, finished, self._demands())
             except BaseException as error:
                 # Kept and handed in again: repeating a fenced transition does no harm.
@@ -248,22 +170,22 @@ class Session:
                     raise
                 trouble += 1
                 _log.warning("exchange failed", worker=self.id, error=str(error), times=trouble)
-                if self._interrupted and not self._running:
+                if self._interrupted and not self._jobs:
                     return
                 pause = min(0.05 * 2.0 ** min(trouble, 10), STORE_PATIENCE)
                 await asyncio.sleep(pause * random.random())
                 continue
             trouble = 0
-            self._take(reply, group)
-            if self._in_doubt and not await self._adopt(group):
+            self._take(reply)
+            if self._in_doubt and not await self._adopt():
                 continue
-            if self._stopping and not self._running and not self._finished:
+            if self._stopping and not self._jobs and not self._finished:
                 return
             if not self._finished:
                 due = LONGEST_WAIT if reply.due_in is None else reply.due_in / MICROSECOND
                 await self._wait(min(due, LONGEST_WAIT))
 
-    def _take(self, reply: Exchange, group: asyncio.TaskGroup) -> None:
+    def _take(self, reply: Exchange) -> None:
         for transition in reply.lost:
             _log.warning(
                 "lease lost",
@@ -276,11 +198,11 @@ class Session:
             self._lose()
             return
         for job in reply.jobs:
-            self._start(job, group)
+            self._start(job)
         for job_id in reply.cancels:
             self._cancel(job_id)
 
-    async def _adopt(self, group: asyncio.TaskGroup) -> bool:
+    async def _adopt(self) -> bool:
         """Start what was claimed by an exchange whose answer got lost; false to try it again."""
         try:
             missed = await self._missed()
@@ -290,19 +212,23 @@ class Session:
         self._in_doubt = False
         if not self._ended:
             for job in missed:
-                self._start(job, group)
+                self._start(job)
         return True
 
     async def _missed(self) -> list[Job]:
         """Jobs that this incarnation holds by the store's account and knows nothing of."""
         where = JobFilter(worker=self.id, states=frozenset({JobState.RUNNING}))
         held = [job async for job in pages(self._store, where)]
-        known = {transition.job.id for transition in self._finished} | self._running.keys()
-        return [job for job in held if job.id not in known]
+        finished = {transition.job.id for transition in self._finished}
+        return [job for job in held if job.id not in finished and job.id not in self._jobs]
 
     def _demands(self) -> list[Demand]:
         if self._stopping or not self._claiming:
             return []
+        # Threads that hang and were given up on cost nothing until there are as many as slots;
+        # each further one withholds a slot. So there are never more than twice as many threads.
+        threads = self._lanes[Executor.THREAD]
+        threads.withheld = max(0, self._executors.threads.abandoned - threads.slots)
         demands = (lane.demand(self._options.queues) for lane in self._lanes.values())
         return [demand for demand in demands if demand is not None]
 
@@ -315,69 +241,38 @@ class Session:
 
     # ── Jobs ─────────────────────────────────────────────────────────────────────────────────
 
-    def _start(self, job: Job, group: asyncio.TaskGroup) -> None:
+    def _start(self, job: Job) -> None:
         if self._interrupted:
             # Claimed by an exchange that was under way when running jobs were given back.
             self._give_back([job])
             return
-        definition = self._manager.registry.get(job.kind)
-        entry = _Running(job, definition, Control())
-        self._lanes[definition.executor].took(job.kind, 1)
-        self._running[job.id] = entry
-        entry.task = group.create_task(self._run(entry))
+        self._jobs.start(job, self._manager.registry.get(job.kind))
 
-    async def _run(self, entry: _Running) -> None:
-        job, definition = entry.job, entry.definition
-        entry.started = True
-        try:
-            outcome = await self._attempt(entry) if entry.stop is None else _STOPPED[entry.stop]
-        finally:
-            del self._running[job.id]
-            self._lanes[definition.executor].took(job.kind, -1)
-        if outcome is None or self._ended:
+    def _execute(self, entry: Running) -> Awaitable[Outcome]:
+        return execute(
+            entry.job, entry.definition, entry.control, self, self._manager, self._executors
+        )
+
+    def _settle(self, entry: Running, outcome: Outcome) -> None:
+        if self._ended:
             return
-        policy = job.retry or definition.retry
-        self._finished.append(decide(job, outcome, policy, random.random()))
+        job, policy = entry.job, entry.job.retry or entry.definition.retry
+        try:
+            transition = decide(job, outcome, policy, random.random())
+        except BaseException as error:  # noqa: BLE001 - the policy's function is a user's code
+            failed = policy_failed(outcome, error)
+            transition = decide(job, failed, RetryPolicy.never(), 0.0)
+        self._finished.append(transition)
         self._wake.set()
 
-    async def _attempt(self, entry: _Running) -> Outcome | None:
-        ctx = Context(entry.job, entry.control, self)
-        try:
-            return await execute(entry.job, entry.definition, ctx, self._manager, self._threads)
-        except asyncio.CancelledError:
-            if entry.stop is None and not self._cancelled_from_outside():
-                error = JobError(
-                    type="CancelledError",
-                    message="the task cancelled itself",
-                    attempt=entry.job.attempt,
-                )
-                return Failed(error)
-            # A thread goes on although nobody waits for it; let it hear that it is over.
-            entry.control.lost = True
-            return _STOPPED[entry.stop]
-
-    def _cancelled_from_outside(self) -> bool:
-        return self._task is not None and self._task.cancelling() > 0
-
-    def _halt(self, entry: _Running, why: Stop) -> None:
-        """Stop a running job: a coroutine is cancelled, a thread finds out by its context."""
-        if entry.stop is None or why is Stop.LOST:
-            entry.stop = why
-        if why is Stop.CANCEL:
-            entry.control.cancelled = True
-            if entry.definition.executor is Executor.THREAD and not entry.definition.expand:
-                # The slot is freed when the thread has really stopped.
-                return
-        else:
-            entry.control.lost = True
-        # A task cancelled before its first step would end without a word; it looks by itself then.
-        if entry.task is not None and entry.started:
-            entry.task.cancel()
+    def _break(self, error: BaseException) -> None:
+        self._bug = error
+        self._wake.set()
 
     def _cancel(self, job_id: str) -> None:
-        entry = self._running.get(job_id)
-        if entry is not None and entry.stop is None:
-            self._halt(entry, Stop.CANCEL)
+        job = self._jobs.cancel(job_id)
+        if job is not None:
+            self._notes.take(Note(job.id, job.lease, heard=True))
 
     # ── Staying alive ────────────────────────────────────────────────────────────────────────
 
@@ -404,24 +299,11 @@ class Session:
         """Others may be running these jobs by now: stop them and hand in nothing."""
         if self._ended:
             return
-        _log.error("incarnation lost", worker=self.id, jobs=len(self._running))
+        _log.error("incarnation lost", worker=self.id, jobs=len(self._jobs))
         self._ended = True
         self._finished.clear()
-        for entry in tuple(self._running.values()):
-            self._halt(entry, Stop.LOST)
+        self._jobs.halt_all(Stop.LOST)
         self._wake.set()
-
-    async def _sweep_often(self) -> None:
-        pause = self._store.ttl / RENEWALS_PER_TTL
-        while True:
-            try:
-                released = await self._store.sweep()
-                if released:
-                    _log.warning("released jobs of lost workers", jobs=released)
-            except StoreError as error:
-                _log.warning("sweep failed", error=str(error))
-            # Uneven, so that many workers do not sweep in step.
-            await asyncio.sleep(pause * random.uniform(0.7, 1.3))
 
     # ── What contexts reach through ──────────────────────────────────────────────────────────
 
@@ -435,31 +317,4 @@ class Session:
         )
 
     def report(self, note: Note) -> None:
-        # One dict assignment: safe from any thread, and only the latest note is kept.
-        self._notes[note.job_id] = note
-
-    async def _store_notes(self) -> None:
-        while True:
-            await asyncio.sleep(NOTE_EVERY)
-            if self._notes:
-                try:
-                    await self._flush_notes()
-                except StoreError as error:
-                    _log.warning("progress not stored", error=str(error))
-
-    async def _flush_notes(self) -> None:
-        notes, self._notes = self._notes, {}
-        try:
-            await self._store.note(list(notes.values()))
-        except StoreError:
-            self._notes = notes | self._notes
-            raise
-
-
-_STOPPED: dict[Stop | None, Outcome | None] = {
-    Stop.CANCEL: Cancelled("cancelled on request"),
-    Stop.SHUTDOWN: Interrupted(),
-    Stop.LOST: None,
-    # The whole worker was cancelled by the program it is embedded in.
-    None: Interrupted(),
-}
+        self._notes.take(note)

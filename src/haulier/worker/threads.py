@@ -7,7 +7,15 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(slots=True)
+class _Call:
+    work: Callable[[], None]
+    over: bool = False
+    abandoned: bool = False
 
 
 class ThreadExecutor:
@@ -16,13 +24,16 @@ class ThreadExecutor:
     The worker's slots bound how many run at once, so a call never waits for a thread. The
     standard pool is not used because its threads must end before the interpreter can: a job that
     does not heed its cancellation would keep a stopped worker from exiting.
+
+    `abandoned` is how many calls still go on although nobody waits for them any more.
     """
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0
         self._threads = 0
+        self.abandoned = 0
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the function in a thread, with this task's context variables.
@@ -33,7 +44,7 @@ class ThreadExecutor:
         future: asyncio.Future[Any] = loop.create_future()
         context = contextvars.copy_context()
 
-        def call() -> None:
+        def work() -> None:
             value, failure = None, None
             try:
                 value = context.run(function, *arguments)
@@ -45,8 +56,13 @@ class ThreadExecutor:
                 # The loop closed while an abandoned job was still running.
                 return
 
+        call = _Call(work)
         self._put(call)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._give_up(call)
+            raise
 
     def close(self) -> None:
         """Let idle threads end; busy ones end with their job or with the process."""
@@ -54,7 +70,13 @@ class ThreadExecutor:
             for _ in range(self._threads):
                 self._calls.put(None)
 
-    def _put(self, call: Callable[[], None]) -> None:
+    def _give_up(self, call: _Call) -> None:
+        with self._lock:
+            if not call.over:
+                call.abandoned = True
+                self.abandoned += 1
+
+    def _put(self, call: _Call) -> None:
         with self._lock:
             if self._idle > 0:
                 self._idle -= 1
@@ -67,9 +89,11 @@ class ThreadExecutor:
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            call.work()
             with self._lock:
                 self._idle += 1
+                call.over = True
+                self.abandoned -= call.abandoned
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:

@@ -8,7 +8,10 @@ import structlog
 
 from haulier.exceptions import StoreError
 from haulier.services.jobs import JobManager
-from haulier.worker.session import Session, WorkerOptions
+from haulier.worker.children import Children
+from haulier.worker.execution import Executors
+from haulier.worker.lanes import WorkerOptions
+from haulier.worker.session import Session
 from haulier.worker.threads import ThreadExecutor
 
 RESTART_PAUSE = 1.0
@@ -34,13 +37,24 @@ class Worker:
         self._first_id = first_id
         self._stopped = asyncio.Event()
         self._session: Session | None = None
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    @property
+    def abandoned(self) -> int:
+        """How many coroutines go on that did not heed their cancellation."""
+        return len(self._abandoned)
 
     async def run(self) -> None:
         """Work until stopped. An incarnation that was declared lost is followed by another."""
-        threads = ThreadExecutor()
+        options = self._options
+        executors = Executors(
+            ThreadExecutor(),
+            Children(options.jobs_per_child, options.child_memory),
+            self._abandoned,
+        )
         try:
             while not self._stopped.is_set():
-                self._session = Session(self._manager, self._options, threads, self._first_id)
+                self._session = Session(self._manager, options, executors, self._first_id)
                 self._first_id = None
                 try:
                     await self._session.run()
@@ -50,7 +64,8 @@ class Worker:
                     await self._pause()
         finally:
             self._session = None
-            threads.close()
+            executors.threads.close()
+            await executors.children.close()
 
     def stop(self, *, now: bool = False) -> None:
         """Claim nothing more and drain; with `now`, give running jobs back at once."""

@@ -10,7 +10,7 @@ import pytest
 
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.job import Job, JobState, Role
-from haulier.domain.moves import Move
+from haulier.domain.moves import MAX_LOST, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
 from support import Hand, adds_up, filled_batch, head, items, move, work
@@ -84,7 +84,7 @@ class TestSettling:
 
     async def test_an_item_whose_last_worker_was_lost_settles_the_batch(self, store, clock):
         batch = await filled_batch(store, 1)
-        for _ in range(10):
+        for _ in range(MAX_LOST):
             hand = await Hand.enlist(store)
             await hand.claim_one()
             await store.retire(hand.id)

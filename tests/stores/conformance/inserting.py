@@ -39,8 +39,8 @@ class TestInsert:
 
     async def test_producers_that_insert_the_same_jobs_at_once_make_each_once(self, store):
         jobs = works(50)
-        new = await asyncio.gather(*(store.insert(jobs) for _ in range(8)))
-        assert sum(new) == 50
+        answers = await asyncio.gather(*(store.insert(jobs) for _ in range(8)))
+        assert sum(answer.new for answer in answers) == 50
         assert sum((await store.counts()).values()) == 50
 
     async def test_a_repeated_head_keeps_its_batch(self, store, hand):

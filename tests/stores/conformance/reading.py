@@ -96,7 +96,7 @@ class TestFind:
         writing = asyncio.ensure_future(store.insert(jobs))
         for _ in range(5):
             assert len((await store.find(JobFilter(), limit=5)).jobs) in (0, 5)
-        assert await writing == 3000
+        assert (await writing).new == 3000
         assert len((await store.find(JobFilter(), limit=5)).jobs) == 5
 
 

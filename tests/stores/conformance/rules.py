@@ -17,7 +17,7 @@ from support import Hand, StoreTime, filled_batch, head, items, move, work
 BY_WORKER = {how for how, rule in RULES.items() if rule.fenced} - {Move.HAND_OVER}
 BY_LOSS = {Move.LOSE, Move.LOSE_LAST}
 BY_ANYONE = {Move.CLAIM, Move.DROP, Move.REQUEUE}
-OF_HEADS = {Move.HAND_OVER, Move.SETTLE, Move.ABANDON, Move.REOPEN}
+OF_HEADS = {Move.HAND_OVER, Move.SETTLE, Move.ABANDON, Move.GIVE_UP, Move.REOPEN}
 STATES = tuple(JobState)
 
 

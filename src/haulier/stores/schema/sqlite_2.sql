@@ -11,7 +11,9 @@ ALTER TABLE jobs ADD COLUMN waiter  BLOB;                        -- the worker t
 
 DROP INDEX jobs_scheduled;
 CREATE INDEX jobs_scheduled ON jobs (run_at)               WHERE state = 0 AND rank IS NULL AND gate IS NULL;
-CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at, seq) WHERE state = 0 AND gate IS NOT NULL;
+-- In the order in which they are let in: by the rank that they will have.
+CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at - priority * 360000000, seq)
+                                                           WHERE state = 0 AND gate IS NOT NULL;
 CREATE INDEX jobs_alone     ON jobs (state, run_at)        WHERE gate = 3;
 -- What retention looks through: in the order in which jobs of a kind reached an end.
 CREATE INDEX jobs_finished  ON jobs (kind, state, finished_at) WHERE state > 1 AND role < 2;
@@ -22,6 +24,7 @@ ALTER TABLE batches ADD COLUMN batch_size   INTEGER;
 ALTER TABLE batches ADD COLUMN max_failures INTEGER;
 ALTER TABLE batches ADD COLUMN gated        INTEGER NOT NULL DEFAULT 0;  -- 1: paused or limited, and not settled
 ALTER TABLE batches ADD COLUMN owed         INTEGER NOT NULL DEFAULT 1;  -- 1: not settled in this round
+ALTER TABLE batches ADD COLUMN leases       INTEGER NOT NULL DEFAULT 0;  -- its items' leases begin above this
 ALTER TABLE batches ADD COLUMN retry_type   TEXT;                        -- of a retry in slices: which errors,
 ALTER TABLE batches ADD COLUMN retry_left   INTEGER;                     -- and how many more
 UPDATE batches SET owed = 0 WHERE id IN (SELECT id FROM jobs WHERE role = 1 AND state > 1);

@@ -43,37 +43,33 @@ from haulier.stores.sqlite.settling import (
 SLICE = 500
 """Items that one slice moves: a few milliseconds."""
 
+DELETED_AT_ONCE = 250
+"""A row leaves all its indexes when it is deleted, which takes longer than to move it."""
+
 LOOKED_AT = 10_000
-"""Items that one slice passes over at most: of a large batch most may be done already."""
+"""Sequence numbers that one slice covers at most: of a large batch most may be done already."""
 
 _POINT = rank_of(0, -1)
 
+_WALK = f"batch = :batch AND seq > :cursor AND seq <= :cursor + {LOOKED_AT} AND state = {PENDING}"
+
 _DROP = f"""
 UPDATE jobs SET state = {STATE_CODE[RULES[Move.DROP].target]}, rank = NULL, gate = NULL,
-    finished_at = ?
-WHERE seq IN (SELECT seq FROM (SELECT seq, state FROM jobs WHERE batch = ? AND seq > ?
-                               ORDER BY seq LIMIT {LOOKED_AT})
-              WHERE state = {PENDING} ORDER BY seq LIMIT {SLICE})
+    finished_at = :now
+WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} ORDER BY seq LIMIT {SLICE})
 RETURNING seq, id, attempt, lease, queue, kind
-"""
-
-_PASSED = f"""
-SELECT count(*), max(seq)
-FROM (SELECT seq FROM jobs WHERE batch = ? AND seq > ? ORDER BY seq LIMIT {LOOKED_AT})
 """
 
 _PARK = f"""
 UPDATE jobs SET rank = NULL, gate = {PARKED}
-WHERE seq IN (SELECT seq FROM (SELECT seq, state, rank FROM jobs WHERE batch = ? AND seq > ?
-                               ORDER BY seq LIMIT {LOOKED_AT})
-              WHERE state = {PENDING} AND rank IS NOT NULL ORDER BY seq LIMIT {SLICE})
+WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} AND rank IS NOT NULL ORDER BY seq LIMIT {SLICE})
 RETURNING seq
 """
 
 _UNPARK = f"""
 UPDATE jobs SET rank = run_at - priority * {_POINT}, gate = NULL
 WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {PARKED}
-              ORDER BY run_at, seq LIMIT {SLICE})
+              ORDER BY run_at - priority * {_POINT}, seq LIMIT {SLICE})
 """
 
 _REQUEUE = f"""
@@ -207,7 +203,7 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
         target=state,
     )
     ledger.write(db, now)
-    gates.let_in(db, batch)
+    gates.let_in(db, now, batch)
     return True
 
 
@@ -250,12 +246,14 @@ def _following(db: apsw.Connection, batch: bytes, cursor: int, seqs: list[int]) 
     """Where the next slice of a walk over all items begins; None at the end."""
     if len(seqs) == SLICE:
         return max(seqs)
-    ((passed, last),) = fetch(db, _PASSED, (batch, cursor))
-    return int(last) if passed == LOOKED_AT else None
+    ((following,),) = fetch(
+        db, "SELECT min(seq) FROM jobs WHERE batch = ? AND seq > ?", (batch, cursor + LOOKED_AT)
+    )
+    return None if following is None else int(following) - 1
 
 
 def _drop_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
-    dropped = fetch(db, _DROP, (now, batch, cursor))
+    dropped = fetch(db, _DROP, {"now": now, "batch": batch, "cursor": cursor})
     ledger = Ledger()
     for _, job, attempt, lease, queue, kind in dropped:
         ledger.moved(
@@ -320,7 +318,7 @@ def _requeue_slice(
 
 
 def _park_slice(db: apsw.Connection, batch: bytes, cursor: int) -> tuple[int, int | None]:
-    parked = fetch(db, _PARK, (batch, cursor))
+    parked = fetch(db, _PARK, {"batch": batch, "cursor": cursor})
     following = _following(db, batch, cursor, [row[0] for row in parked])
     if following is None:
         _done(db, batch)
@@ -338,13 +336,14 @@ def _unpark_slice(db: apsw.Connection, batch: bytes) -> tuple[int, int | None]:
 def _delete_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, int | None]:
     rows = fetch(
         db,
-        f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {SLICE}) "
+        "DELETE FROM jobs WHERE seq IN "
+        f"(SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) "
         "RETURNING seq, id, attempt, lease, queue, kind, state",
         (batch,),
     )
     ledger = Ledger()
     _remove(db, ledger, rows, ITEM, batch)
-    done = len(rows) < SLICE
+    done = len(rows) < DELETED_AT_ONCE
     if done:
         heads = fetch(
             db,

@@ -16,6 +16,7 @@ from haulier.stores.sqlite.ledger import ENTRY, Ledger
 from haulier.stores.sqlite.rows import (
     ALONE,
     JOB_COLUMNS,
+    PARKED,
     PENDING,
     RUNNING,
     Row,
@@ -30,10 +31,6 @@ _READY = (
     f"FROM jobs WHERE queue = :queue AND state = {PENDING} AND rank IS NOT NULL "
     "AND kind IN (SELECT value FROM json_each(:kinds))"
 )
-# A batch that is just being paused still has items in the line.
-_BUT_PAUSING = (
-    f" AND (batch IS NULL OR batch NOT IN (SELECT id FROM batches WHERE draining = {PAUSING}))"
-)
 _IN_LINE = " ORDER BY rank, seq LIMIT :slots"
 
 
@@ -47,9 +44,25 @@ RETURNING rank, {JOB_COLUMNS}
 
 
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
+_FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
 _CLAIM_THESE = _claiming("SELECT value FROM json_each(:seqs)")
-_ANY_PAUSING = f"SELECT 1 FROM batches WHERE draining = {PAUSING} AND draining > 0"
+_PAUSING = f"SELECT id FROM batches WHERE draining = {PAUSING} AND draining > 0"
 
+LOOKED_THROUGH = 500
+"""Jobs of the line that a claim looks through for items of batches that are just being paused."""
+
+# A batch that is just being paused still has items in the line. A claim takes those away that it
+# meets: passing over them would cost every claim the same way again.
+_PARK_AHEAD = f"""
+UPDATE jobs SET rank = NULL, gate = {PARKED}
+WHERE seq IN (SELECT seq FROM (SELECT seq, batch {_READY}
+                               ORDER BY rank, seq LIMIT {LOOKED_THROUGH})
+              WHERE batch IN ({_PAUSING}))
+"""
+_FIRST_NOT_PAUSING = f"""
+SELECT rank, seq FROM (SELECT rank, seq, batch {_READY} ORDER BY rank, seq LIMIT {LOOKED_THROUGH})
+WHERE batch IS NULL OR batch NOT IN ({_PAUSING}) ORDER BY rank, seq LIMIT :slots
+"""
 NEXT_DUE = f"""
 SELECT min(at) FROM (
     SELECT min(run_at) AS at FROM jobs WHERE state = {PENDING} AND rank IS NULL AND gate IS NULL
@@ -63,7 +76,8 @@ SELECT j.seq, j.queue, j.kind, j.waiter,
                AND w.boot = :boot AND w.expires > :since)
 FROM jobs j
 WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
-  AND (j.batch IS NULL OR j.batch NOT IN (SELECT id FROM batches WHERE paused = 1))
+  AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
+                  AND (b.paused = 1 OR b.running >= b.concurrency))
 ORDER BY j.run_at LIMIT 100
 """
 _RUNS_A_LONER = f"SELECT 1 FROM jobs WHERE gate = {ALONE} AND state = {RUNNING} AND worker = ?"
@@ -84,12 +98,12 @@ def claim(
     jobs = _claim_loner(db, now, boot, worker, demands, ledger)
     if jobs is None:
         jobs = []
-        pausing = bool(gated) and bool(fetch(db, _ANY_PAUSING))
+        pausing = bool(gated) and bool(fetch(db, _PAUSING))
         for demand in demands:
             jobs.extend(_claim(db, now, worker, demand, ledger, pausing=pausing))
     for touched in ledger.write(db, now):
         if touched.batch in gated:
-            gates.let_in(db, touched.batch)
+            gates.let_in(db, now, touched.batch)
     return jobs
 
 
@@ -170,8 +184,11 @@ def _line_up(db: apsw.Connection, demand: Demand, *, pausing: bool) -> list[int]
 def _first(
     db: apsw.Connection, queue: str, kinds: tuple[str, ...], slots: int, *, pausing: bool
 ) -> list[Row]:
-    but = _BUT_PAUSING if pausing else ""
-    return fetch(db, f"SELECT rank, seq {_READY}{but}{_IN_LINE}", _place(queue, kinds, slots))
+    place = _place(queue, kinds, slots)
+    if not pausing:
+        return fetch(db, _FIRST, place)
+    db.execute(_PARK_AHEAD, place)
+    return fetch(db, _FIRST_NOT_PAUSING, place)
 
 
 def _place(queue: str, kinds: tuple[str, ...], slots: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> No
         (row,) = fetch(db, _LOOK, (job,))
         ledger = Ledger()
         drop(db, now, ledger, row, JobError(type="Replaced", message=f"by job {by}"))
-        ledger.write(db, now)
+        follow_up(db, now, ledger.write(db, now))
         if row[2] == HEAD:
             begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
             # One that nobody expanded yet has no items, so one slice is all.
@@ -210,12 +210,14 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
     if draining == DELETING:
         raise JobStateError("this batch is being deleted")
     ledger = Ledger()
+    highest = 0
     for seq, job, attempt, lease, queue, kind, state in fetch(
         db,
         "DELETE FROM jobs WHERE batch = ? RETURNING seq, id, attempt, lease, queue, kind, state",
         (batch,),
     ):
         db.execute("DELETE FROM errors WHERE job = ?", (seq,))
+        highest = max(highest, lease)
         ledger.moved(
             DELETED,
             (job, attempt, lease),
@@ -229,9 +231,9 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
     ledger.write(db, now)
     db.execute(
         "UPDATE batches SET sealed = 0, draining = 0, cancel = 0, owed = 1, started_at = NULL, "
-        "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL "
-        "WHERE id = ?",
-        (batch,),
+        "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL, "
+        "leases = max(leases, ?) WHERE id = ?",
+        (highest, batch),
     )
 
 

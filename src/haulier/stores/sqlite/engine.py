@@ -269,13 +269,13 @@ class Writer(Lane):
                 if call not in self._waiting:
                     call.deliver(None, error)
             return
-        change = Change.NOTHING
+        # Nearly every commit brings events; to look for them in vain now and then costs little.
+        change = Change.EVENTS
         for call, value, failure in zip(group.calls, group.values, group.errors, strict=True):
             call.deliver(value, failure)
             if failure is None:
                 change |= call.change(value) if callable(call.change) else call.change
-        if change:
-            self.tell(change)
+        self.tell(change)
 
     def _probed(self, db: apsw.Connection, call: _Call[Any]) -> bool:
         """Whether a look without the write lock showed that there is nothing to write."""

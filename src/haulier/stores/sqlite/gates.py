@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import apsw
 
-from haulier.stores.sqlite.rows import LET_IN, PARKED, PENDING, fetch, rank_of
+from haulier.stores.sqlite.rows import ALONE, LET_IN, PARKED, PENDING, fetch, rank_of
 
 PROMOTED_AT_ONCE = 1000
 
@@ -23,22 +23,28 @@ WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} ORDER BY run_at LIMIT {PROMOTED_
 
 _GATED = "SELECT id FROM batches WHERE gated = 1"
 
+# By the index of what is scheduled; the planner would read whole batches.
 _PARK_DUE = f"""
 UPDATE jobs SET gate = {PARKED}
-WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} AND batch IN ({_GATED})) RETURNING batch
+WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_scheduled
+              WHERE {_DUE} AND batch IN ({_GATED}))
+RETURNING batch
 """
 
 _LET_IN = f"""
 UPDATE jobs SET gate = {LET_IN}, rank = run_at - priority * {_POINT}
 WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {PARKED}
-              ORDER BY run_at, seq LIMIT ?)
+              ORDER BY run_at - priority * {_POINT}, seq LIMIT ?)
 """
 
 _ROOM = (
     "SELECT paused, concurrency, batch_size, running FROM batches "
     "WHERE id = ? AND gated = 1 AND cancel = 0"
 )
-_WAITING = f"SELECT count(*) FROM jobs WHERE batch = ? AND state = {PENDING} AND gate = {LET_IN}"
+_WAITING = (
+    f"SELECT total(gate = {LET_IN}), total(gate = {ALONE} AND run_at <= ?) FROM jobs "
+    f"WHERE batch = ? AND state = {PENDING} AND gate IN ({LET_IN}, {ALONE})"
+)
 
 
 def gated_batches(db: apsw.Connection) -> frozenset[bytes]:
@@ -50,25 +56,26 @@ def promote(db: apsw.Connection, now: int, gated: frozenset[bytes]) -> None:
     """Put scheduled jobs that are due into the line, or in front of their batch's gate."""
     if gated:
         for batch in {row[0] for row in fetch(db, _PARK_DUE, (now,))}:
-            let_in(db, batch)
+            let_in(db, now, batch)
     db.execute(_PROMOTE, (now,))
 
 
-def let_in(db: apsw.Connection, batch: bytes) -> int:
+def let_in(db: apsw.Connection, now: int, batch: bytes) -> int:
     """Let parked items of a batch into the line as far as its limits allow; how many.
 
     Those in the line count against `concurrency` as if they ran already, and are never more than
-    `batch_size`: so no claim can take too many, and none has to count.
+    `batch_size`: so no claim can take too many, and none has to count. Those that are due to be
+    run alone have a place kept for them.
     """
     rows = fetch(db, _ROOM, (batch,))
     if not rows or rows[0][0]:
         return 0
     _, concurrency, batch_size, running = rows[0]
-    ((waiting,),) = fetch(db, _WAITING, (batch,))
+    ((waiting, alone),) = fetch(db, _WAITING, (now, batch))
     room = [batch_size - waiting] if batch_size is not None else []
     if concurrency is not None:
-        room.append(concurrency - running - waiting)
+        room.append(concurrency - running - waiting - alone)
     if not room or min(room) <= 0:
         return 0
-    db.execute(_LET_IN, (batch, min(room)))
+    db.execute(_LET_IN, (batch, int(min(room))))
     return db.changes()

@@ -13,7 +13,7 @@ from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
 from haulier.stores.sqlite import control, gates, uniques
-from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.ledger import ENTRY, Ledger
 from haulier.stores.sqlite.rows import (
     HEAD,
     ON_LOST_CODE,
@@ -36,8 +36,8 @@ from haulier.stores.sqlite.settling import (
 
 _INSERT = (
     "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, run_at, "
-    "key, batch, position, retry, created_at, gate, on_lost, uniq) "
-    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
+    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -54,7 +54,7 @@ def insert(
     batches = {job.batch_id for job in jobs if job.batch_id is not None}
     gated = gates.gated_batches(db) if batches else frozenset()
     if any(job.unique for job in jobs):
-        return _insert_unique(db, now, jobs, policy)
+        return _insert_unique(db, now, jobs, policy, gated)
     new = _insert_rows(db, now, jobs, PENDING, gated)
     for job in new:
         if job.role is Role.HEAD:
@@ -75,7 +75,7 @@ def open_batch(
     """Insert a head that its producer expands, with its first items."""
     new = 0
     if head.unique:
-        inserted = _insert_one(db, now, head, RUNNING)
+        inserted = _insert_one(db, now, head, RUNNING, frozenset())
         if inserted.instead:
             return inserted
         new = inserted.new
@@ -99,13 +99,19 @@ def seal(db: apsw.Connection, now: int, batch: bytes) -> None:
 
 
 def _insert_unique(
-    db: apsw.Connection, now: int, jobs: Sequence[NewJob], policy: BatchPolicy | None
+    db: apsw.Connection,
+    now: int,
+    jobs: Sequence[NewJob],
+    policy: BatchPolicy | None,
+    gated: frozenset[bytes],
 ) -> Inserted:
     """One by one, as each has to see the names that those before it took."""
     new = 0
     instead: dict[str, str] = {}
     for job in jobs:
-        inserted = _insert_one(db, now, job, PENDING)
+        inserted = _insert_one(db, now, job, PENDING, gated)
+        if inserted.new and job.batch_id is not None:
+            _check_open(db, {job.batch_id})
         if inserted.new and job.role is Role.HEAD:
             _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
         new += inserted.new
@@ -113,22 +119,26 @@ def _insert_unique(
     return Inserted(new, instead)
 
 
-def _insert_one(db: apsw.Connection, now: int, job: NewJob, state: int) -> Inserted:
+def _insert_one(
+    db: apsw.Connection, now: int, job: NewJob, state: int, gated: frozenset[bytes]
+) -> Inserted:
+    if fetch(db, "SELECT 1 FROM jobs WHERE id = ?", (raw_id(job.id),)):
+        # Repeated: who holds the names by now is no longer its affair.
+        return Inserted(0)
     verdict = uniques.judge(db, now, job)
     if verdict.instead is not None:
         return Inserted(0, {job.id: text_id(verdict.instead)})
     control.replace(db, now, verdict.replaced, job.id)
-    new = len(_insert_rows(db, now, [job], state, frozenset()))
-    if new:
-        uniques.take(db, now, job)
-    return Inserted(new)
+    uniques.take(db, now, job)
+    return Inserted(len(_insert_rows(db, now, [job], state, gated)))
 
 
 def _insert_rows(
     db: apsw.Connection, now: int, jobs: Sequence[NewJob], state: int, gated: frozenset[bytes]
 ) -> Sequence[NewJob]:
     """Insert the rows and account for them; returns the jobs that were new."""
-    rows = [_row(job, now, state, gated) for job in jobs]
+    leases = _leases(db, jobs)
+    rows = [_row(job, now, state, gated, leases) for job in jobs]
     before = db.total_changes()
     db.executemany(_INSERT, rows)
     new: Sequence[NewJob] = jobs
@@ -136,15 +146,8 @@ def _insert_rows(
         new, rows = _really_new(db, jobs, rows, before)
     ledger = Ledger()
     for row in rows:
-        ledger.moved(
-            INSERTED,
-            (row[0], 0, 0),
-            queue=row[2],
-            kind=row[1],
-            role=row[3],
-            batch=row[11],
-            source=None,
-            target=state,
+        ledger.group(INSERTED, row[2], row[1], row[3], row[11], None, state, None).append(
+            ENTRY.pack(row[0], 0, row[18])
         )
     follow_up(db, now, ledger.write(db, now))
     return new
@@ -169,7 +172,23 @@ def _really_new(
     return new, new_rows
 
 
-def _row(job: NewJob, now: int, state: int, gated: frozenset[bytes]) -> Row:
+def _leases(db: apsw.Connection, jobs: Sequence[NewJob]) -> dict[bytes | None, int]:
+    """Where the leases of items begin: a head that expands anew makes jobs of the same ids."""
+    batches = {raw_once(job.batch_id) for job in jobs if job.batch_id is not None}
+    return {
+        batch: row[0]
+        for batch in batches
+        for row in fetch(db, "SELECT leases FROM batches WHERE id = ? AND leases > 0", (batch,))
+    }
+
+
+def _row(
+    job: NewJob,
+    now: int,
+    state: int,
+    gated: frozenset[bytes],
+    leases: dict[bytes | None, int],
+) -> Row:
     # An instant in the past counts as now, or a producer could jump the line by naming one.
     run_at = now + job.delay if job.run_at is None else max(job.run_at, now)
     ready = run_at <= now
@@ -194,6 +213,7 @@ def _row(job: NewJob, now: int, state: int, gated: frozenset[bytes]) -> Row:
         PARKED if parked else None,
         ON_LOST_CODE[job.on_lost],
         uniques.names_to_text(job.unique),
+        leases.get(batch, 0),
     )
 
 

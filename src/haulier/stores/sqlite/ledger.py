@@ -83,7 +83,7 @@ class Ledger:
         kind: str,
         role: int,
         batch: bytes | None,
-        source: int,
+        source: int | None,
         target: int,
         worker: bytes | None,
     ) -> list[bytes]:

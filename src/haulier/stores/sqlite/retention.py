@@ -26,9 +26,14 @@ _FINISHED = (
 )
 # A head may be final while its items still stop; others are being retried or deleted.
 _WHOLE = f"(role = {SINGLE} OR id IN (SELECT id FROM batches WHERE owed = 0 AND draining = 0))"
-_REMOVED = f"SELECT seq, id, attempt, lease, queue, kind, state, role {_FINISHED} AND {_WHOLE}"
-_OLDEST = f"{_REMOVED} ORDER BY finished_at LIMIT ?"
-_TOO_OLD = f"{_REMOVED} AND finished_at <= ? ORDER BY finished_at LIMIT ?"
+_COLUMNS = "seq, id, attempt, lease, queue, kind, state, role"
+# One that cannot go yet is still one of the oldest: no younger one goes in its stead.
+_OLDEST = f"""
+SELECT {_COLUMNS} FROM (SELECT * {_FINISHED} ORDER BY finished_at LIMIT ?) WHERE {_WHOLE}
+"""
+_TOO_OLD = (
+    f"SELECT {_COLUMNS} {_FINISHED} AND {_WHOLE} AND finished_at <= ? ORDER BY finished_at LIMIT ?"
+)
 
 _EXPIRED = (
     f"SELECT seq, finished_at {_FINISHED} AND finished_at > ? AND finished_at <= ? "
@@ -105,7 +110,7 @@ def _remove(db: apsw.Connection, now: int, rows: list[Row]) -> Slice:
         begin_delete(db, batch)
     db.executemany("DELETE FROM jobs WHERE seq = ?", [(row[0],) for row in singles])
     remove_jobs(db, now, singles)
-    result.removed = len(rows)
+    result.removed = len(singles)
     return result
 
 

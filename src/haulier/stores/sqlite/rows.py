@@ -131,7 +131,7 @@ def job_from_row(row: Row) -> Job:
 BATCH_COLUMNS = (
     "b.id, j.kind, j.queue, j.state, b.total, b.pending, b.running, b.completed, b.failed, "
     "b.cancelled, b.sealed, b.cancel, j.created_at, b.started_at, j.finished_at, b.finish_job, "
-    "b.paused, b.concurrency, b.batch_size, b.max_failures"
+    "b.paused, b.concurrency, b.batch_size, b.max_failures, b.owed"
 )
 
 
@@ -160,6 +160,7 @@ def batch_from_row(row: Row) -> Batch:
         concurrency=row[17],
         batch_size=row[18],
         max_failures=row[19],
+        settled=not row[20],
     )
 
 

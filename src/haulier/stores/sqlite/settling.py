@@ -84,7 +84,7 @@ def follow_up(db: apsw.Connection, now: int, touched: Iterable[Touched]) -> Cons
                 _settle(db, now, each.batch)
                 result.settled = True
             elif gated:
-                gates.let_in(db, each.batch)
+                gates.let_in(db, now, each.batch)
     return result
 
 
@@ -94,8 +94,15 @@ def settle_done(db: apsw.Connection, now: int, batch: bytes) -> bool:
 
 
 def begin_cancel(db: apsw.Connection, now: int, batch: bytes, why: int) -> None:
-    """Mark a batch as cancelled and tell its running items; draining drops the pending ones."""
-    db.execute("UPDATE batches SET cancel = ?, draining = ? WHERE id = ?", (why, CANCELLING, batch))
+    """Mark a batch as cancelled and tell its running items; draining drops the pending ones.
+
+    The first reason stays. Nothing is left to be paused.
+    """
+    db.execute(
+        "UPDATE batches SET cancel = iif(cancel = 0, ?, cancel), draining = ?, paused = 0 "
+        "WHERE id = ?",
+        (why, CANCELLING, batch),
+    )
     tell_running(db, now, batch)
 
 

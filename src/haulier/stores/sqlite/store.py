@@ -107,7 +107,7 @@ class SqliteStore:
     ) -> Inserted:
         return await self._write(
             lambda db: inserts.insert(db, self._clock.now(), jobs, fence, policy),
-            Change.READY | Change.EVENTS,
+            Change.READY,
         )
 
     async def open_batch(
@@ -182,7 +182,8 @@ class SqliteStore:
             )
             removed += done.removed
             for batch in done.batches:
-                await self._drain(batch)
+                # Its items, and the head that went with the last of them.
+                removed += await self._drain(batch) + 1
         return removed
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
@@ -205,9 +206,9 @@ class SqliteStore:
 
         def change(result: Result) -> Change:
             if not finished:
-                return Change.EVENTS
+                return Change.NOTHING
             put_back = any(transition.move is not Move.COMPLETE for transition in finished)
-            return Change.ANY if result.settled or put_back else Change.SETTLED | Change.EVENTS
+            return Change.ANY if result.settled or put_back else Change.SETTLED
 
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
@@ -215,11 +216,7 @@ class SqliteStore:
         return result.reply
 
     async def note(self, notes: Sequence[Note]) -> None:
-        heard = any(each.heard for each in notes)
-        await self._write(
-            lambda db: liveness.note(db, self._clock.now(), notes),
-            Change.SETTLED | (Change.EVENTS if heard else Change.NOTHING),
-        )
+        await self._write(lambda db: liveness.note(db, self._clock.now(), notes), Change.SETTLED)
 
     async def retire(self, worker_id: str) -> int:
         released = await self._write(

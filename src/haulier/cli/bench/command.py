@@ -1,0 +1,163 @@
+"""The command: which profile on which store, and its figures as lines or as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haulier.cli.bench.measure import Figures, fsync, peak_memory
+from haulier.cli.output import command_body, emit_fields, emit_json, json_option
+from haulier.exceptions import ConfigurationError
+
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much of everything."""
+
+    jobs: int
+    singles: int
+    concurrency: int
+    processes: int
+    present: int
+    rounds: int
+    writers: int
+    seconds: float
+
+
+@click.command()
+@click.option(
+    "--profile",
+    default="noop",
+    show_default=True,
+    type=click.Choice([*PROFILES, "all"]),
+    help="What to measure.",
+)
+@click.option("--jobs", default=100_000, show_default=True, type=click.IntRange(100, 10_000_000))
+@click.option(
+    "--singles",
+    default=300,
+    show_default=True,
+    type=click.IntRange(10, 100_000),
+    help="Jobs whose latency is measured, one by one.",
+)
+@click.option("--concurrency", default=1000, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "--processes",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 64),
+    help="noop: the same again with so many more worker processes.",
+)
+@click.option(
+    "--present",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(100, 10_000_000),
+    help="batch, backlog: how many items or jobs there are beside those that run.",
+)
+@click.option(
+    "--rounds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="backlog: rounds on each store, in turn; the median counts.",
+)
+@click.option(
+    "--writers",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="writers: processes that only enqueue and count.",
+)
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 86_400), help="writers"
+)
+@click.option("--store", help="A store of its own for the run.  [default: a new SQLite file]")
+@json_option
+@command_body
+async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> None:
+    """Measure this machine; by default one process with no-op jobs, and the latency of single ones.
+
+    \b
+    noop      enqueue and run jobs that do nothing
+    batch     a batch with its finish callback, and how fast it tells its status
+    retry     every job fails once and is tried again
+    latency   from enqueue to start, at 100 jobs/s on an idle worker
+    backlog   what a million waiting jobs cost the claim
+    writers   several processes write to one store
+
+    A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
+    """  # noqa: D301 - \b is click's own mark
+    if profile == "all" and store is not None:
+        raise ConfigurationError("every profile needs a store of its own: leave out --store")
+    chosen = PROFILES if profile == "all" else (profile,)
+    amount = Load(**load)
+    figures: Figures = {
+        "profile": profile,
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+    }
+    lines = [("machine", f"{figures['cores']} cores, Python {figures['python']}")]
+    for name in chosen:
+        measured, told = await _measured(name, store, amount)
+        if len(chosen) == 1:
+            figures |= measured
+        else:
+            figures[name] = measured
+        lines += [("", ""), (name, "")] if len(chosen) > 1 else []
+        lines += told
+    figures["peak_memory_mb"] = round(peak_memory() / 1e6, 1)
+    lines.append(("peak memory", f"{figures['peak_memory_mb']:.0f} MB"))
+    if as_json:
+        emit_json(figures)
+    else:
+        emit_fields(lines)
+
+
+Lines = list[tuple[str, str]]
+Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
+
+
+async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
+    """One profile on a store of its own, with what the disk under it takes."""
+    from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.processes import writers
+    from haulier.cli.bench.profiles import batch, latency, noop, retry
+
+    profiles: dict[str, Profile] = {
+        "noop": noop,
+        "batch": batch,
+        "retry": retry,
+        "latency": latency,
+        "backlog": backlog,
+        "writers": writers,
+    }
+    with _own_store(store) as (url, folder):
+        disk = fsync(folder)
+        figures, lines = await profiles[name](url, load)
+    if "latency_p50_ms" in figures:
+        beyond = round(figures["latency_p50_ms"] - disk["fsync_p50_ms"], 3)
+        figures["latency_p50_beyond_fsync_ms"] = beyond
+        lines.append(("beyond the fsync", f"p50 {beyond:.2f} ms"))
+    disk_line = f"p50 {disk['fsync_p50_ms']:.2f} ms, p99 {disk['fsync_p99_ms']:.2f} ms"
+    store_line = ("store", f"{url}  (synchronous=FULL)")
+    return {"store": url, **disk, **figures}, [store_line, *lines, ("disk's own fsync", disk_line)]
+
+
+@contextlib.contextmanager
+def _own_store(url: str | None) -> Iterator[tuple[str, Path]]:
+    if url is not None:
+        yield url, Path.cwd()
+        return
+    with tempfile.TemporaryDirectory(prefix="haulier-bench-") as folder:
+        yield f"sqlite:///{folder}/bench.db", Path(folder)

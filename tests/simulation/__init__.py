@@ -1,0 +1,1 @@
+"""Several workers, producers and an operator over one store, every step drawn from a seed."""

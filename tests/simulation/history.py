@@ -1,0 +1,61 @@
+"""What a run did and was answered, written down outside the store; and what it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from haulier.domain.batch import Batch
+from haulier.domain.event import Event
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.moves import Move
+from haulier.domain.unique import Scope
+
+
+class What(StrEnum):
+    """Each names what was asked of the store, or what it answered.
+
+    enqueue: a producer inserted `job`, which belongs to `batch`. claim: `worker` was given `job`
+    under `lease`. finish: it handed in `move` for that lease. end: the incarnation `worker` was
+    declared over. cancel: an operator asked for it. requeue: `job`, or all failed items of `batch`,
+    may run again. discard: the items of the head `job` are deleted, because it expands anew.
+    """
+
+    ENQUEUE = "enqueue"
+    CLAIM = "claim"
+    FINISH = "finish"
+    END = "end"
+    CANCEL = "cancel"
+    REQUEUE = "requeue"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line. `ok`: yes, no (refused), or None when the answer got lost: nobody knows.
+
+    calls_back: it is the head of a batch with a finish callback. name: no other job may have it at
+    the same time, `held` says for how long.
+    """
+
+    what: What
+    job: str = ""
+    ok: bool | None = True
+    batch: str | None = None
+    worker: str = ""
+    lease: int = 0
+    move: Move | None = None
+    calls_back: bool = False
+    name: str | None = None
+    held: Scope = Scope.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """All that a store tells when nothing goes on any more. `events` None: it keeps none."""
+
+    jobs: Mapping[str, Job]
+    batches: Mapping[str, Batch]
+    counts: Mapping[tuple[str, str, Role, JobState], int]
+    events: Sequence[Event] | None = None
