@@ -26,6 +26,7 @@ PATIENCE = 5.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
     parser.addoption("--seed", type=int, help="simulate this one history again")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,6 +36,10 @@ from haulier.testing import (
 
 PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text()
 STEADY = RetryPolicy(max_attempts=3, delay=10, jitter=False)
+
+
+def thread_name() -> str:
+    return threading.current_thread().name
 
 
 class Start(BaseModel):
@@ -171,6 +176,11 @@ class TestRunUntilIdle:
         await app.enqueue("greeting", {"names": [""]}, retry=RetryPolicy.never())
         with pytest.raises(JobExecutionError, match="LookupError: somebody has no name"):
             await run_until_idle(app, raises=True)
+
+    async def test_a_task_for_a_process_runs_in_a_thread(self, app):
+        await app.enqueue(app.task(executor="process")(thread_name))
+        (job,) = await run_until_idle(app)
+        assert job.value.startswith("haulier-job-")
 
     async def test_progress_is_kept(self, app):
         @app.task

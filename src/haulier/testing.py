@@ -277,11 +277,16 @@ class _Solo:
             )
         definition = self._jobs.registry.get(job.kind)
         raised: list[BaseException] = []
+        control = Control()
         token = _turn.set(asyncio.Lock())
         try:
             outcome = await execute(
-                job, _overheard(definition, raised), Control(), self, self._jobs, self._executors
+                job, _overheard(definition, raised), control, self, self._jobs, self._executors
             )
+        except asyncio.CancelledError:
+            # A thread goes on although nobody waits for it; let it hear that it is over.
+            control.lost = True
+            raise
         finally:
             _turn.reset(token)
         transition = decide(job, outcome, job.retry or definition.retry, DICE)

@@ -13,12 +13,14 @@ from haulier import App
 from haulier.domain.job import LONGEST_DELAY
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import InvalidTaskTypeError, ValidationError
+from haulier.services.options import Unique
 from haulier.services.registry import MAX_PAYLOAD
 
 NAN, INFINITY = math.nan, math.inf
 HALF = "half a \ud800 character"
 HUGE = 10**6
 """Digits of a number that must not keep anybody busy."""
+BEYOND = 10**40
 
 
 async def take(value: Any) -> None: ...
@@ -65,13 +67,13 @@ class TestOptions:
     """What is said about a job beside its payload."""
 
     @pytest.mark.parametrize(
-        "delay", [-1, -0.001, NAN, INFINITY, -INFINITY, LONGEST_DELAY + 1, 10**400, "5", [], 1j]
+        "delay", [-1, -0.001, NAN, INFINITY, -INFINITY, LONGEST_DELAY + 1, BEYOND, "5", [], 1j]
     )
     async def test_delay(self, app, delay):
         assert (await refused(app, "take", {"value": 1}, delay=delay)).keys() == {"delay"}
 
     @pytest.mark.parametrize(
-        "priority", [NAN, INFINITY, 1.5, 10_001, -10_001, 10**400, "1", Decimal(1), []]
+        "priority", [NAN, INFINITY, 1.5, 10_001, -10_001, BEYOND, "1", Decimal(1), []]
     )
     async def test_priority(self, app, priority):
         assert (await refused(app, "take", {"value": 1}, priority=priority)).keys() == {"priority"}
@@ -158,6 +160,54 @@ class TestOptions:
                 await call("take", payload, job_id=job_id)
             assert [problem.field for problem in caught.value.problems] == ["job_id"]
         assert await app.store.counts() == {}
+
+    @pytest.mark.parametrize("value", ["", "k" * 201, HALF, 7, b"bytes", ["k"]])
+    async def test_idempotency_key(self, app, value):
+        with pytest.raises(ValidationError) as caught:
+            await app.enqueue("take", {"value": 1}, idempotency_key=value)
+        assert [problem.field for problem in caught.value.problems] == ["idempotency_key"]
+        assert await app.store.counts() == {}
+
+    @pytest.mark.parametrize(
+        ("value", "field"),
+        [
+            ("", "unique.by"),
+            ("k" * 201, "unique.by"),
+            (HALF, "unique.by"),
+            (7, "unique"),
+            (["k"], "unique"),
+            (Unique(by="k", scope="for ever"), "unique.scope"),
+            (Unique(by="k", conflict="match"), "unique.conflict"),
+            (Unique(by="k", conflict=HALF), "unique.conflict"),
+            (Unique(by="k", scope=[]), "unique.scope"),
+            (Unique(by="k", scope="period"), "unique.period"),
+            (Unique(by="k", period=5), "unique.period"),
+            (Unique(by="k", scope="period", period=NAN), "unique.period"),
+            (Unique(by="k", scope="period", period=-1), "unique.period"),
+            (Unique(by="k", scope="period", period=BEYOND), "unique.period"),
+            (Unique(by="k", scope="period", period="1"), "unique.period"),
+        ],
+    )
+    async def test_unique(self, app, value, field):
+        with pytest.raises(ValidationError) as caught:
+            await app.enqueue("take", {"value": 1}, unique=value)
+        assert [problem.field for problem in caught.value.problems] == [field]
+        str(caught.value).encode()
+        assert await app.store.counts() == {}
+
+    @pytest.mark.parametrize("name", ["concurrency", "batch_size", "max_failures"])
+    @pytest.mark.parametrize("value", [-1, NAN, 1.5, "1", True, [], 2**63])
+    async def test_limits_of_batches(self, app, name, value):
+        with pytest.raises(ValidationError) as caught:
+            await app.enqueue_batch("take", [{"value": 1}], **{name: value})
+        assert [problem.field for problem in caught.value.problems] == [name]
+        assert await app.store.counts() == {}
+
+    @pytest.mark.parametrize("name", ["concurrency", "batch_size", "max_failures"])
+    async def test_a_single_job_has_no_such_limits(self, app, name):
+        with pytest.raises(ValidationError) as caught:
+            await app.enqueue("take", {"value": 1}, **{name: 1})
+        assert [problem.field for problem in caught.value.problems] == [name]
 
     async def test_options_that_are_none(self, app):
         assert (await refused(app, "take", {"value": 1}, colour="red")).keys() == {"colour"}

@@ -56,6 +56,7 @@ class Trail:
     def __init__(self) -> None:
         self.jobs: dict[str, Known] = defaultdict(Known)
         self.items: dict[str, set[str]] = defaultdict(set)
+        self.leases: dict[str, int] = {}
 
     def take(self, entry: Entry) -> Iterator[str]:
         """Findings at this entry."""
@@ -85,8 +86,9 @@ class Trail:
 
     def _claim(self, entry: Entry) -> Iterator[str]:
         known = self.jobs[entry.job]
-        if entry.lease <= known.last:
-            yield f"{_job(entry)}: lease {entry.lease} after {known.last}: it must rise"
+        before = known.last or self.leases.get(entry.job, 0)
+        if entry.lease <= before:
+            yield f"{_job(entry)}: lease {entry.lease} after {before}: it must rise"
         if known.live is not None and not known.in_doubt:
             yield f"{_job(entry)}: claimed by {entry.worker} while {known.live} holds it"
         if known.ends and not known.requeued and not any(map(_goes_on, known.ends)):
@@ -121,7 +123,8 @@ class Trail:
 
     def _discard(self, entry: Entry) -> None:
         for job in self.items.pop(entry.job, ()):
-            del self.jobs[job]
+            # Made anew it has the same id, so its leases go on from where they were.
+            self.leases[job] = self.jobs.pop(job).last
 
     def _end(self, entry: Entry) -> None:
         for known in self.jobs.values():

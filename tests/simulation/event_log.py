@@ -60,7 +60,7 @@ def _step(walks: dict[str, _Walk], event: Event) -> Iterator[str]:
         if walk is not None:
             yield f"job {event.job_id}: inserted twice, again at event {event.seq}"
         either = {JobState.PENDING} | ({JobState.RUNNING} if event.role is Role.HEAD else set())
-        walks[event.job_id] = _Walk(either)
+        walks[event.job_id] = _Walk(either, lease=event.lease)
         return
     if walk is None:
         yield f"job {event.job_id}: {event.type} at event {event.seq}, before it was inserted"
@@ -105,9 +105,8 @@ def _ends(walks: dict[str, _Walk], final: Final) -> Iterator[str]:
 
 
 def _ended_once(events: Sequence[Event]) -> Iterator[str]:
-    """No lease is ended by two moves. An item that its head made anew is another one."""
+    """No lease is ended by two moves; nor is it when a head makes its items anew."""
     ended: dict[tuple[str, int], Event] = {}
-    leases: dict[str, set[int]] = defaultdict(set)
     for event in events:
         if event.type in BY_WORKERS:
             place = event.job_id, _handed_in_under(event)
@@ -115,10 +114,6 @@ def _ended_once(events: Sequence[Event]) -> Iterator[str]:
                 both = f"{ended[place].type} and by {event.type}"
                 yield f"job {event.job_id}: the lease {place[1]} ended by {both}"
             ended[place] = event
-            leases[event.job_id].add(place[1])
-        elif event.type == DELETED:
-            for lease in leases.pop(event.job_id, ()):
-                del ended[event.job_id, lease]
 
 
 def _handed_in_under(event: Event) -> int:

@@ -11,6 +11,9 @@ from haulier.domain.event import Event
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import Move
 from haulier.domain.unique import Scope
+from haulier.ports import JobFilter, JobStore, pages
+
+MANY = 10_000
 
 
 class What(StrEnum):
@@ -59,3 +62,22 @@ class Final:
     batches: Mapping[str, Batch]
     counts: Mapping[tuple[str, str, Role, JobState], int]
     events: Sequence[Event] | None = None
+
+
+async def look(store: JobStore) -> Final:
+    """What a store tells now."""
+    batches = await store.batches(limit=MANY)
+    assert len(batches) < MANY
+    return Final(
+        jobs={job.id: job async for job in pages(store, JobFilter())},
+        batches={batch.id: batch for batch in batches},
+        counts=await store.counts(),
+        events=await _all_events(store),
+    )
+
+
+async def _all_events(store: JobStore) -> list[Event]:
+    found: list[Event] = []
+    while more := await store.events(after=found[-1].cursor if found else None):
+        found.extend(more)
+    return found

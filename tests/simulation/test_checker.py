@@ -145,6 +145,12 @@ def test_counters_that_differ_from_the_jobs_are_found_out():
     assert "the counters say" in check(ONCE, wrong)[0]
 
 
+def test_leases_that_begin_anew_with_an_item_are_found_out():
+    known = [enqueue(ITEM, batch=BATCH), claim(1, job=ITEM), finish(1, job=ITEM)]
+    history = [enqueue(BATCH), *known, Entry(What.DISCARD, BATCH), *known]
+    assert f"job {ITEM}: lease 1 after 1: it must rise" in check(history, final())
+
+
 class TestBatches:
     HISTORY = (
         enqueue(BATCH, calls_back=True), enqueue(ITEM, batch=BATCH),

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TypeVar
 
 from haulier.domain.batch import BatchPolicy, FinishCallback
-from haulier.domain.event import Event
 from haulier.domain.ids import ENTROPY_BYTES, derived_id, uuid7
 from haulier.domain.job import (
     MICROSECOND,
@@ -39,7 +38,7 @@ from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import DuplicateJobError, HaulierError, JobStateError, LeaseLostError
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation.history import Entry, Final, What
+from simulation.history import Entry, Final, What, look
 
 T = TypeVar("T")
 
@@ -91,7 +90,7 @@ class World:
         for step in self.dice.choices(steps, weights, k=STEPS):
             await step(self)
         await self.come_to_rest()
-        return await self.look()
+        return await look(self.store)
 
     # ── Answers that get lost ────────────────────────────────────────────────────────────────
 
@@ -463,22 +462,6 @@ class World:
             await self.wait()
         for _ in range(len(self.gone)):
             await self.haunt()
-
-    async def look(self) -> Final:
-        jobs = (await self.store.find(JobFilter(), limit=10_000)).jobs
-        batches = await self.store.batches(limit=1000)
-        return Final(
-            jobs={job.id: job for job in jobs},
-            batches={batch.id: batch for batch in batches},
-            counts=await self.store.counts(),
-            events=await self.events(),
-        )
-
-    async def events(self) -> list[Event]:
-        found: list[Event] = []
-        while more := await self.store.events(after=found[-1].cursor if found else None):
-            found.extend(more)
-        return found
 
 
 STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {

@@ -11,7 +11,7 @@ from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
-from conformance.failing import TestMaxFailures, TestOneCallback, TestRetrySome
+from conformance.failing import TestMaxFailures, TestOneCallback
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
@@ -20,7 +20,9 @@ from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestR
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
 from conformance.poison import TestAlone, TestLosses
 from conformance.reading import TestFind, TestWatch
-from conformance.retention import TestOldEvents, TestPrune, TestPruneBatches, TestResultTtl
+from conformance.retention import TestOldEvents, TestPrune, TestResultTtl
+from conformance.retention_batches import TestPruneBatches
+from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.rules import TestHeadRules, TestRules
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.unique import (
@@ -44,6 +46,7 @@ __all__ = [
     "TestDelete",
     "TestDemands",
     "TestErrors",
+    "TestExpandAnew",
     "TestFence",
     "TestFilling",
     "TestFind",

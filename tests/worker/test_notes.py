@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from test_stopping import Running, Scene
 
-from haulier import App, ConfigurationError, JobState, StoreError
+from haulier import App, ConfigurationError, Context, JobState, StoreError
 from haulier.domain.job import OnLost
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Note
@@ -135,6 +135,31 @@ class TestHearing:
             await wait_until(lambda: any(note.heard for note in noted.notes))
             assert (await listening.get(job_id)).state is JobState.RUNNING
             go_on.set()
+
+    async def test_the_store_knows_it(self, app):
+        go_on, began = threading.Event(), threading.Event()
+
+        @app.task
+        def deaf(ctx: Context) -> None:
+            ctx.progress(40, "four of ten")
+            began.set()
+            go_on.wait(20)
+
+        async with app.working():
+            job_id = await app.enqueue(deaf)
+            await wait_until(began.is_set)
+            assert not (await app.get(job_id)).cancel_heard
+            await app.cancel(job_id)
+            try:
+                job = await wait_until(lambda: _heard(app, job_id))
+            finally:
+                go_on.set()
+        assert (job.state, job.progress, job.message) == (JobState.RUNNING, 40, "four of ten")
+
+
+async def _heard(app: App, job_id: str) -> Any:
+    job = await app.get(job_id)
+    return job if job.cancel_heard else None
 
 
 class TestUpkeep:

@@ -141,8 +141,9 @@ def _death_of(process: SpawnProcess) -> Any:
     Its sentinel is a pipe that processes forked by the job may keep open; Linux tells by a pidfd.
     """
     if sys.platform == "linux":
-        # A Connection only because it closes the descriptor with itself.
-        return Connection(os.pidfd_open(process.pid or 0), writable=False)
+        with contextlib.suppress(OSError):
+            # A Connection only because it closes the descriptor with itself.
+            return Connection(os.pidfd_open(process.pid or 0), writable=False)
     return process.sentinel
 
 
@@ -219,7 +220,7 @@ class _Visit:
 
 
 class Children:
-    """The child processes of a worker. There are never more than jobs in them: see their lane.
+    """The child processes of a worker: never more than there are slots in their lane.
 
     A child is replaced after `jobs_per_child` jobs (0: never); `memory` is the limit of each, in
     megabytes of address space.
@@ -230,6 +231,7 @@ class Children:
         self._memory = memory
         self._threads = ThreadExecutor()
         self._idle: list[_Process] = []
+        self._busy: set[_Process] = set()
 
     async def run(
         self,
@@ -249,7 +251,16 @@ class Children:
             "seconds": definition.timeout,
         }
         child = self._take()
-        with _Visit(job, definition.timeout, child, control, runtime) as visit:
+        self._busy.add(child)
+        try:
+            return await self._visit(child, job, request, control, runtime)
+        finally:
+            self._busy.discard(child)
+
+    async def _visit(
+        self, child: _Process, job: Job, request: Message, control: Control, runtime: Runtime
+    ) -> Outcome:
+        with _Visit(job, request["seconds"], child, control, runtime) as visit:
             try:
                 done = await self._threads.run(child.converse, request, visit.hear)
             except _Died:
@@ -272,7 +283,7 @@ class Children:
         try:
             await asyncio.gather(*(self._threads.run(child.end) for child in children))
         finally:
-            for child in children:
+            for child in (*children, *self._busy):
                 child.bury()
             self._threads.close()
 

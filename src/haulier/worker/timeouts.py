@@ -15,7 +15,10 @@ from haulier.services.context import Control, overdue
 
 
 class _ExpiredError(JobTimeoutError, asyncio.CancelledError):
-    """What is raised inside the job."""
+    """What is raised inside the job; in tracebacks it goes by its public name."""
+
+    __module__ = JobTimeoutError.__module__
+    __qualname__ = JobTimeoutError.__qualname__
 
 
 class Timed:

@@ -150,6 +150,26 @@ class TestReplace:
             ("default", "work", Role.SINGLE, JobState.CANCELLED): 2,
         }
 
+    async def test_the_holders_of_several_names_all_give_way(self, store):
+        first, second = (work(unique=(Uniqueness(text), Uniqueness(text * 2))) for text in "ab")
+        await store.insert([first, second])
+        third = work(unique=tuple(Uniqueness(text, conflict=Conflict.REPLACE) for text in "ab"))
+        assert (await store.insert([third])).new == 1
+        for job in (first, second):
+            assert (await store.get(job.id)).state is JobState.CANCELLED
+        assert (await store.insert([work(unique=(Uniqueness("aa"), Uniqueness("bb")))])).new == 1
+
+    async def test_of_several_holders_one_that_runs_keeps_all(self, store, hand):
+        await store.insert([work(unique=(Uniqueness("b"),))])
+        running = await hand.claim_one()
+        waiting = work(unique=(Uniqueness("a"),))
+        await store.insert([waiting])
+        names = tuple(Uniqueness(text, conflict=Conflict.REPLACE) for text in "ab")
+        with pytest.raises(DuplicateJobError) as caught:
+            await store.insert([work(unique=names)])
+        assert caught.value.job_id == running.id
+        assert (await store.get(waiting.id)).state is JobState.PENDING
+
     async def test_a_head_that_waits_for_a_worker_gives_way(self, store, hand):
         first, second = head(unique=named()), head(unique=named(Conflict.REPLACE))
         await store.insert([first])

@@ -1,4 +1,4 @@
-"""Batches that fail: too many failed items, one callback whatever happens, and chosen retries."""
+"""Batches that fail: too many failed items, and one callback whatever happens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 import pytest
 
 from haulier.domain.batch import BatchPolicy, FinishCallback
-from haulier.domain.job import Job, JobError, JobState, OnLost
-from haulier.domain.moves import Move, Transition
+from haulier.domain.job import Job, JobState, OnLost
+from haulier.domain.moves import Move
 from haulier.exceptions import JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
 from support import Hand, adds_up, filled_batch, head, items, move
@@ -32,10 +32,6 @@ def counts(completed: int = 0, failed: int = 0, cancelled: int = 0) -> dict[str,
         "failed": failed,
         "cancelled": cancelled,
     }
-
-
-def fails(job: Job, error_type: str) -> Transition:
-    return move(job, Move.FAIL)._replace(error=JobError(type=error_type, message="no"))
 
 
 class TestMaxFailures:
@@ -242,6 +238,15 @@ class TestMaxFailures:
         assert ended.state.final
         assert (ended.counts.completed, ended.counts.failed) == (1, 5)
 
+    async def test_requeueing_one_of_its_items_reopens_it_too(self, store, hand):
+        batch = await filled_batch(store, 3, max_failures=0)
+        failed = await hand.claim_one()
+        await hand.hand_in(failed, Move.FAIL)
+        assert await store.requeue([failed.id]) == {failed.id: JobState.PENDING}
+        assert (await store.get(batch)).state is JobState.RUNNING
+        assert await hand.work_off() == 1
+        assert (await store.get(batch)).state is JobState.COMPLETED
+
     async def test_it_can_be_deleted(self, store, hand):
         batch = await filled_batch(store, 3, max_failures=0)
         await hand.hand_in(await hand.claim_one(), Move.FAIL)
@@ -333,75 +338,3 @@ class TestOneCallback:
             ("failed", counts(cancelled=2)),
             ("completed", counts(completed=1)),
         ]
-
-
-class TestRetrySome:
-    """Only failed items of one kind of error, and only so many at a time."""
-
-    async def ended(self, store: JobStore, hand: Hand, errors: str, **policy) -> str:
-        """A batch whose items have failed, each with the error of its letter; `.`: completed."""
-        batch = await filled_batch(store, len(errors), **policy)
-        jobs = await hand.claim(len(errors))
-        await hand.exchange(
-            *(
-                move(job, Move.COMPLETE) if letter == "." else fails(job, letter)
-                for job, letter in zip(jobs, errors, strict=True)
-            )
-        )
-        assert (await store.get(batch)).state is JobState.COMPLETED
-        return batch
-
-    async def test_only_those_of_one_class(self, store, hand):
-        batch = await self.ended(store, hand, "AB.ABA")
-        assert await store.retry_failed(batch, error_type="B") == 2
-        assert [job.position for job in await hand.claim(9)] == [1, 4]
-        now = await store.batch(batch)
-        assert (now.state, now.counts.failed) == (JobState.RUNNING, 3)
-
-    async def test_only_so_many_the_first_ones_first(self, store, hand):
-        batch = await self.ended(store, hand, "AAA.AA")
-        for expected in ([0, 1], [2, 4], [5]):
-            assert await store.retry_failed(batch, limit=2) == len(expected)
-            jobs = await hand.claim(9)
-            assert [job.position for job in jobs] == expected
-            await hand.exchange(*(move(job, Move.COMPLETE) for job in jobs))
-            assert (await store.get(batch)).state is JobState.COMPLETED
-        assert await store.retry_failed(batch, limit=2) == 0
-
-    async def test_both_together(self, store, hand):
-        batch = await self.ended(store, hand, "ABABAB")
-        assert await store.retry_failed(batch, error_type="B", limit=2) == 2
-        assert [job.position for job in await hand.claim(9)] == [1, 3]
-
-    async def test_the_last_error_of_an_item_counts(self, store, hand):
-        batch = await filled_batch(store, 1)
-        job = await hand.claim_one()
-        retried = move(job, Move.RETRY, delay=0)._replace(error=JobError(type="A", message=""))
-        (again,) = (await hand.exchange(retried, slots=1)).jobs
-        await hand.exchange(fails(again, "B"))
-        assert await store.retry_failed(batch, error_type="A") == 0
-        assert (await store.get(batch)).state is JobState.COMPLETED
-        assert await store.retry_failed(batch, error_type="B") == 1
-
-    @pytest.mark.parametrize("which", [{"error_type": "C"}, {"limit": 0}])
-    async def test_none_leaves_the_batch_settled(self, store, hand, which):
-        batch = await self.ended(store, hand, "AB", finish=AFTERWARDS)
-        before = await store.batch(batch)
-        assert await store.retry_failed(batch, **which) == 0
-        assert await store.batch(batch) == before
-        assert len(await told(store, batch)) == 1
-
-    async def test_a_limit_beyond_what_has_failed_is_no_error(self, store, hand):
-        batch = await self.ended(store, hand, "A.A")
-        assert await store.retry_failed(batch, limit=1_000_000) == 2
-
-    async def test_so_many_of_thousands(self, store, hand):
-        batch = await filled_batch(store, MANY)
-        await hand.work_off(Move.FAIL)
-        assert await store.retry_failed(batch, limit=3000) == 3000
-        now = await store.batch(batch)
-        assert (now.counts.pending, now.counts.failed) == (3000, 2000)
-        assert await hand.work_off() == 3000
-        assert await store.retry_failed(batch) == 2000
-        assert await hand.work_off() == 2000
-        assert (await store.batch(batch)).counts.completed == MANY

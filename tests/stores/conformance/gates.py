@@ -137,6 +137,14 @@ class TestConcurrency:
         ended = await store.batch(batch)
         assert (ended.state, ended.counts.cancelled) == (JobState.COMPLETED, 2)
 
+    async def test_those_next_in_line_that_are_cancelled_take_nobodys_place(self, store, hand):
+        batch = await filled_batch(store, 6, concurrency=2)
+        first, second, *_ = items(batch, 6)
+        await store.cancel([first.id, second.id])
+        assert positions(await hand.claim(9)) == [2, 3]
+        await store.requeue([first.id])
+        assert await hand.claim(9) == []
+
     async def test_a_stale_finish_lets_in_nobody(self, store, hand):
         await filled_batch(store, 3, concurrency=1)
         old = await hand.claim_one()

@@ -1,13 +1,13 @@
-"""A store against a model of it: a dictionary that obeys `RULES`, driven by Hypothesis."""
+"""A store against a model of it, driven by Hypothesis through long random histories."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,33 +19,22 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from haulier.domain.job import MICROSECOND, RANK_PER_PRIORITY, Job, JobState, Role
-from haulier.domain.moves import RULES, Move, after_loss
+from conformance.shadow import FAILED, PENDING, RUNNING, HeadShadow, Model, Shadow
+from haulier.domain import event as ev
+from haulier.domain.job import MICROSECOND, JobState, OnLost, Role
+from haulier.domain.moves import RULES, Move
+from haulier.domain.unique import Uniqueness
 from haulier.exceptions import JobStateError
 from haulier.ports import JobFilter
-from support import Hand, StoreHome, filled_batch, works
+from support import Hand, StoreHome, filled_batch, work, works
 
-EXAMPLES = 60
-STEPS = 40
+STEPS = 50
 A_WEEK = 7 * 86_400.0
 
 picks = st.integers(0, 10_000)
 moves = st.sampled_from(
     [Move.COMPLETE, Move.FAIL, Move.RETRY, Move.SNOOZE, Move.GIVE_BACK, Move.CANCEL]
 )
-
-
-@dataclass
-class Shadow:
-    """What the model believes about a job."""
-
-    job: Job
-    number: int
-    claims: tuple[Job, ...] = ()
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return self.job.run_at - self.job.priority * RANK_PER_PRIORITY, self.number
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -59,18 +48,21 @@ class StoreModel(RuleBasedStateMachine):
         self.clock = self.home.clock
         self.runner = asyncio.Runner()
         self.store = self.runner.run(self.home.client(ttl=A_WEEK).__aenter__())
-        self.shadows: dict[str, Shadow] = {}
-        self.heads: dict[str, JobState] = {}
-        self.doomed: set[str] = set()
+        self.model = Model(self.clock.now)
         self.hands: list[Hand] = []
+        self.cursor: str | None = None
+        self.seq = 0
 
     def teardown(self) -> None:
         self.runner.run(self.store.__aexit__(None, None, None))
         self.runner.close()
 
+    def run(self, call):
+        return self.runner.run(call)
+
     @initialize()
     def two_workers(self) -> None:
-        self.hands = [self.runner.run(Hand.enlist(self.store)) for _ in range(2)]
+        self.hands = [self.run(Hand.enlist(self.store)) for _ in range(2)]
 
     # Producers and time
 
@@ -78,18 +70,32 @@ class StoreModel(RuleBasedStateMachine):
         count=st.integers(1, 3),
         priority=st.integers(-2, 2),
         delay=st.sampled_from([0, 0, 5, 60]),
+        on_lost=st.sampled_from([OnLost.RETRY, OnLost.RETRY, OnLost.FAIL]),
     )
-    def insert(self, count: int, priority: int, delay: int) -> None:
-        jobs = works(count, priority=priority, delay=delay * MICROSECOND)
-        assert self.runner.run(self.store.insert(jobs)).new == count
-        self._learn([job.id for job in jobs])
+    def insert(self, count: int, priority: int, delay: int, on_lost: OnLost) -> None:
+        jobs = works(count, priority=priority, delay=delay * MICROSECOND, on_lost=on_lost)
+        assert self.run(self.store.insert(jobs)).new == count
+        self.model.learn([self.run(self.store.get(job.id)) for job in jobs])
 
-    @rule(count=st.integers(1, 4))
-    def insert_batch(self, count: int) -> None:
-        batch = self.runner.run(filled_batch(self.store, count))
-        page = self.runner.run(self.store.find(JobFilter(batch_id=batch), oldest_first=True))
-        self.heads[batch] = JobState.RUNNING
-        self._learn([job.id for job in page.jobs])
+    @rule(name=st.sampled_from("ab"))
+    def insert_unique(self, name: str) -> None:
+        job = work(unique=(Uniqueness(name),))
+        reply = self.run(self.store.insert([job]))
+        holder = self.model.names.get(name)
+        assert reply.instead == ({} if holder is None else {job.id: holder})
+        if holder is None:
+            self.model.learn([self.run(self.store.get(job.id))], name)
+
+    @rule(
+        count=st.integers(1, 4),
+        concurrency=st.sampled_from([None, None, 1, 2]),
+        max_failures=st.sampled_from([None, None, 0, 1]),
+    )
+    def insert_batch(self, count: int, concurrency: int | None, max_failures: int | None) -> None:
+        policy = {"concurrency": concurrency, "max_failures": max_failures}
+        batch = self.run(filled_batch(self.store, count, **policy))
+        page = self.run(self.store.find(JobFilter(batch_id=batch), oldest_first=True))
+        self.model.learn_batch(HeadShadow(batch, **policy), page.jobs)
 
     @rule(seconds=st.sampled_from([0.5, 10, 400]))
     def wait(self, seconds: float) -> None:
@@ -99,185 +105,206 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(slots=st.integers(1, 5), who=picks)
     def claim(self, slots: int, who: int) -> None:
-        hand = self.hands[who % len(self.hands)]
-        ready = [s for s in self._in(JobState.PENDING) if s.job.run_at <= self.clock.now()]
-        expected = sorted(ready, key=lambda shadow: shadow.place)[:slots]
-        claimed = self.runner.run(hand.claim(slots))
-        assert [job.id for job in claimed] == [shadow.job.id for shadow in expected]
-        for job, shadow in zip(claimed, expected, strict=True):
-            self._apply(shadow, Move.CLAIM)
+        hand = self._pick(self.hands, who)
+        claimed = self.run(hand.claim(slots))
+        self.model.check_claim(hand.id, slots, [job.id for job in claimed])
+        for job in claimed:
+            shadow = self.model.shadows[job.id]
+            self.model.apply(shadow, Move.CLAIM)
             shadow.job = shadow.job._replace(worker=hand.id)
             shadow.claims = (*shadow.claims, job)
             assert (job.attempt, job.lease) == (shadow.job.attempt, shadow.job.lease)
 
-    @precondition(lambda self: self._in(JobState.RUNNING))
+    @precondition(lambda self: self.model.within(RUNNING))
     @rule(pick=picks, how=moves, delay=st.sampled_from([None, 0, 30]), who=picks)
     def finish(self, pick: int, how: Move, delay: int | None, who: int) -> None:
-        shadow = self._pick(self._in(JobState.RUNNING), pick)
-        hand = self.hands[who % len(self.hands)]
+        shadow = self._pick(self.model.within(RUNNING), pick)
         delay = None if how in (Move.COMPLETE, Move.FAIL, Move.CANCEL) else delay
-        assert self.runner.run(hand.hand_in(shadow.claims[-1], how, delay=delay))
-        self._apply(shadow, how, delay)
+        hand = self._pick(self.hands, who)
+        assert self.run(hand.hand_in(shadow.claims[-1], how, delay=delay))
+        self.model.apply(shadow, how, delay)
+        self._check_errors(shadow)
 
-    @precondition(lambda self: any(shadow.claims for shadow in self.shadows.values()))
+    @precondition(lambda self: any(shadow.claims for shadow in self.model))
     @rule(pick=picks, how=moves)
     def finish_late(self, pick: int, how: Move) -> None:
         """A claim that is over: its worker comes back with a result."""
         stale = [
             job
-            for shadow in self.shadows.values()
+            for shadow in self.model
             for job in shadow.claims
-            if shadow.job.state is not JobState.RUNNING or job.lease != shadow.job.lease
+            if shadow.job.state is not RUNNING or job.lease != shadow.job.lease
         ]
         if stale:
-            assert not self.runner.run(self.hands[0].hand_in(self._pick(stale, pick), how))
+            assert not self.run(self.hands[0].hand_in(self._pick(stale, pick), how))
 
     @rule(who=picks)
     def lose(self, who: int) -> None:
         """A worker dies; another takes its place."""
         hand = self.hands.pop(who % len(self.hands))
-        held = [s for s in self._in(JobState.RUNNING) if s.job.worker == hand.id]
-        assert self.runner.run(self.store.retire(hand.id)) == len(held)
+        held = [s for s in self.model.within(RUNNING) if s.job.worker == hand.id]
+        assert self.run(self.store.retire(hand.id)) == len(held)
         for shadow in held:
-            loss = after_loss(shadow.job)
-            seconds = None if loss.delay is None else loss.delay / MICROSECOND
-            self._apply(shadow, loss.move, seconds)
-        self.hands.append(self.runner.run(Hand.enlist(self.store)))
+            self.model.lose(shadow)
+            self._check_errors(shadow)
+        self.hands.append(self.run(Hand.enlist(self.store)))
 
     # Operators
 
-    @precondition(lambda self: self.shadows)
+    @precondition(lambda self: self.model.shadows)
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
-        shadow = self._pick(list(self.shadows.values()), pick)
-        states = self.runner.run(self.store.cancel([shadow.job.id]))
-        self._cancel(shadow)
+        shadow = self._pick(list(self.model), pick)
+        states = self.run(self.store.cancel([shadow.job.id]))
+        self.model.cancel(shadow)
         assert states == {shadow.job.id: shadow.job.state}
-        self._settle(shadow.job.batch_id)
+        self.model.settle(shadow.job.batch_id)
 
-    @precondition(lambda self: self.heads)
+    @precondition(lambda self: self.model.heads)
     @rule(pick=picks)
     def cancel_batch(self, pick: int) -> None:
-        batch = self._pick(list(self.heads), pick)
-        self.runner.run(self.store.cancel([batch]))
-        if self.heads[batch] is JobState.RUNNING:
-            self.doomed.add(batch)
-            for shadow in self._items(batch):
-                self._cancel(shadow)
-            self._settle(batch)
+        head = self._pick(list(self.model.heads.values()), pick)
+        if head.state is RUNNING and head.ending is Move.GIVE_UP:
+            return  # It ends anyway; as what is left open.
+        self.run(self.store.cancel([head.id]))
+        if head.state is RUNNING:
+            self.model.end(head, Move.ABANDON)
 
-    @precondition(lambda self: self.shadows)
+    @precondition(lambda self: self.model.shadows)
     @rule(pick=picks)
     def requeue(self, pick: int) -> None:
-        shadow = self._pick(list(self.shadows.values()), pick)
-        batch = shadow.job.batch_id
+        shadow = self._pick(list(self.model), pick)
+        head = self.model.heads.get(shadow.job.batch_id or "")
         ended_badly = shadow.job.state in RULES[Move.REQUEUE].sources
-        if ended_badly and batch in self.doomed and self.heads[batch] is JobState.RUNNING:
-            try:
-                self.runner.run(self.store.requeue([shadow.job.id]))
-            except JobStateError:
-                return
-            raise AssertionError("an item of a batch that is being cancelled was requeued")
-        self.runner.run(self.store.requeue([shadow.job.id]))
-        if ended_badly:
-            self._reopen(batch)
-            self._apply(shadow, Move.REQUEUE, 0)
-
-    @precondition(lambda self: self.heads)
-    @rule(pick=picks)
-    def retry_failed(self, pick: int) -> None:
-        batch = self._pick(list(self.heads), pick)
-        if batch in self.doomed and self.heads[batch] is JobState.RUNNING:
+        if ended_badly and head is not None and head.ending and head.state is RUNNING:
+            with pytest.raises(JobStateError):
+                self.run(self.store.requeue([shadow.job.id]))
             return
-        failed = [s for s in self._items(batch) if s.job.state is JobState.FAILED]
-        assert self.runner.run(self.store.retry_failed(batch)) == len(failed)
-        if failed:
-            self._reopen(batch)
+        states = self.run(self.store.requeue([shadow.job.id]))
+        if ended_badly and self.model.may_requeue(shadow):
+            self.model.requeue(shadow)
+            self._look_whether_paused(head)
+        assert states == {shadow.job.id: shadow.job.state}
+
+    @precondition(lambda self: self.model.heads)
+    @rule(pick=picks, limit=st.sampled_from([None, None, 1]))
+    def retry_failed(self, pick: int, limit: int | None) -> None:
+        head = self._pick(list(self.model.heads.values()), pick)
+        if head.ending and head.state is RUNNING:
+            with pytest.raises(JobStateError):
+                self.run(self.store.retry_failed(head.id))
+            return
+        failed = self.model.items(head.id, FAILED)[:limit]
+        assert self.run(self.store.retry_failed(head.id, limit=limit)) == len(failed)
         for shadow in failed:
-            self._apply(shadow, Move.REQUEUE, 0)
+            self.model.requeue(shadow)
+        self._look_whether_paused(head)
+
+    @precondition(lambda self: self.model.heads)
+    @rule(pick=picks)
+    def pause(self, pick: int) -> None:
+        self._switch(self._pick(list(self.model.heads.values()), pick), paused=True)
+
+    @precondition(lambda self: any(head.paused for head in self.model.heads.values()))
+    @rule(pick=picks)
+    def resume(self, pick: int) -> None:
+        paused = [head for head in self.model.heads.values() if head.paused]
+        head = self._pick(paused, pick)
+        if head.state is RUNNING and not head.ending:
+            self._switch(head, paused=False)
+
+    def _look_whether_paused(self, head: HeadShadow | None) -> None:
+        """Whether a pause outlives the end of its batch, when it is reopened, is left open."""
+        if head is not None:
+            head.paused = self.run(self.store.batch(head.id)).paused
+
+    def _switch(self, head: HeadShadow, *, paused: bool) -> None:
+        verb = self.store.pause if paused else self.store.resume
+        if head.state is not RUNNING:
+            with pytest.raises(JobStateError):
+                self.run(verb(head.id))
+        elif not head.ending:
+            self.run(verb(head.id))
+            if head.paused != paused:
+                self.model.told.append((ev.PAUSED if paused else ev.RESUMED, head.id))
+            head.paused = paused
 
     # The comparison
 
     @invariant()
-    def jobs_are_as_the_model_says(self) -> None:
-        page = self.runner.run(self.store.find(JobFilter(), limit=10_000))
+    def the_store_is_as_the_model_says(self) -> None:
+        self.run(self._compare())
+
+    async def _compare(self) -> None:
+        await self._compare_jobs()
+        await self._compare_counts()
+        await self._compare_events()
+
+    async def _compare_jobs(self) -> None:
+        model = self.model
+        page = await self.store.find(JobFilter(), limit=10_000)
         for job in page.jobs:
             if job.role is Role.HEAD:
-                assert job.state is self.heads[job.id]
+                assert job.state is model.heads[job.id].state
                 continue
-            expected = self.shadows[job.id].job
+            expected = model.shadows[job.id].job
             for name in ("state", "attempt", "lease", "lost", "worker", "cancel_requested"):
                 assert getattr(job, name) == getattr(expected, name), name
             assert (job.finished_at is not None) == job.state.final
-        assert len(page.jobs) == len(self.shadows) + len(self.heads)
+            if job.parked:
+                head = model.heads[job.batch_id]
+                assert head.paused or head.concurrency is not None
+                assert job.state is PENDING
+        assert len(page.jobs) == len(model.shadows) + len(model.heads)
 
-    @invariant()
-    def counters_are_as_the_model_says(self) -> None:
-        counts = self.runner.run(self.store.counts())
-        jobs = Counter((s.job.role, s.job.state) for s in self.shadows.values())
-        jobs.update((Role.HEAD, state) for state in self.heads.values())
+    async def _compare_counts(self) -> None:
+        model = self.model
+        counts = await self.store.counts()
+        jobs = Counter((s.job.role, s.job.state) for s in model)
+        jobs.update((Role.HEAD, head.state) for head in model.heads.values())
         assert {(role, state): n for (_, _, role, state), n in counts.items()} == jobs
-        for batch in self.heads:
-            told = self.runner.run(self.store.batch(batch)).counts
-            states = Counter(shadow.job.state for shadow in self._items(batch))
-            assert told.total == sum(states.values())
+        for head in model.heads.values():
+            told = await self.store.batch(head.id)
+            states = Counter(shadow.job.state for shadow in model.items(head.id))
+            assert told.counts.total == sum(states.values())
             for state in JobState:
-                assert getattr(told, state) == states[state]
+                assert getattr(told.counts, state) == states[state]
+            if head.state is RUNNING:
+                assert told.paused == head.paused
 
-    # The model's own moves
+    async def _compare_events(self) -> None:
+        """One event for each thing that the model did since the last look, numbered without a gap.
 
-    def _learn(self, ids: list[str]) -> None:
-        for job_id in ids:
-            job = self.runner.run(self.store.get(job_id))
-            self.shadows[job_id] = Shadow(job, len(self.shadows))
+        Whether a head that waits is told of its cancel is left open.
+        """
+        events = await self.store.events(after=self.cursor)
+        assert [event.seq for event in events] == [self.seq + n + 1 for n in range(len(events))]
+        if events:
+            self.cursor, self.seq = events[-1].cursor, events[-1].seq
+        heard = Counter(
+            (event.type, event.job_id)
+            for event in events
+            if not (event.type == ev.CANCEL_REQUESTED and event.role is Role.HEAD)
+        )
+        assert heard == Counter(self.model.told)
+        self.model.told.clear()
 
-    def _in(self, state: JobState) -> list[Shadow]:
-        return [shadow for shadow in self.shadows.values() if shadow.job.state is state]
-
-    def _items(self, batch: str) -> list[Shadow]:
-        return [shadow for shadow in self.shadows.values() if shadow.job.batch_id == batch]
+    def _check_errors(self, shadow: Shadow) -> None:
+        errors = self.run(self.store.errors(shadow.job.id))
+        if shadow.errors is None:
+            shadow.errors = len(errors)
+        assert len(errors) == shadow.errors
+        leases = [error.lease for error in errors]
+        assert leases == sorted(set(leases), reverse=True)
 
     def _pick(self, things: list, pick: int):
         return things[pick % len(things)]
-
-    def _apply(self, shadow: Shadow, how: Move, delay: float | None = None) -> None:
-        job, yields = shadow.job, RULES[how].yields_to_cancel and shadow.job.cancel_requested
-        effect = RULES[Move.CANCEL] if yields else RULES[how]
-        assert job.state in effect.sources
-        shadow.job = job._replace(
-            state=effect.target,
-            attempt=effect.attempt if effect.resets else job.attempt + effect.attempt,
-            lease=job.lease + effect.lease,
-            lost=0 if effect.resets else job.lost + effect.lost,
-            worker=None,
-            cancel_requested=False,
-            run_at=job.run_at if delay is None else self.clock.now() + round(delay * MICROSECOND),
-        )
-        self._settle(job.batch_id)
-
-    def _cancel(self, shadow: Shadow) -> None:
-        if shadow.job.state is JobState.PENDING:
-            shadow.job = shadow.job._replace(state=JobState.CANCELLED)
-        elif shadow.job.state is JobState.RUNNING:
-            shadow.job = shadow.job._replace(cancel_requested=True)
-
-    def _settle(self, batch: str | None) -> None:
-        if batch is None or self.heads[batch] is not JobState.RUNNING:
-            return
-        if all(shadow.job.state.final for shadow in self._items(batch)):
-            how = Move.ABANDON if batch in self.doomed else Move.SETTLE
-            self.heads[batch] = RULES[how].target
-
-    def _reopen(self, batch: str | None) -> None:
-        if batch is not None and self.heads[batch] is not JobState.RUNNING:
-            self.heads[batch] = RULES[Move.REOPEN].target
-            self.doomed.discard(batch)
 
 
 class TestModel:
     """Long random histories."""
 
-    def test_a_store_does_what_its_model_does(self, home_kind, tmp_path: Path):
+    def test_a_store_does_what_its_model_does(self, home_kind, tmp_path: Path, request):
         homes = iter(range(1_000_000))
 
         def new_home() -> StoreHome:
@@ -289,6 +316,7 @@ class TestModel:
             pass
 
         Machine.new_home = staticmethod(new_home)
+        examples = request.config.getoption("--model-examples")
         run_state_machine_as_test(
-            Machine, settings=settings(max_examples=EXAMPLES, stateful_step_count=STEPS)
+            Machine, settings=settings(max_examples=examples, stateful_step_count=STEPS)
         )

@@ -140,6 +140,16 @@ class TestPause:
         await store.pause(batch)
         assert (await store.batch(batch)).eta(clock.now()) is None
 
+    async def test_a_pause_by_one_client_holds_for_all(self, home, store, ttl, hand):
+        if not home.several:
+            pytest.skip("this store has a single client: it lives in that client's memory")
+        async with home.client(ttl=ttl) as other:
+            batch = await filled_batch(store, 2)
+            await other.pause(batch)
+            assert await hand.claim(9) == []
+            await store.resume(batch)
+            assert len(await (await Hand.enlist(other)).claim(9)) == 2
+
     async def test_pausing_and_resuming_twice_changes_nothing(self, store, hand):
         batch = await filled_batch(store, 3)
         await store.resume(batch)

@@ -311,21 +311,31 @@ class TestHeadRules:
         else:
             assert after == before
 
-    @pytest.mark.parametrize("cancelled", [False, True])
-    async def test_retrying_failed_items_reopens_a_settled_head(self, store, hand, cancelled):
-        batch = await filled_batch(store, 1)
+    async def test_the_last_item_gives_up_a_waiting_head_with_too_many_failures(self, store, hand):
+        batch = await filled_batch(store, 2, max_failures=0)
+        one, two = await hand.claim(2)
+        await hand.hand_in(one, Move.FAIL)
+        before = await store.get(batch)
+        await hand.hand_in(two, Move.CANCEL)
+        after = await store.get(batch)
+        assert Expected.of(after) == Expected.after(Move.GIVE_UP, before, hand.id)
+
+    @pytest.mark.parametrize("state", [s for s in STATES if s.final])
+    async def test_retrying_failed_items_reopens_a_settled_head(self, store, hand, state):
+        most = 0 if state is JobState.FAILED else None
+        batch = await filled_batch(store, 1, max_failures=most)
         item = await hand.claim_one()
-        if cancelled:
+        if state is JobState.CANCELLED:
             await store.cancel([batch])
         await hand.hand_in(item, Move.FAIL)
         before = await store.get(batch)
-        assert before.state is (JobState.CANCELLED if cancelled else JobState.COMPLETED)
+        assert before.state is state
 
         assert await store.retry_failed(batch) == 1
 
         after = await store.get(batch)
         assert Expected.of(after) == Expected.after(Move.REOPEN, before, hand.id)
-        assert after.result is None
+        assert (after.result, after.error) == (None, None)
         assert not (await store.batch(batch)).cancel_requested
 
     @pytest.mark.parametrize("state", [JobState.PENDING, JobState.FAILED, JobState.CANCELLED])
