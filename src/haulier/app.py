@@ -25,6 +25,7 @@ from haulier.services.jobs import JobManager, Payload
 from haulier.services.options import Options
 from haulier.services.registry import Registry, TaskOptions, task_from
 from haulier.services.secrets import KeyFile, Sealer
+from haulier.services.selection import check_limit
 from haulier.stores import open_store
 from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
@@ -275,6 +276,7 @@ class App:
 
         All, or those whose last error is of the class `error_type`, and at most `limit` of them.
         """
+        check_limit(limit)
         return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def pause(self, batch_id: str) -> None:

@@ -240,6 +240,9 @@ class TestFilters:
             ([job_id, "--kind", "work"], "not both"),
             ([job_id, "--limit", "5"], "not both"),
             (["--all", "--limit", "0"], "--limit"),
+            (["--all", "--limit", "9" * 30], "--limit"),
+            (["--kind", "half \udcff"], "--kind"),
+            (["--error", "half \udcff"], "--error"),
             (["--state", "done"], "--state"),
         ):
             done = await run("jobs", command, *arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from haulier import App, JobFilter, JobState, RetryPolicy
+from haulier import App, JobFilter, JobState, RetryPolicy, ValidationError
 from haulier.domain.job import Role
 from haulier.domain.moves import Move
 from haulier.services import selection
@@ -49,6 +49,20 @@ async def test_the_oldest_come_first_up_to_a_limit(app):
     assert await app.cancel_all(JobFilter(), limit=2) == 2
     assert await states(app, ids) == ["cancelled"] * 2 + ["pending"] * 3
     assert await app.cancel_all(JobFilter(), limit=0) == 0
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, "1", True, 2**63])
+async def test_a_limit_that_is_none_is_refused(app, limit):
+    batch = await app.enqueue_batch("work", numbers(2))
+    for call in (
+        app.cancel_all(JobFilter(), limit=limit),
+        app.retry_all(JobFilter(), limit=limit),
+        app.delete_all(JobFilter(), limit=limit),
+        app.retry_failed(batch, limit=limit),
+    ):
+        with pytest.raises(ValidationError, match="limit"):
+            await call
+    assert (await app.batch(batch)).counts.pending == 2
 
 
 async def test_more_than_a_slice(app, hand):

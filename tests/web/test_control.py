@@ -249,7 +249,12 @@ class TestBatches:
 
     @pytest.mark.parametrize(
         ("body", "field"),
-        [({"limit": 0}, "limit"), ({"error_type": 5}, "error_type"), ({"error": "x"}, "error")],
+        [
+            ({"limit": 0}, "limit"),
+            ({"limit": 2**63}, "limit"),
+            ({"error_type": 5}, "error_type"),
+            ({"error": "x"}, "error"),
+        ],
     )
     async def test_a_bad_choice_of_items_is_refused(self, client, check, jobs, body, field):
         batch = await jobs.enqueue_batch("add", [{"a": 1, "b": 0}], {})
@@ -320,6 +325,7 @@ class TestFilters:
             ({"limit": 5}, ["body"]),
             ({"state": []}, ["body"]),
             ({"kind": "add", "limit": 0}, ["limit"]),
+            ({"kind": "add", "limit": 2**63}, ["limit"]),
             ({"kind": 5}, ["kind"]),
             ({"kind": "add", "kinds": ["add"]}, ["kinds"]),
             ({"state": ["done"]}, ["state.0"]),

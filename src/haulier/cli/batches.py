@@ -12,6 +12,7 @@ import click
 from haulier.cli.jobs import watch_until_done
 from haulier.cli.output import (
     STATE_NAMES,
+    TEXT,
     ago,
     batch_document,
     command_body,
@@ -28,6 +29,7 @@ from haulier.cli.output import (
 from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
+from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,9 +191,15 @@ async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
 @batches.command("retry-failed")
 @click.argument("batch_id")
 @click.option(
-    "--error", "error_type", metavar="CLASS", help="Only those whose last error is a CLASS."
+    "--error",
+    "error_type",
+    type=TEXT,
+    metavar="CLASS",
+    help="Only those whose last error is a CLASS.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many, the first ones first.")
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), help="At most so many, the first ones first."
+)
 @store_option
 @json_option
 @command_body

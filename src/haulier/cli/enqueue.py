@@ -146,7 +146,7 @@ def _unique(
 def _parsed(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValidationError("the payload is not JSON", [Problem("payload", str(error))]) from None
     if not isinstance(document, dict):
         raise ValidationError(

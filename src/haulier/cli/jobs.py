@@ -43,7 +43,11 @@ def jobs() -> None:
 @jobs.command("list")
 @filter_options(list(JobState))
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--cursor", type=int, help="Go on after the page that named this cursor.")
+@click.option(
+    "--cursor",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Go on after the page that named this cursor.",
+)
 @store_option
 @json_option
 @command_body

@@ -124,6 +124,22 @@ def json_option(function: F) -> F:
     )
 
 
+class Text(click.types.StringParamType):
+    """A text that can be stored: what is no UTF-8 reaches us as half characters."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text; fails for half a character."""
+        text = str(value)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self.fail("is no UTF-8", param, ctx)
+        return text
+
+
+TEXT = Text()
+
+
 def batch_options(function: F) -> F:
     """How a batch is worked on: see `domain.batch.BatchPolicy`."""
     for decorate in (

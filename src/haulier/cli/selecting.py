@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
-from haulier.cli.output import states_of
+from haulier.cli.output import TEXT, states_of
 from haulier.domain.job import JobState
 from haulier.exceptions import Problem, ValidationError
 from haulier.ports import JobFilter
+from haulier.services.selection import MOST
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,11 +27,15 @@ def filter_options(states: Collection[JobState], *, items: bool = True) -> Calla
             type=click.Choice([str(state) for state in JobState if state in states]),
             help="Only jobs in this state; may be repeated.",
         ),
-        click.option("--kind", help="Only this kind."),
-        click.option("--queue", help="Only this queue."),
-        click.option("--key", help="Only this partition, such as an account."),
+        click.option("--kind", type=TEXT, help="Only this kind."),
+        click.option("--queue", type=TEXT, help="Only this queue."),
+        click.option("--key", type=TEXT, help="Only this partition, such as an account."),
         click.option(
-            "--error", "error_type", metavar="CLASS", help="Only those whose last error is a CLASS."
+            "--error",
+            "error_type",
+            type=TEXT,
+            metavar="CLASS",
+            help="Only those whose last error is a CLASS.",
         ),
         *([batch] if items else []),
     ]
@@ -51,7 +56,7 @@ def selection_options(states: Collection[JobState], *, items: bool = True) -> Ca
             click.option("--all", "everything", is_flag=True, help="All jobs, without a filter."),
             click.option(
                 "--limit",
-                type=click.IntRange(min=1),
+                type=click.IntRange(1, MOST),
                 help="At most so many of those that a filter finds, the oldest first.",
             ),
         ):

@@ -23,6 +23,7 @@ from haulier.services.registry import TaskDefinition, check_name
 
 HIGHEST_PRIORITY = 10_000
 LONGEST_KEY = 200
+HIGHEST_LIMIT = 1_000_000_000
 
 IDEMPOTENCY_PERIOD = 24 * 3600 * MICROSECOND
 """How long an idempotency key is remembered: a day, unless its job is deleted before."""
@@ -221,6 +222,8 @@ def _limit(
         problems.append(Problem(name, "is for batches"))
     elif isinstance(value, bool) or not isinstance(value, int) or value < least:
         problems.append(Problem(name, f"must be an integer, {least} or more"))
+    elif value > HIGHEST_LIMIT:
+        problems.append(Problem(name, f"must be {HIGHEST_LIMIT:,} at most"))
     else:
         return value
     return None

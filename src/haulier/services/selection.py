@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from dataclasses import replace
 
 from haulier.domain.job import JobState, Role
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import JobNotFoundError, JobStateError, Problem, ValidationError
 from haulier.ports import JobFilter, JobReader, JobStore
 
 SLICE = 500
@@ -18,6 +18,9 @@ SLICE = 500
 
 TOGETHER = 50
 """Jobs that one transaction moves, so that nobody waits for long."""
+
+MOST = 1_000_000_000
+"""The highest limit: more jobs than any store holds."""
 
 TOP = frozenset({Role.SINGLE, Role.HEAD})
 
@@ -74,6 +77,16 @@ async def _deleted(store: JobStore, job_id: str) -> bool:
     return True
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise ValidationError for a limit that is none."""
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MOST
+    ):
+        raise ValidationError(
+            "the limit was refused", [Problem("limit", f"must be an integer from 0 to {MOST:,}")]
+        )
+
+
 async def _for_all(
     reader: JobReader,
     where: JobFilter | None,
@@ -81,6 +94,7 @@ async def _for_all(
     act: Callable[[Sequence[str]], Awaitable[Collection[str]]],
 ) -> int:
     """Do something to all jobs of a query until `limit` of them were moved; how many that were."""
+    check_limit(limit)
     done = 0
     if where is None:
         return done

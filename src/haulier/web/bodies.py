@@ -22,6 +22,7 @@ from haulier.domain.unique import Scope
 from haulier.ports import JobFilter
 from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
 from haulier.services.options import HIGHEST_PRIORITY, Options, Unique
+from haulier.services.selection import MOST
 
 MAX_PAGE = 500
 
@@ -80,7 +81,7 @@ class _SelectionBody(_Taken):
     queue: str | None = Field(None, max_length=200)
     key: str | None = Field(None, max_length=200)
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, description="At most so many, the oldest first.")
+    limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:
@@ -125,7 +126,7 @@ class RetryFailedBody(_Taken):
     """Which failed items of a batch: those with such an error, and at most so many."""
 
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, description="The first ones first.")
+    limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
 
 
 class UniqueBody(_Taken):
