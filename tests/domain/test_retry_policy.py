@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from haulier.domain.retry import Backoff, RetryPolicy, class_names
-from haulier.exceptions import JobTimeoutError
+from haulier.exceptions import JobTimeoutError, RetryLater
 
 policies = st.builds(
     lambda delay, room, **fields: RetryPolicy(delay=delay, cap=delay + room, **fields),
@@ -120,6 +120,13 @@ def test_classes_and_their_names_stand_for_their_subclasses_too(fields, retried)
     classes = class_names(LostError)
     assert policy.retries(classes) is retried
     assert policy.wait(1, "LostError", "", classes, 0) == (2.0 if retried else None)
+
+
+def test_a_task_that_asks_for_another_try_gets_it_whatever_else_is_worth_one():
+    policy = RetryPolicy(retry_on=(OSError,), give_up_on=(Exception,), jitter=False)
+    classes = class_names(RetryLater)
+    assert policy.wait(1, "RetryLater", "", classes, 0) == 2.0
+    assert policy.wait(3, "RetryLater", "", classes, 0) is None
 
 
 @given(policies, attempts, dice)

@@ -13,6 +13,7 @@ from haulier import App
 from haulier.domain.job import LONGEST_DELAY
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import InvalidTaskTypeError, ValidationError
+from haulier.ports import JobFilter
 from haulier.services.options import Unique
 from haulier.services.registry import MAX_PAYLOAD
 
@@ -315,3 +316,26 @@ class TestPayload:
                 await call("count", payloads)
             assert [problem.field for problem in caught.value.problems] == ["items[2].n"]
         assert await app.store.counts() == {}
+
+
+class TestLimits:
+    """A limit that is no count of jobs is refused before anything is done to any."""
+
+    @pytest.mark.parametrize("verb", ["cancel_all", "retry_all", "delete_all", "retry_failed"])
+    async def test_of_what_is_done_to_many(self, app, verb):
+        ids = await app.enqueue_many("take", [{"value": n} for n in range(3)])
+        batch = await app.enqueue_batch("take", [{"value": n} for n in range(3)])
+        await app.cancel(ids[0])
+        before = await app.store.counts()
+        target = batch if verb == "retry_failed" else JobFilter()
+        with pytest.raises(ValidationError) as caught:
+            await getattr(app, verb)(target, limit=-1)
+        assert [problem.field for problem in caught.value.problems] == ["limit"]
+        assert await app.store.counts() == before
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    async def test_of_a_page(self, app, limit):
+        await app.enqueue("take", {"value": 1})
+        with pytest.raises(ValidationError) as caught:
+            await app.find(limit=limit)
+        assert [problem.field for problem in caught.value.problems] == ["limit"]

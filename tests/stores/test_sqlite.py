@@ -7,11 +7,14 @@ import contextlib
 import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 import apsw
 import pytest
 
+from haulier.domain.ids import raw_id
+from haulier.domain.job import JobState
 from haulier.exceptions import (
     ConfigurationError,
     JobStateError,
@@ -20,6 +23,7 @@ from haulier.exceptions import (
     StoreUnavailableError,
 )
 from haulier.ports import Inserted
+from haulier.services.ids import new_ids
 from haulier.stores import open_store
 from haulier.stores.sqlite import SqliteStore, claiming, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
@@ -274,6 +278,58 @@ class TestLanes:
         monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
         with pytest.raises(ConfigurationError, match=r"3\.51\.2"):
             check_library()
+
+
+class TestUpgrade:
+    """A store that an earlier version made."""
+
+    def made_by_step_1(self, path: Path, batch: str) -> None:
+        files = resources.files("haulier.stores.schema")
+        db = apsw.Connection(str(path))
+        db.execute(files.joinpath("sqlite_1.sql").read_text("utf-8"))
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1")
+        row = "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, "
+        row += "run_at, created_at, batch, finished_at, error) "
+        row += "VALUES (?, ?, 'default', ?, 1, x'7b7d', ?, ?, 0, ?, 0, ?, ?, ?)"
+        one, two, three = (raw_id(job_id) for job_id in new_ids(3))
+        error = '{"type":"Boom","message":"it broke","traceback":"","attempt":1,"at":5}'
+        for values in (
+            (one, "work", 0, 0, 5, 5, None, None, None),
+            (two, "work", 0, 0, None, 9, None, None, None),
+            (raw_id(batch), "bulk", 1, 2, None, 5, None, 8, None),
+            (three, "work", 2, 3, None, 5, raw_id(batch), 7, error),
+        ):
+            db.execute(row, values)
+        db.execute(
+            "INSERT INTO batches (id, own_expander, sealed, total, failed) VALUES (?, 0, 1, 1, 1)",
+            (raw_id(batch),),
+        )
+        counts = [("work", 0, 0, 2), ("bulk", 1, 2, 1), ("work", 2, 3, 1)]
+        db.executemany("INSERT INTO counts VALUES ('default', ?, ?, ?, ?)", counts)
+        db.close()
+
+    async def test_is_brought_up_and_its_jobs_go_on(self, path):
+        batch = work().id
+        self.made_by_step_1(path, batch)
+        async with SqliteStore(str(path)) as store:
+            hand = await Hand.enlist(store)
+            assert await hand.work_off() == 2
+            told = await store.batch(batch)
+            assert (told.settled, told.paused, told.counts.failed) == (True, False, 1)
+            assert await store.retry_failed(batch, error_type="Boom") == 1
+            assert await hand.work_off() == 1
+            assert (await store.get(batch)).state is JobState.COMPLETED
+            assert [event.type for event in await store.events(limit=2)] == ["claim", "claim"]
+        async with SqliteStore(str(path)) as again:
+            assert (await again.batch(batch)).counts.completed == 1
+
+    async def test_one_of_a_later_version_is_refused(self, path):
+        async with SqliteStore(str(path)):
+            pass
+        apsw.Connection(str(path)).execute("PRAGMA user_version = 99")
+        with pytest.raises(ConfigurationError, match="upgrade haulier"):
+            async with SqliteStore(str(path)):
+                pass
 
 
 class TestPlans:

@@ -147,6 +147,7 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
+        # A plain ValueError too: of a number with more digits than Python reads.
         raise ValidationError("the payload is not JSON", [Problem("payload", str(error))]) from None
     if not isinstance(document, dict):
         raise ValidationError(

@@ -16,6 +16,9 @@ class Backoff(StrEnum):
     EXPONENTIAL = "exponential"
 
 
+ASKED = "haulier.exceptions.RetryLater"
+"""By raising this a task asks for another try itself, whatever else is worth one."""
+
 ErrorClasses = tuple[str | type[BaseException], ...]
 
 
@@ -77,6 +80,8 @@ class RetryPolicy:
 
     def retries(self, classes: Collection[str]) -> bool:
         """Whether an error of these classes is worth another try."""
+        if ASKED in classes:
+            return True
         if any(name in classes for name in self.give_up_on):
             return False
         return not self.retry_on or any(name in classes for name in self.retry_on)

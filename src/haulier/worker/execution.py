@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from haulier.domain.job import Expanded, Job, Outcome, Succeeded
-from haulier.exceptions import CancelJob, JobStateError
+from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
 from haulier.services.jobs import CHUNK, JobManager
@@ -111,9 +111,10 @@ async def _expand(
         made = manager.expanded_items(definition, job, numbered)
         try:
             await manager.store.insert(made, fence=Fence(job.id, job.lease))
-        except JobStateError:
+        except JobStateError as error:
             # The batch was cancelled, and this call met it before the worker was told.
             if (await manager.store.get(job.id)).cancel_requested:
                 raise CancelJob("cancelled on request") from None
-            raise
+            # It was cut short, or is closed: it will not be open again at the next attempt.
+            raise PermanentError(str(error)) from error
         position += len(chunk)

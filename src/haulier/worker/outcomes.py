@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections import deque
 from datetime import UTC, datetime
 
 from haulier.domain.job import (
@@ -74,7 +75,9 @@ def _is_timeout(error: BaseException) -> bool:
 
 def describe(job: Job, error: BaseException, scrubber: Scrubber) -> JobError:
     """The error as it is kept: without secrets, without what would not fit."""
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    # Without columns: to find the place of each caret, Python would compile the line again.
+    walk = deque(traceback.walk_tb(error.__traceback__), maxlen=FRAMES)
+    frames = traceback.StackSummary.extract(iter(walk))
     own = [frame for frame in frames if "/haulier/worker/" not in frame.filename]
     lines = traceback.format_list(own) + traceback.format_exception_only(error)
     return JobError(
