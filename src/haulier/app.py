@@ -226,6 +226,7 @@ class App:
         self, where: JobFilter | None = None, *, limit: int = 50, cursor: int | None = None
     ) -> Page:
         """A page of jobs, newest first."""
+        check_limit(limit, least=1)
         return await self.store.find(where or JobFilter(), limit=limit, cursor=cursor)
 
     async def batch(self, batch_id: str) -> Batch:
@@ -276,8 +277,7 @@ class App:
 
         All, or those whose last error is of the class `error_type`, and at most `limit` of them.
         """
-        check_limit(limit)
-        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+        return await self.jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def pause(self, batch_id: str) -> None:
         """Let no more items of a batch start; those that run go on."""

@@ -324,6 +324,13 @@ class JobManager:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
 
+    async def retry_failed(
+        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
+    ) -> int:
+        """Requeue failed items of a batch, all or those of one error class; returns how many."""
+        selection.check_limit(limit)
+        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+
     async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Request that all jobs that a filter finds stop; see `selection.cancel_all`."""
         return await selection.cancel_all(self.store, where, limit=limit)

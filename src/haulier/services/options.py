@@ -20,10 +20,10 @@ from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.exceptions import ConfigurationError, Problem, ValidationError
 from haulier.services.ids import new_id
 from haulier.services.registry import TaskDefinition, check_name
+from haulier.services.selection import MOST
 
 HIGHEST_PRIORITY = 10_000
 LONGEST_KEY = 200
-HIGHEST_LIMIT = 1_000_000_000
 
 IDEMPOTENCY_PERIOD = 24 * 3600 * MICROSECOND
 """How long an idempotency key is remembered: a day, unless its job is deleted before."""
@@ -220,10 +220,8 @@ def _limit(
         return None
     if not batch:
         problems.append(Problem(name, "is for batches"))
-    elif isinstance(value, bool) or not isinstance(value, int) or value < least:
-        problems.append(Problem(name, f"must be an integer, {least} or more"))
-    elif value > HIGHEST_LIMIT:
-        problems.append(Problem(name, f"must be {HIGHEST_LIMIT:,} at most"))
+    elif type(value) is not int or not least <= value <= MOST:
+        problems.append(Problem(name, f"must be an integer from {least} to {MOST:,}"))
     else:
         return value
     return None

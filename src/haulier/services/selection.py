@@ -20,7 +20,7 @@ TOGETHER = 50
 """Jobs that one transaction moves, so that nobody waits for long."""
 
 MOST = 1_000_000_000
-"""The highest limit: more jobs than any store holds."""
+"""More jobs than any batch can have, and less than any store can count."""
 
 TOP = frozenset({Role.SINGLE, Role.HEAD})
 
@@ -77,14 +77,11 @@ async def _deleted(store: JobStore, job_id: str) -> bool:
     return True
 
 
-def check_limit(limit: int | None) -> None:
-    """Raise ValidationError for a limit that is none."""
-    if limit is not None and (
-        isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit <= MOST
-    ):
-        raise ValidationError(
-            "the limit was refused", [Problem("limit", f"must be an integer from 0 to {MOST:,}")]
-        )
+def check_limit(value: int | None, *, least: int = 0) -> None:
+    """Refuse a number of jobs, to be worked on or shown at most, that is none."""
+    if value is not None and (type(value) is not int or not least <= value <= MOST):
+        reason = f"must be an integer from {least} to {MOST:,}"
+        raise ValidationError("the limit was refused", [Problem("limit", reason)])
 
 
 async def _for_all(
