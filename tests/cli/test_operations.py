@@ -135,7 +135,7 @@ class TestEnqueue:
         for name in ("--concurrency", "--batch-size"):
             bad = enqueue(tmp_path, name, "0", kind="media_uniq", payload=payload)
             assert bad.returncode == USAGE
-            assert "1 or more" in bad.stderr
+            assert "must be an integer from 1" in bad.stderr
 
 
 class TestViews:
