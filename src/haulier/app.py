@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -17,14 +16,16 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobError, JobState
-from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError, StoreError
+from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
-from haulier.services.options import Options, check_limit
+from haulier.services.options import Options
 from haulier.services.registry import Registry, TaskOptions, task_from
 from haulier.services.secrets import KeyFile, Sealer
+from haulier.services.selection import check_limit
 from haulier.stores import open_store
 from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
@@ -33,9 +34,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_STORE = "sqlite:///haulier.db"
-
-EVENTS_POLL = 1.0
-"""Seconds after which events are looked for, should a wake-up be missed or the store be away."""
 
 
 class Task(Generic[P, R]):
@@ -258,7 +256,7 @@ class App:
         """
         job = await self.jobs.wait(job_id, timeout=timeout)
         if job.state is JobState.COMPLETED:
-            if job.result is None:
+            if job.result_expired:
                 raise ResultExpiredError(f"the result of job {job_id} is kept no longer")
             return job.value
         why = f": {job.error.type}: {job.error.message}" if job.error else ""
@@ -316,22 +314,10 @@ class App:
         the oldest that is kept. Goes on by itself when the store was away for a while. An event of
         the type `reset` says that some are missing, because they are kept no longer.
         """
-        changed = asyncio.Event()
-        with self.store.watch(changed.set, events=True):
-            cursor = await self._cursor(after)
-            while True:
-                changed.clear()
-                try:
-                    found = await self.store.events(after=cursor)
-                except StoreError:
-                    found = []
-                for event in found:
-                    yield event
-                    cursor = event.cursor
-                if not found:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(EVENTS_POLL):
-                            await changed.wait()
+        # Closed with us, not whenever it is collected: it watches the store.
+        async with aclosing(follow(self.store, await self._cursor(after))) as found:
+            async for event in found:
+                yield event
 
     async def _cursor(self, after: str | int | None) -> str | None:
         if not isinstance(after, int):

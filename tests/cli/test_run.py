@@ -57,6 +57,28 @@ def test_a_corrupt_picture_fails_only_its_own_items(folder):
     assert "broken.jpg" in done.stdout
 
 
+def test_a_run_with_too_many_failures_is_cut_short_and_still_reported(folder):
+    (folder / "media" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    limits = ("--concurrency", "1", "--batch-size", "1", "--max-failures", "0")
+    done = media_uniq(folder, *limits)
+    assert done.returncode == UNSUCCESSFUL
+    assert "CorruptPictureError" in done.stdout
+    assert "manifest" in done.stdout
+    assert "The batch failed: 1 items failed, 0 may" in done.stderr
+    batch = haulier_json(folder, "batches", "list")["batches"][0]
+    assert (batch["state"], batch["failed"], batch["total"]) == ("failed", 1, 9)
+    assert (batch["concurrency"], batch["batch_size"], batch["max_failures"]) == (1, 1, 0)
+    assert len((folder / "out" / "manifest.jsonl").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("limit", [("--concurrency", "0"), ("--max-failures", "-1")])
+def test_bad_limits_are_refused_before_anything_is_started(folder, limit):
+    done = media_uniq(folder, *limit)
+    assert done.returncode == USAGE
+    assert "must be an integer" in done.stderr
+    assert haulier_json(folder, "batches", "list")["batches"] == []
+
+
 def test_three_bad_lines_among_a_hundred_are_all_named_and_nothing_is_started(folder):
     lines = ["account", *(f"account-{n}" for n in range(100))]
     lines[20], lines[50], lines[90] = '""', "two,columns", "account-3"

@@ -11,11 +11,15 @@ from pydantic import BaseModel
 from haulier import (
     App,
     ConfigurationError,
+    Context,
     InvalidTaskTypeError,
     JobExecutionError,
     JobFilter,
     JobNotFoundError,
     JobState,
+    ResultExpiredError,
+    Retention,
+    RetryPolicy,
     ValidationError,
 )
 from haulier.testing import inline, run_until_idle
@@ -92,6 +96,36 @@ class TestTasks:
         assert await app.cancel(job_id) is JobState.CANCELLED
         with pytest.raises(JobExecutionError, match="cancelled"):
             await app.result(job_id, timeout=20)
+
+    async def test_a_result_is_kept_for_a_while_and_then_told_as_expired(self, app):
+        @app.task
+        async def double(n: int) -> int:
+            return 2 * n
+
+        @app.task
+        async def nothing() -> None: ...
+
+        async with app.working():
+            ids = [await app.enqueue(double, {"n": 4}), await app.enqueue(nothing)]
+            assert [await app.result(job_id, timeout=20) for job_id in ids] == [8, None]
+        rule = Retention(result_ttl=0)
+        await app.store.prune({"double": rule, "nothing": rule})
+        with pytest.raises(ResultExpiredError, match=ids[0]):
+            await app.result(ids[0])
+        assert (await app.get(ids[0])).result_expired
+        # That there is nothing is no result that could be lost.
+        assert await app.result(ids[1]) is None
+
+    async def test_errors_of_all_attempts_are_told(self, app):
+        @app.task(retry=RetryPolicy(max_attempts=3, delay=0))
+        async def fail(ctx: Context) -> None:
+            raise LookupError(f"attempt {ctx.job.attempt}")
+
+        async with app.working():
+            job = await app.wait(await app.enqueue(fail), timeout=20)
+        errors = await app.errors(job.id)
+        assert [error.message for error in errors] == ["attempt 3", "attempt 2", "attempt 1"]
+        assert errors[0] == job.error
 
     async def test_a_bad_payload_never_reaches_the_store(self, app):
         @app.task

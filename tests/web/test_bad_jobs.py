@@ -26,7 +26,7 @@ async def post(client, **fields):
         ("priority", float("nan")),
         ("priority", 10_001),
         ("priority", 1.5),
-        ("priority", "high"),
+        ("priority", "highest"),
         ("queue", ""),
         ("queue", "two words"),
         ("queue", "a/b"),

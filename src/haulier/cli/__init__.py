@@ -11,12 +11,13 @@ import click
 from haulier.cli.output import EXIT_CODES, Failure, complain
 
 _COMMANDS = {
-    "batches": ("haulier.cli.batches:batches", "List, watch, cancel, retry and export batches."),
+    "batches": ("haulier.cli.batches:batches", "List, watch, pause, cancel, retry, export."),
     "bench": ("haulier.cli.bench:bench", "Measure what one process does on a store."),
     "demo": ("haulier.cli.demo:demo", "Run two real batches here and now and show the result."),
     "echo": ("haulier.cli.echo:echo", "Serve what proxies are checked against."),
     "enqueue": ("haulier.cli.enqueue:enqueue", "Enqueue one job of any kind."),
-    "jobs": ("haulier.cli.jobs:jobs", "List, show, watch, cancel and retry jobs."),
+    "events": ("haulier.cli.events:events", "Print what happens to jobs, one line an event."),
+    "jobs": ("haulier.cli.jobs:jobs", "List, show, watch, cancel, retry, delete."),
     "run": ("haulier.cli.run:run", "Run a bulk kind over an input file."),
     "serve": ("haulier.cli.serve:serve", "Serve the HTTP API with one embedded worker."),
     "worker": ("haulier.cli.worker:worker", "Run workers until stopped."),

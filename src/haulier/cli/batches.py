@@ -12,6 +12,7 @@ import click
 from haulier.cli.jobs import watch_until_done
 from haulier.cli.output import (
     STATE_NAMES,
+    TEXT,
     ago,
     batch_document,
     command_body,
@@ -28,10 +29,12 @@ from haulier.cli.output import (
 from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
+from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from haulier.domain.batch import Batch
     from haulier.domain.job import Job
 
 EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
@@ -39,7 +42,7 @@ EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "
 
 @click.group()
 def batches() -> None:
-    """List, watch, cancel, retry and export batches."""
+    """List, watch, pause, cancel, retry and export batches."""
 
 
 @batches.command("list")
@@ -58,16 +61,17 @@ async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
         click.echo("No batches yet. Start one:  haulier run media-uniq --help", err=True)
         return
     emit_table(
-        ("ID", "KIND", "STATE", "DONE", "FAILED", "CREATED", "ETA"),
+        ("ID", "KIND", "STATE", "DONE", "FAILED", "CREATED", "ETA", "LIMITS"),
         [
             (
                 batch.id,
                 batch.kind,
-                str(batch.state),
+                _view(batch),
                 f"{batch.counts.done}/{batch.counts.total}",
                 str(batch.counts.failed),
                 ago(batch.created_at),
                 duration(batch_document(batch)["eta"]),
+                _limits(batch),
             )
             for batch in found
         ],
@@ -80,17 +84,47 @@ async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
 @json_option
 @command_body
 async def show(batch_id: str, store: str | None, as_json: bool) -> None:
-    """Show a batch: its counters, rate and ETA."""
+    """Show a batch: its counters, limits, rate and ETA."""
     async with existing_store(store) as opened:
         batch = await opened.batch(batch_id)
     document = batch_document(batch)
     if as_json:
         emit_json(document)
         return
+    document["state"] = batch.state if _view(batch) == batch.state else _in_words(batch)
+    for name in ("cancel_requested", "paused"):
+        del document[name]
+    document["sealed"] = None if batch.sealed else "not yet: items are still being added"
     if document["rate"] is not None:
         document["rate"] = f"{document['rate']:.1f} items/s"
     document["eta"] = None if document["eta"] is None else duration(document["eta"])
     emit_fields(document.items())
+
+
+def _view(batch: Batch) -> str:
+    """The state as people see it: paused and stopping are views of pending and running."""
+    if batch.state.final:
+        return batch.state
+    if batch.cancel_requested:
+        return "stopping"
+    return "paused" if batch.paused else batch.state
+
+
+def _in_words(batch: Batch) -> str:
+    return f"{batch.state}, {'asked to stop' if batch.cancel_requested else 'paused'}"
+
+
+def _limits(batch: Batch) -> str:
+    told = [
+        words.format(limit)
+        for words, limit in (
+            ("{} at once", batch.concurrency),
+            ("{} a claim", batch.batch_size),
+            ("{} may fail", batch.max_failures),
+        )
+        if limit is not None
+    ]
+    return ", ".join(told) or "-"
 
 
 @batches.command("watch")
@@ -122,19 +156,63 @@ async def cancel(batch_id: str, store: str | None, as_json: bool) -> None:
         click.echo(f"{batch.id}  {counts.cancelled} cancelled, {counts.running} asked to stop")
 
 
-@batches.command("retry-failed")
+@batches.command("pause")
 @click.argument("batch_id")
 @store_option
 @json_option
 @command_body
-async def retry_failed(batch_id: str, store: str | None, as_json: bool) -> None:
+async def pause(batch_id: str, store: str | None, as_json: bool) -> None:
+    """Let no more items of a batch start; those that run go on."""
+    async with existing_store(store) as opened:
+        await opened.pause(batch_id)
+        batch = await opened.batch(batch_id)
+    if as_json:
+        emit_json(batch_document(batch))
+    else:
+        click.echo(f"{batch.id}  paused, {batch.counts.running} still running")
+
+
+@batches.command("resume")
+@click.argument("batch_id")
+@store_option
+@json_option
+@command_body
+async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
+    """Let the items of a paused batch start again."""
+    async with existing_store(store) as opened:
+        await opened.resume(batch_id)
+        batch = await opened.batch(batch_id)
+    if as_json:
+        emit_json(batch_document(batch))
+    else:
+        click.echo(f"{batch.id}  resumed, {batch.counts.pending} to go")
+
+
+@batches.command("retry-failed")
+@click.argument("batch_id")
+@click.option(
+    "--error",
+    "error_type",
+    type=TEXT,
+    metavar="CLASS",
+    help="Only those whose last error is a CLASS.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1, MOST), help="At most so many, the first ones first."
+)
+@store_option
+@json_option
+@command_body
+async def retry_failed(
+    batch_id: str, error_type: str | None, limit: int | None, store: str | None, as_json: bool
+) -> None:
     """Run only the failed items of a batch again."""
     async with existing_store(store) as opened:
-        count = await opened.retry_failed(batch_id)
+        count = await opened.retry_failed(batch_id, error_type=error_type, limit=limit)
     if as_json:
         emit_json({"id": batch_id, "requeued": count})
     else:
-        click.echo(f"{batch_id}  {count} items requeued")
+        click.echo(f"{batch_id}  {count} item{'' if count == 1 else 's'} requeued")
 
 
 @batches.command("export")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from haulier.cli.jobs import tell_end
-from haulier.cli.output import command_body, emit_json, json_option, store_option
+from haulier.cli.output import (
+    batch_options,
+    command_body,
+    emit_json,
+    json_option,
+    store_option,
+)
+from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import Problem, ValidationError
+
+if TYPE_CHECKING:
+    from haulier.services.options import Options, Unique
 
 
 @click.command()
@@ -21,10 +32,33 @@ from haulier.exceptions import Problem, ValidationError
     help="The payload as a JSON object; '-' reads it from standard input.",
 )
 @click.option("--queue", help="Another queue than the task's own.")
-@click.option("--priority", type=int, help="Higher goes first; 0 is normal.")
+@click.option(
+    "--priority", metavar="NAME|N", help="low, normal, high, urgent, or a number; higher first."
+)
 @click.option("--delay", type=float, help="Seconds to wait before it may run.")
 @click.option("--key", help="The partition it belongs to, such as an account.")
 @click.option("--id", "job_id", help="A UUID of your own: repeating it enqueues nothing new.")
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Repeating the command with the same KEY within a day gives the same job.",
+)
+@click.option("--unique", "by", metavar="NAME", help="At most one job of the kind with this NAME.")
+@click.option(
+    "--unique-payload", is_flag=True, help="At most one job of the kind with the payload."
+)
+@click.option(
+    "--unique-scope",
+    type=click.Choice([str(scope) for scope in Scope]),
+    help="How long it stays unique.  [default: active]",
+)
+@click.option("--unique-period", type=float, metavar="SECONDS", help="For so long; scope period.")
+@click.option(
+    "--on-conflict",
+    type=click.Choice([str(each) for each in Conflict if each is not Conflict.MATCH]),
+    help="What a second job leads to; skip prints the id of the first.  [default: skip]",
+)
+@batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")
 @click.option("--wait", is_flag=True, help="Wait until it is done; exit code 8 if it fails.")
 @store_option
@@ -33,20 +67,20 @@ from haulier.exceptions import Problem, ValidationError
 async def enqueue(
     kind: str,
     payload: str,
-    queue: str | None,
-    priority: int | None,
-    delay: float | None,
-    key: str | None,
-    job_id: str | None,
     user_app: str | None,
     wait: bool,
     store: str | None,
     as_json: bool,
+    **given: Any,
 ) -> int:
-    """Enqueue one job of KIND and print its id."""
+    """Enqueue one job of KIND and print its id.
+
+    For a bulk kind this is its head job, which makes a batch; the batch has the same id.
+    """
     from haulier.config import read_settings
     from haulier.container import build_app
 
+    options = _options(**given)
     app = build_app(read_settings(store=store), user_app)
     if payload != "-" and app.registry.get(kind).has_secrets:
         raise ValidationError(
@@ -55,13 +89,58 @@ async def enqueue(
         )
     document = _parsed(sys.stdin.read() if payload == "-" else payload)
     async with app:
-        new_id = await app.enqueue(
-            kind, document, queue=queue, priority=priority, delay=delay, key=key, job_id=job_id
-        )
+        new_id = await app.enqueue(kind, document, **options)
         if wait:
             return tell_end(await app.wait(new_id), as_json=as_json)
     emit_json({"id": new_id}) if as_json else click.echo(new_id)
     return 0
+
+
+def _options(*, priority: str | None, **given: Any) -> Options:
+    """The options of `App.enqueue`; it checks them itself."""
+    number: int | str | None = priority
+    with contextlib.suppress(ValueError):
+        number = None if priority is None else int(priority)
+    unique = _unique(
+        **{
+            name: given.pop(name)
+            for name in ("by", "unique_payload", "unique_scope", "unique_period", "on_conflict")
+        }
+    )
+    return cast("Options", {"priority": number, "unique": unique, **given})
+
+
+def _unique(
+    *,
+    by: str | None,
+    unique_payload: bool,
+    unique_scope: str | None,
+    unique_period: float | None,
+    on_conflict: str | None,
+) -> Unique | None:
+    from haulier.services.options import Unique
+
+    if by is None and not unique_payload:
+        for name, value in (
+            ("--unique-scope", unique_scope),
+            ("--unique-period", unique_period),
+            ("--on-conflict", on_conflict),
+        ):
+            if value is not None:
+                raise ValidationError(
+                    "what is to be unique?", [Problem(name, "goes with --unique")]
+                )
+        return None
+    if by is not None and unique_payload:
+        raise ValidationError(
+            "what is to be unique?", [Problem("--unique-payload", "is given beside --unique")]
+        )
+    return Unique(
+        by=by,
+        scope=unique_scope or (Scope.ACTIVE if unique_period is None else Scope.PERIOD),
+        period=unique_period,
+        conflict=on_conflict or Conflict.SKIP,
+    )
 
 
 def _parsed(text: str) -> dict[str, Any]:

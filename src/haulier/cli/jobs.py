@@ -1,69 +1,70 @@
-"""`haulier jobs`: one by one, what they are and what becomes of them."""
+"""`haulier jobs`: one by one or by a filter, what they are and what becomes of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from haulier.cli.output import (
     EXIT_CODES,
-    STATE_NAMES,
-    TOP_ROLES,
     ago,
     command_body,
     duration,
     emit_fields,
     emit_json,
     emit_table,
+    error_document,
     existing_store,
     instant,
     job_document,
     json_option,
-    states_of,
     store_option,
+    view_of,
 )
-from haulier.domain.job import MICROSECOND, Job, JobState, Role
+from haulier.cli.selecting import filter_of, filter_options, ids_or_filter, selection_options
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.exceptions import JobNotFoundError, JobStateError
-from haulier.ports import JobFilter
+from haulier.services import selection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LONGEST_NOTE = 80
+
 
 @click.group()
 def jobs() -> None:
-    """List, show, watch, cancel and retry jobs."""
+    """List, show, watch, cancel, retry and delete jobs."""
 
 
 @jobs.command("list")
-@click.option("--state", "states", multiple=True, type=click.Choice(STATE_NAMES))
-@click.option("--kind", help="Only this kind.")
-@click.option("--queue", help="Only this queue.")
-@click.option("--batch", "batch_id", help="The items of this batch; else items are left out.")
+@filter_options(list(JobState))
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
-@click.option("--cursor", type=int, help="Go on after the page that named this cursor.")
+@click.option(
+    "--cursor",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Go on after the page that named this cursor.",
+)
 @store_option
 @json_option
 @command_body
 async def list_jobs(
-    states: Sequence[str],
-    kind: str | None,
-    queue: str | None,
-    batch_id: str | None,
-    limit: int,
-    cursor: int | None,
-    store: str | None,
-    as_json: bool,
+    limit: int, cursor: int | None, store: str | None, as_json: bool, **given: Any
 ) -> None:
-    """List jobs, the newest first."""
-    where = JobFilter(
-        states=states_of(states),
-        kind=kind,
-        queue=queue,
-        batch_id=batch_id,
-        roles=None if batch_id else TOP_ROLES,
-    )
+    """List jobs, the newest first.
+
+    Jobs that failed for good stay until they are retried, deleted or too old: `--state failed` is
+    what other systems call the dead letters.
+
+    Pending ones are shown as scheduled (due later), retrying (after a failed attempt) or parked
+    (their batch is paused or at its limit), running ones that were told to stop as stopping.
+    """
+    where = filter_of(**given)
+    if where.batch_id is None:
+        where = replace(where, roles=selection.TOP)
     async with existing_store(store) as opened:
         page = await opened.find(where, limit=limit, cursor=cursor, payloads=False)
     if as_json:
@@ -81,7 +82,7 @@ async def list_jobs(
             (
                 job.id,
                 job.kind,
-                _view(job),
+                view_of(job),
                 str(job.attempt),
                 ago(job.created_at),
                 _took(job),
@@ -96,22 +97,74 @@ async def list_jobs(
 
 @jobs.command("show")
 @click.argument("job_id")
+@click.option("--tracebacks", is_flag=True, help="Also those of earlier attempts.")
 @store_option
 @json_option
 @command_body
-async def show(job_id: str, store: str | None, as_json: bool) -> None:
-    """Show all that is known of one job."""
+async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) -> None:
+    """Show all that is known of one job, and how its attempts failed."""
     async with existing_store(store) as opened:
         job = await opened.get(job_id)
-    document = job_document(job)
+        errors = await opened.errors(job_id)
     if as_json:
-        emit_json(document)
+        listed = [error_document(error) for error in errors]
+        emit_json({**job_document(job), "errors": listed})
         return
-    error = document.pop("error")
-    emit_fields(document.items())
-    if error:
-        click.echo(f"\n{click.style(error['type'], fg='red', bold=True)}: {error['message']}")
-        click.echo(error["traceback"], nl=False)
+    emit_fields(_fields(job).items())
+    if job.error is not None:
+        click.echo()
+        _show_error(job.error)
+    earlier = [error for error in errors if job.error is None or error.lease != job.error.lease]
+    if earlier:
+        click.secho("\nEarlier attempts", bold=True)
+        if tracebacks:
+            for error in earlier:
+                click.echo(f"{instant(error.at)}  {_by(error)}")
+                _show_error(error)
+        else:
+            emit_table(
+                ("AT", "ATTEMPT", "WORKER", "ERROR"),
+                [
+                    (
+                        str(instant(error.at)),
+                        str(error.attempt),
+                        error.worker or "-",
+                        _in_a_line(error),
+                    )
+                    for error in earlier
+                ],
+            )
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """What `show` prints of a job, one field a line; what says nothing is left out."""
+    fields = job_document(job)
+    for name in ("view", "error", "parked", "cancel_requested", "cancel_heard", "result_expired"):
+        del fields[name]
+    view = view_of(job)
+    if view == "stopping":
+        heard = "its worker has told it" if job.cancel_heard else "not heard of it yet"
+        fields["state"] = f"{job.state}, asked to stop, {heard}"
+    elif view != job.state:
+        fields["state"] = f"{job.state}, {view}"
+    fields["unique"] = "yes" if job.unique else None
+    fields["lost"] = job.lost or None
+    fields["payload"] = json.dumps(fields["payload"], ensure_ascii=False)
+    if job.result_expired:
+        fields["result"] = "expired: it is kept no longer"
+    elif job.result is not None:
+        fields["result"] = json.dumps(job.value, ensure_ascii=False)
+    return fields
+
+
+def _show_error(error: JobError) -> None:
+    click.echo(f"{click.style(error.type, fg='red', bold=True)}: {error.message}")
+    if error.traceback:
+        click.echo(error.traceback.rstrip("\n"))
+
+
+def _by(error: JobError) -> str:
+    return f"attempt {error.attempt}" + (f", worker {error.worker}" if error.worker else "")
 
 
 @jobs.command("watch")
@@ -147,30 +200,109 @@ def tell_end(job: Job, *, as_json: bool) -> int:
 
 
 @jobs.command("cancel")
-@click.argument("job_ids", nargs=-1, required=True)
+@selection_options(selection.CANCELLABLE)
 @store_option
 @json_option
 @command_body
-async def cancel(job_ids: Sequence[str], store: str | None, as_json: bool) -> None:
-    """Stop jobs: pending ones at once, running ones as soon as they heed it."""
+async def cancel(
+    job_ids: Sequence[str],
+    limit: int | None,
+    everything: bool,
+    store: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Stop jobs: pending ones at once, running ones as soon as they heed it.
+
+    Either those with the given ids, or all that a filter finds.
+    """
+    where = ids_or_filter(job_ids, limit, everything=everything, given=given)
     async with existing_store(store) as opened:
+        if where is not None:
+            count = await selection.cancel_all(opened, where, limit=limit)
+            _tell_count(count, "cancelled or asked to stop", as_json=as_json)
+            return
         states = await opened.cancel(job_ids)
     _report(job_ids, states, as_json=as_json)
 
 
 @jobs.command("retry")
-@click.argument("job_ids", nargs=-1, required=True)
+@selection_options(selection.RETRYABLE)
 @store_option
 @json_option
 @command_body
-async def retry(job_ids: Sequence[str], store: str | None, as_json: bool) -> None:
-    """Make failed or cancelled jobs pending again, with fresh attempts."""
+async def retry(
+    job_ids: Sequence[str],
+    limit: int | None,
+    everything: bool,
+    store: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Make failed or cancelled jobs pending again, with fresh attempts.
+
+    Either those with the given ids, or all failed ones that a filter finds (cancelled ones only
+    if it names them).
+    """
+    where = ids_or_filter(job_ids, limit, everything=everything, given=given)
     async with existing_store(store) as opened:
+        if where is not None:
+            count = await selection.retry_all(opened, where, limit=limit)
+            _tell_count(count, "requeued", as_json=as_json)
+            return
         states = await opened.requeue(job_ids)
     _report(job_ids, states, as_json=as_json)
     for job_id, state in states.items():
+        if state in selection.RETRYABLE:
+            raise JobStateError(f"job {job_id} stays {state}: another holds its unique name")
         if state is not JobState.PENDING:
             raise JobStateError(f"job {job_id} is {state}: nothing to retry")
+
+
+@jobs.command("delete")
+@selection_options(selection.DELETABLE, items=False)
+@store_option
+@json_option
+@command_body
+async def delete(
+    job_ids: Sequence[str],
+    limit: int | None,
+    everything: bool,
+    store: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Delete jobs with all that is known of them; a batch goes with its items.
+
+    Either those with the given ids (none may be running), or all finished ones that a filter finds.
+    """
+    where = ids_or_filter(job_ids, limit, everything=everything, given=given)
+    async with existing_store(store) as opened:
+        if where is not None:
+            count = await selection.delete_all(opened, where, limit=limit)
+            _tell_count(count, "deleted", as_json=as_json)
+            return
+        deleted, errors = [], []
+        for job_id in job_ids:
+            try:
+                await opened.delete(job_id)
+                deleted.append(job_id)
+            except (JobNotFoundError, JobStateError) as refusal:
+                errors.append(refusal)
+    if as_json:
+        emit_json({"deleted": deleted})
+    else:
+        for job_id in deleted:
+            click.echo(f"{job_id}  deleted")
+    for error in errors:
+        raise error
+
+
+def _tell_count(count: int, what: str, *, as_json: bool) -> None:
+    if as_json:
+        emit_json({"count": count})
+    else:
+        click.echo(f"{count} job{'' if count == 1 else 's'} {what}")
 
 
 def _report(asked: Sequence[str], states: dict[str, JobState], *, as_json: bool) -> None:
@@ -185,15 +317,6 @@ def _report(asked: Sequence[str], states: dict[str, JobState], *, as_json: bool)
             raise JobNotFoundError(job_id)
 
 
-def _view(job: Job) -> str:
-    """The state as people see it: pending has views of its own."""
-    if job.state is JobState.PENDING and job.attempt:
-        return "retrying"
-    if job.state is JobState.RUNNING and job.cancel_requested:
-        return "stopping"
-    return job.state
-
-
 def _took(job: Job) -> str:
     if job.started_at is None or job.finished_at is None:
         return "-"
@@ -202,11 +325,7 @@ def _took(job: Job) -> str:
 
 def _note(job: Job) -> str:
     if job.error is not None:
-        return (
-            f"{job.error.type}: {job.error.message.splitlines()[0] if job.error.message else ''}"[
-                :60
-            ]
-        )
+        return _in_a_line(job.error)
     if job.state is JobState.RUNNING:
         return job.message or (f"{job.progress} %" if job.progress is not None else "")
     if job.state is JobState.PENDING and job.run_at > job.created_at:
@@ -214,3 +333,9 @@ def _note(job: Job) -> str:
     if job.role is Role.HEAD and job.value:
         return f"{job.value['completed']} of {job.value['total']} completed"
     return ""
+
+
+def _in_a_line(error: JobError) -> str:
+    first, _, _ = error.message.partition("\n")
+    text = f"{error.type}: {first}"
+    return text if len(text) <= LONGEST_NOTE else f"{text[: LONGEST_NOTE - 1]}…"

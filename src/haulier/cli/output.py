@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from haulier.domain.batch import Batch
-from haulier.domain.job import MICROSECOND, Job, JobState, Role
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState
 from haulier.domain.sealed import masked
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
+    DuplicateJobError,
     HaulierError,
     JobNotFoundError,
     JobStateError,
@@ -53,6 +54,7 @@ EXIT_CODES = {
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
     (JobStateError, "conflict"),
+    (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),
     (StoreError, "unreachable"),
     (JobTimeoutError, "timeout"),
@@ -90,9 +92,14 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
         ]
         message = getattr(error, "message", str(error))
         document = {"error": name, "type": type(error).__name__, "message": message}
+        if isinstance(error, DuplicateJobError):
+            document["job_id"] = error.job_id
         click.echo(json.dumps({**document, "problems": problems}), err=True)
     else:
-        click.echo(f"{click.style('Error:', fg='red', bold=True)} {error}", err=True)
+        text = str(error)
+        if isinstance(error, DuplicateJobError) and error.job_id not in text:
+            text = f"{text} (job {error.job_id})"
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
     return EXIT_CODES[name]
 
 
@@ -115,6 +122,45 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(
         function
     )
+
+
+class Text(click.types.StringParamType):
+    """A text that can be stored: what is no UTF-8 reaches us as half characters."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text; fails for half a character."""
+        text = str(value)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self.fail("is no UTF-8", param, ctx)
+        return text
+
+
+TEXT = Text()
+
+
+def batch_options(function: F) -> F:
+    """How a batch is worked on: see `domain.batch.BatchPolicy`."""
+    for decorate in (
+        click.option(
+            "--max-failures",
+            type=int,
+            metavar="N",
+            help="When more than N items have failed, cancel the rest and fail.",
+        ),
+        click.option(
+            "--batch-size", type=int, metavar="N", help="At most N items are claimed at a time."
+        ),
+        click.option(
+            "--concurrency",
+            type=int,
+            metavar="N",
+            help="At most N items run at once, over all workers.",
+        ),
+    ):
+        function = decorate(function)
+    return function
 
 
 def command_body(function: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
@@ -236,6 +282,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "queue": job.queue,
         "role": job.role,
         "state": job.state,
+        "view": view_of(job),
         "priority": job.priority,
         "attempt": job.attempt,
         "lost": job.lost,
@@ -245,18 +292,15 @@ def job_document(job: Job) -> dict[str, Any]:
         "position": job.position,
         "progress": job.progress,
         "message": job.message,
+        "worker": job.worker,
+        "unique": job.unique,
+        "parked": job.parked,
         "cancel_requested": job.cancel_requested,
+        "cancel_heard": job.cancel_heard,
         "payload": masked(json.loads(job.payload)),
         "result": job.value,
-        "error": None
-        if job.error is None
-        else {
-            "type": job.error.type,
-            "message": job.error.message,
-            "traceback": job.error.traceback,
-            "attempt": job.error.attempt,
-            "at": instant(job.error.at),
-        },
+        "result_expired": job.result_expired,
+        "error": None if job.error is None else error_document(job.error),
         "run_at": instant(job.run_at),
         "created_at": instant(job.created_at),
         "started_at": instant(job.started_at),
@@ -264,9 +308,39 @@ def job_document(job: Job) -> dict[str, Any]:
     }
 
 
+def error_document(error: JobError) -> dict[str, Any]:
+    """The error of an attempt as JSON."""
+    return {
+        "type": error.type,
+        "message": error.message,
+        "traceback": error.traceback,
+        "attempt": error.attempt,
+        "lease": error.lease,
+        "worker": error.worker,
+        "at": instant(error.at),
+    }
+
+
+def view_of(job: Job) -> str:
+    """The state as people see it: pending and running have views of their own."""
+    if job.state is JobState.RUNNING and job.cancel_requested:
+        return "stopping"
+    if job.state is not JobState.PENDING:
+        return job.state
+    if job.parked:
+        return "parked"
+    if job.attempt:
+        return "retrying"
+    return "scheduled" if job.run_at > _now() else job.state
+
+
+def _now() -> int:
+    return round(datetime.now(UTC).timestamp() * MICROSECOND)
+
+
 def batch_document(batch: Batch) -> dict[str, Any]:
     """A batch as JSON, with its rate (items a second) and ETA (seconds)."""
-    counts, now = batch.counts, round(datetime.now(UTC).timestamp() * MICROSECOND)
+    counts, now = batch.counts, _now()
     return {
         "id": batch.id,
         "kind": batch.kind,
@@ -274,6 +348,10 @@ def batch_document(batch: Batch) -> dict[str, Any]:
         "state": batch.state,
         "sealed": batch.sealed,
         "cancel_requested": batch.cancel_requested,
+        "paused": batch.paused,
+        "concurrency": batch.concurrency,
+        "batch_size": batch.batch_size,
+        "max_failures": batch.max_failures,
         "total": counts.total,
         "pending": counts.pending,
         "running": counts.running,
@@ -296,4 +374,3 @@ def states_of(names: Sequence[str]) -> frozenset[JobState] | None:
 
 
 STATE_NAMES = [str(state) for state in JobState]
-TOP_ROLES = frozenset({Role.SINGLE, Role.HEAD})

@@ -13,6 +13,7 @@ import click
 
 from haulier.cli.output import (
     EXIT_CODES,
+    batch_options,
     command_body,
     emit_json,
     job_document,
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
     from haulier.app import App
     from haulier.config import Settings
     from haulier.domain.job import Job
+    from haulier.services.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 Report = Callable[["App", str], Awaitable[None]]
+
+MOST_SLOTS = 10_000
 
 
 @click.group()
@@ -44,8 +48,8 @@ def running_options(function: F) -> F:
     """The options that every bulk kind has in common."""
     for decorate in (
         click.option("--detach", is_flag=True, help="Only enqueue; print the batch's id."),
-        click.option("--concurrency", type=int, help="Coroutine items at once."),
-        click.option("--threads", type=int, help="Plain-function items at once."),
+        click.option("--threads", type=int, help="Plain-function items at once, in this process."),
+        batch_options,
         store_option,
         json_option,
     ):
@@ -82,10 +86,9 @@ async def media_uniq(
 ) -> int:
     """Make one rendition of each picture for each account."""
     from haulier.cli.report import show_renditions
-    from haulier.config import read_settings
     from haulier.runners.csv_input import read_accounts
 
-    settings = read_settings(**flags)
+    settings, limits = _read(flags)
     start: dict[str, Any] = {
         "accounts": read_accounts(_existing(accounts, "--accounts")),
         "sources": list(media),
@@ -101,9 +104,8 @@ async def media_uniq(
     if watermark_image is not None:
         start["watermark"] = {"image": watermark_image}
     async with _app(settings) as app:
-        return await _run(
-            app, settings, "media_uniq", start, show_renditions, detach=detach, as_json=as_json
-        )
+        batch_id = await app.enqueue("media_uniq", start, **limits)
+        return await _run(app, settings, batch_id, show_renditions, detach=detach, as_json=as_json)
 
 
 @run.command("proxy-diagnostics")
@@ -136,10 +138,9 @@ async def proxy_diagnostics(
     """Check every proxy of a list: reachable, how fast, where it exits, what it reveals."""
     from haulier.cli.echo import local_echo
     from haulier.cli.report import show_proxies
-    from haulier.config import read_settings
     from haulier.runners.proxy_input import read_proxies
 
-    settings = read_settings(**flags, check_url=check_url)
+    settings, limits = _read(flags, check_url=check_url)
     text = _existing(proxies, "--proxies").read_bytes().decode("utf-8-sig", "replace")
     specs = read_proxies(text)
     if detach and settings.check_url is None:
@@ -157,9 +158,25 @@ async def proxy_diagnostics(
             "verify_tls": not insecure,
             "ca_file": ca_file,
         }
-        return await _run(
-            app, settings, "proxy_diagnostics", start, show_proxies, detach=detach, as_json=as_json
-        )
+        batch_id = await app.enqueue("proxy_diagnostics", start, **limits)
+        return await _run(app, settings, batch_id, show_proxies, detach=detach, as_json=as_json)
+
+
+def _read(flags: dict[str, Any], **more: Any) -> tuple[Settings, Options]:
+    """The settings, and the limits of the batch, of a command's options."""
+    from haulier.config import read_settings
+
+    limits: Options = {
+        "concurrency": flags.pop("concurrency"),
+        "batch_size": flags.pop("batch_size"),
+        "max_failures": flags.pop("max_failures"),
+    }
+    settings = read_settings(**flags, **more)
+    at_once = limits["concurrency"] or 0
+    if at_once > settings.concurrency:
+        # The batch may use that many slots, so this process has them.
+        settings = settings.model_copy(update={"concurrency": min(at_once, MOST_SLOTS)})
+    return settings, limits
 
 
 def _existing(path: Path, option: str) -> Path:
@@ -181,17 +198,15 @@ async def _app(settings: Settings) -> AsyncIterator[App]:
 async def _run(
     app: App,
     settings: Settings,
-    kind: str,
-    start: dict[str, Any],
+    batch_id: str,
     report: Report,
     *,
     detach: bool,
     as_json: bool,
 ) -> int:
-    """Enqueue the head job, work until it is done, and tell what came of it."""
+    """Work on a batch until it is done, and tell what came of it."""
     from haulier.cli.report import run_document
 
-    batch_id = await app.enqueue(kind, start)
     if detach:
         emit_json({"id": batch_id}) if as_json else click.echo(batch_id)
         return EXIT_CODES["ok"]
@@ -204,13 +219,17 @@ async def _run(
             err=True,
         )
         return EXIT_CODES["interrupted"]
-    if job.state is JobState.FAILED:
+    failed = job.state is JobState.FAILED
+    if failed and not (await app.batch(batch_id)).counts.done:
         return _tell_failure(job, as_json=as_json)
     if as_json:
         emit_json(await run_document(app, batch_id))
     else:
         await report(app, batch_id)
-    return EXIT_CODES["unsuccessful" if job.value and job.value.get("failed") else "ok"]
+        if failed and job.error is not None:
+            click.secho(f"\nThe batch failed: {job.error.message}", fg="red", err=True)
+    some_failed = failed or (job.value and job.value.get("failed"))
+    return EXIT_CODES["unsuccessful" if some_failed else "ok"]
 
 
 def _tell_failure(head: Job, *, as_json: bool) -> int:

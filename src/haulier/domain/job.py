@@ -155,6 +155,11 @@ class Job(NamedTuple):
         """What the task returned, as plain JSON values; None while there is no result."""
         return None if self.result is None else json.loads(self.result)
 
+    @property
+    def result_expired(self) -> bool:
+        """Whether the job completed, but its result is kept no longer."""
+        return self.state is JobState.COMPLETED and self.result is None
+
 
 # ── What an attempt came to ──────────────────────────────────────────────────────────────────
 

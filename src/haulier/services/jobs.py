@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -32,9 +21,10 @@ from haulier.exceptions import (
     StoreError,
     ValidationError,
 )
-from haulier.ports import JobFilter, JobReader, JobStore
+from haulier.ports import JobFilter, JobStore
+from haulier.services import selection
 from haulier.services.ids import new_ids
-from haulier.services.options import Options, Plan, check_limit, job_id_of, plan_of
+from haulier.services.options import Options, Plan, job_id_of, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
@@ -46,9 +36,6 @@ CHUNK = 2000
 
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
-
-SLICE = 500
-"""Jobs that an operation on a whole filter moves in one transaction."""
 
 SETTLE_PAUSE = 0.02
 
@@ -116,7 +103,8 @@ class JobManager:
 
         Up to 10,000 items of a sequence are checked before anything is inserted. A longer or lazy
         input is inserted as it comes, in flat memory; a bad item then cancels the batch. When an
-        earlier call with the same idempotency key did not come to its end, this one goes on.
+        earlier call with the same idempotency key did not come to its end, this one goes on; so
+        with a key, a batch that the store could not take whole is left open.
         """
         definition = self.registry.get(kind)
         if definition.expand:
@@ -134,7 +122,7 @@ class JobManager:
             opened = await self.store.open_batch(head, opening, policy=policy, sealed=sealed)
             if opened.instead:
                 batch_id = opened.instead[head.id]
-                if (await self.store.batch(batch_id)).sealed:
+                if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
             for chunk in chunks:
@@ -142,10 +130,17 @@ class JobManager:
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
-            if await asyncio.shield(self._abandon(batch_id)):
-                error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+            if plan.idempotency_key is None or not isinstance(error, _REPEATABLE):
+                if await asyncio.shield(self._abandon(batch_id)):
+                    error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+            elif isinstance(error, JobStateError) and await self._filled(batch_id):
+                # Somebody else with the same key was faster: what it holds is the same.
+                return batch_id
             raise
         return batch_id
+
+    async def _filled(self, batch_id: str) -> bool:
+        return (await self.store.batch(batch_id)).sealed
 
     def _own_head(
         self,
@@ -159,6 +154,12 @@ class JobManager:
         Items count for what is unique about it only if all of them are known.
         """
         known = items if isinstance(items, list) else ()
+        if plan.unique is not None and plan.idempotency_key is not None:
+            # The store does not say which of the two another batch holds: whether to fill it.
+            raise ValidationError(
+                f"{definition.kind}: the options were refused",
+                [Problem("unique", "cannot be given to a batch together with idempotency_key")],
+            )
         if plan.unique is not None and plan.unique.by is None and known == ():
             raise ValidationError(
                 f"{definition.kind}: the options were refused",
@@ -327,105 +328,30 @@ class JobManager:
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         """Requeue failed items of a batch, all or those of one error class; returns how many."""
-        check_limit(limit)
+        selection.check_limit(limit)
         return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
-        """Request that all jobs that a filter finds stop; returns how many it concerned.
-
-        Heads take their items with them. Jobs that are done already do not count.
-        """
-        return await self._for_all(
-            _narrowed(where, {JobState.PENDING, JobState.RUNNING}), limit, self.store.cancel
-        )
+        """Request that all jobs that a filter finds stop; see `selection.cancel_all`."""
+        return await selection.cancel_all(self.store, where, limit=limit)
 
     async def retry_all(self, where: JobFilter, *, limit: int | None = None) -> int:
-        """Make failed jobs that a filter finds pending again, the oldest first; returns how many.
-
-        Only failed ones, unless the filter names `cancelled`. Of batches, name the batch to retry
-        its items, or use `retry_failed`.
-        """
-        wanted = {JobState.FAILED, JobState.CANCELLED} if where.states else {JobState.FAILED}
-        return await self._for_all(_narrowed(where, wanted), limit, self._requeue_singly)
+        """Make failed jobs that a filter finds pending again; see `selection.retry_all`."""
+        return await selection.retry_all(self.store, where, limit=limit)
 
     async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
-        """Delete finished jobs that a filter finds, batches with their items; returns how many."""
-        final = {state for state in JobState if state.final}
-        return await self._for_all(_narrowed(where, final, _TOP), limit, self._delete_each)
-
-    async def _for_all(
-        self,
-        where: JobFilter | None,
-        limit: int | None,
-        act: Callable[[Sequence[str]], Awaitable[Collection[str]]],
-    ) -> int:
-        """Do something to all jobs of a query, a slice at a time, so that nobody waits for long."""
-        done = 0
-        check_limit(limit)
-        if where is None or limit == 0:
-            return done
-        async for ids in _slices(self.store, where):
-            wanted = ids if limit is None else ids[: limit - done]
-            if wanted:
-                done += len(await act(wanted))
-            if limit is not None and done >= limit:
-                break
-        return done
-
-    async def _requeue_singly(self, ids: Sequence[str]) -> Collection[str]:
-        """One at a time: one that is refused (its batch is being cancelled) spoils no other."""
-        requeued = []
-        for job_id in ids:
-            with contextlib.suppress(JobStateError):
-                states = await self.store.requeue([job_id])
-                requeued += [each for each in states if states[each] is JobState.PENDING]
-        return requeued
-
-    async def _delete_each(self, ids: Sequence[str]) -> Collection[str]:
-        deleted = []
-        for job_id in ids:
-            with contextlib.suppress(JobStateError, JobNotFoundError):
-                await self.store.delete(job_id)
-                deleted.append(job_id)
-        return deleted
+        """Delete the finished jobs that a filter finds; see `selection.delete_all`."""
+        return await selection.delete_all(self.store, where, limit=limit)
 
 
 class _Nothing(BaseModel):
-    """The payload of a head whose items its producer inserts."""
+    """The payload of a head whose items its producer inserts; unlike that of any single job."""
+
+    filled_by: str = "producer"
 
 
-_TOP = frozenset({Role.SINGLE, Role.HEAD})
-
-
-def _narrowed(
-    where: JobFilter, states: Iterable[JobState], roles: frozenset[Role] | None = None
-) -> JobFilter | None:
-    """The filter, for jobs in these states only; None when it can find none."""
-    both = frozenset(states) & (where.states or frozenset(JobState))
-    if roles is not None:
-        roles &= where.roles or roles
-    elif where.roles is None and where.batch_id is None:
-        # Items are named by their batch; without it single jobs and whole batches are meant.
-        roles = _TOP
-    else:
-        roles = where.roles
-    if not both or (roles is not None and not roles):
-        return None
-    return replace(where, states=both, roles=roles)
-
-
-async def _slices(reader: JobReader, where: JobFilter) -> AsyncIterator[list[str]]:
-    """The ids of all jobs of a query, the oldest first, some hundreds at a time."""
-    cursor: int | None = None
-    while True:
-        page = await reader.find(
-            where, limit=SLICE, cursor=cursor, oldest_first=True, payloads=False
-        )
-        if page.jobs:
-            yield [job.id for job in page.jobs]
-        if page.next is None:
-            return
-        cursor = page.next
+_REPEATABLE = (StoreError, JobStateError, asyncio.CancelledError)
+"""What ends the filling of a batch without a fault of its items."""
 
 
 def _ids(jobs: Sequence[NewJob]) -> list[str]:

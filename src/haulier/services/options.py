@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -20,12 +20,10 @@ from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.exceptions import ConfigurationError, Problem, ValidationError
 from haulier.services.ids import new_id
 from haulier.services.registry import TaskDefinition, check_name
+from haulier.services.selection import MOST
 
 HIGHEST_PRIORITY = 10_000
 LONGEST_KEY = 200
-
-MOST_ITEMS = 1_000_000_000
-"""More than any batch can have, and less than any store can count."""
 
 IDEMPOTENCY_PERIOD = 24 * 3600 * MICROSECOND
 """How long an idempotency key is remembered: a day, unless its job is deleted before."""
@@ -106,6 +104,18 @@ class Plan:
             max_failures=self.max_failures,
         )
 
+    def _request(self, definition: TaskDefinition, body: str) -> str:
+        """The same text for the same request.
+
+        Options that were not given are left out: one that a later version adds changes nothing.
+        """
+        given = [
+            f"{field.name}={value!r}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        ]
+        return "\n".join([definition.kind, *given, body])
+
     def names(
         self, definition: TaskDefinition, payload: BaseModel, also: Iterable[BaseModel] = ()
     ) -> tuple[Uniqueness, ...]:
@@ -115,7 +125,7 @@ class Plan:
         body = _canonical(payload, *also)
         names = []
         if self.idempotency_key is not None:
-            digest = hashlib.sha256(f"{definition.kind}\n{self}\n{body}".encode()).digest()
+            digest = hashlib.sha256(self._request(definition, body).encode()).digest()
             names.append(
                 Uniqueness(
                     f"idempotency:{self.idempotency_key}",
@@ -190,13 +200,6 @@ def plan_of(definition: TaskDefinition, options: Options, *, batch: bool) -> Pla
     return plan
 
 
-def check_limit(value: int | None, *, least: int = 0) -> None:
-    """Refuse a number of jobs, to be worked on or shown at most, that is none."""
-    if value is not None and (type(value) is not int or not least <= value <= MOST_ITEMS):
-        reason = f"must be an integer from {least} to {MOST_ITEMS:,}"
-        raise ValidationError("the limit was refused", [Problem("limit", reason)])
-
-
 def _retry(value: Any, problems: list[Problem]) -> RetryPolicy | None:
     if value is None:
         return None
@@ -217,8 +220,8 @@ def _limit(
         return None
     if not batch:
         problems.append(Problem(name, "is for batches"))
-    elif type(value) is not int or not least <= value <= MOST_ITEMS:
-        problems.append(Problem(name, f"must be an integer from {least} to {MOST_ITEMS:,}"))
+    elif type(value) is not int or not least <= value <= MOST:
+        problems.append(Problem(name, f"must be an integer from {least} to {MOST:,}"))
     else:
         return value
     return None
@@ -243,7 +246,10 @@ def _unique(value: Any, problems: list[Problem]) -> Unique | None:
         problems.append(Problem("unique.period", "goes with the scope period, and only with it"))
     elif unique.period is not None and not _is_seconds(unique.period):
         problems.append(Problem("unique.period", "must be seconds from 0 up to ten years"))
-    return unique if len(problems) == before else None
+    if len(problems) > before:
+        return None
+    # In one spelling, as it counts for an idempotency key.
+    return replace(unique, scope=Scope(unique.scope), conflict=Conflict(unique.conflict))
 
 
 def _is_seconds(value: Any) -> bool:

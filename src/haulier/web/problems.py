@@ -22,7 +22,9 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from haulier.exceptions import (
+    DuplicateJobError,
     HaulierError,
+    IdempotencyConflictError,
     InvalidTaskTypeError,
     JobNotFoundError,
     JobStateError,
@@ -63,6 +65,15 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
         404, "job-not-found", "There is no such job", "No job or batch has this id"
     ),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
+    DuplicateJobError: _Kind(
+        409, "duplicate-job", "There is such a job already", "Another job holds the unique name"
+    ),
+    IdempotencyConflictError: _Kind(
+        409,
+        "idempotency-conflict",
+        "The idempotency key was used before",
+        "It belongs to a request with another body",
+    ),
     RateLimitError: _Kind(429, "rate-limit", "A limit was reached", retry_after=5),
     StoreError: _Kind(
         503,
@@ -102,6 +113,7 @@ class ProblemDetails(BaseModel):
     title: str
     status: int
     detail: str | None = None
+    job_id: str | None = Field(None, description="Of a conflict: the job that was there before.")
     errors: list[FieldError] | None = None
     errors_omitted: int | None = Field(
         None, description=f"How many more there were than the {MAX_ERRORS:,} that are told."
@@ -114,6 +126,7 @@ def problem_response(
     name: str | None = None,
     title: str | None = None,
     detail: str | None = None,
+    job_id: str | None = None,
     errors: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
@@ -124,6 +137,7 @@ def problem_response(
         title=title or HTTPStatus(status).phrase,
         status=status,
         detail=detail,
+        job_id=job_id,
         errors=[_field_error(error) for error in errors[:MAX_ERRORS]] or None,
         errors_omitted=omitted if omitted > 0 else None,
     )
@@ -159,6 +173,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
         name=kind.name,
         title=kind.title,
         detail=kind.detail or getattr(error, "message", str(error)),
+        job_id=error.job_id if isinstance(error, DuplicateJobError) else None,
         errors=getattr(error, "problems", ()),
         headers={"Retry-After": str(kind.retry_after)} if kind.retry_after else None,
     )

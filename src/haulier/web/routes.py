@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from haulier.domain.job import JobState, Role
 from haulier.exceptions import (
@@ -18,23 +18,37 @@ from haulier.exceptions import (
 )
 from haulier.ports import JobFilter
 from haulier.services.jobs import JobManager
-from haulier.services.options import Options
+from haulier.services.options import LONGEST_KEY
 from haulier.services.payload import validate
+from haulier.services.selection import TOP
+from haulier.web.bodies import (
+    DeleteBody,
+    EnqueueBody,
+    EventQuery,
+    ItemQuery,
+    JobQuery,
+    MediaUniqBody,
+    ProxyDiagnosticsBody,
+    RetryBody,
+    RetryFailedBody,
+    StopBody,
+)
 from haulier.web.options import WebOptions
 from haulier.web.problems import problem_responses
 from haulier.web.schemas import (
-    EnqueueBody,
+    Count,
+    ErrorDetail,
+    ErrorList,
+    EventList,
+    EventView,
     Health,
     ItemList,
-    ItemQuery,
     ItemView,
     JobDetail,
     JobList,
-    JobQuery,
     JobStatus,
     JobSummary,
-    MediaUniqBody,
-    ProxyDiagnosticsBody,
+    PauseChange,
     Requeued,
     Started,
     StateChange,
@@ -43,7 +57,6 @@ from haulier.web.starts import START_PATHS, media_uniq_start, own_echo_url, prox
 
 PREFIX = "/api/v1"
 
-_TOP = frozenset({Role.SINGLE, Role.HEAD})
 _ITEMS = frozenset({Role.ITEM})
 
 router = APIRouter(prefix=PREFIX)
@@ -61,6 +74,16 @@ def _options(request: Request) -> WebOptions:
 
 Jobs = Annotated[JobManager, Depends(_manager)]
 Settings = Annotated[WebOptions, Depends(_options)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=LONGEST_KEY,
+        description="Repeating the request with the same key within a day answers with the same "
+        "job; with another body, 409.",
+    ),
+]
 
 
 @router.get("/health", summary="Whether the service works", responses=problem_responses(503))
@@ -90,11 +113,13 @@ async def health(jobs: Jobs, options: Settings) -> Health:
 @router.get("/jobs", summary="List jobs", responses=problem_responses(422))
 async def list_jobs(jobs: Jobs, query: Annotated[JobQuery, Query()]) -> JobList:
     """Newest first, page by page."""
-    roles = frozenset(query.role) or (_TOP if query.batch is None else _ITEMS)
+    roles = frozenset(query.role) or (TOP if query.batch is None else _ITEMS)
     where = JobFilter(
         states=frozenset(query.state) or None,
         kind=query.kind,
         queue=query.queue,
+        key=query.key,
+        error_type=query.error_type,
         batch_id=None if query.batch is None else str(query.batch),
         roles=roles,
     )
@@ -120,6 +145,17 @@ async def job_status(jobs: Jobs, job_id: str) -> JobStatus:
     job = await jobs.store.get(job_id)
     batch = await jobs.store.batch(job_id) if job.role is Role.HEAD else None
     return JobStatus.of(job, batch, now=time.time_ns() // 1000)
+
+
+@router.get(
+    "/jobs/{job_id}/errors",
+    summary="List how the attempts of a job failed",
+    responses=problem_responses(404),
+)
+async def list_errors(jobs: Jobs, job_id: str) -> ErrorList:
+    """The latest first. They outlive a retry that succeeded, and go with the job."""
+    found = await jobs.store.errors(job_id)
+    return ErrorList(errors=[ErrorDetail.model_validate(error) for error in found])
 
 
 @router.get(
@@ -163,11 +199,73 @@ async def retry_job(jobs: Jobs, job_id: str) -> StateChange:
 @router.post(
     "/jobs/{job_id}/retry-failed",
     summary="Retry the failed items of a batch",
-    responses=problem_responses(404, 409),
+    responses=problem_responses(400, 404, 409, 413, 415, 422),
 )
-async def retry_failed(jobs: Jobs, job_id: str) -> Requeued:
-    """Only those items run again that have failed."""
-    return Requeued(id=job_id, requeued=await jobs.store.retry_failed(job_id))
+async def retry_failed(jobs: Jobs, job_id: str, body: RetryFailedBody | None = None) -> Requeued:
+    """Only those items run again that have failed; with a body, only some of them."""
+    wanted = body or RetryFailedBody()
+    count = await jobs.store.retry_failed(job_id, error_type=wanted.error_type, limit=wanted.limit)
+    return Requeued(id=job_id, requeued=count)
+
+
+@router.post("/jobs/{job_id}/pause", summary="Pause a batch", responses=problem_responses(404, 409))
+async def pause_batch(jobs: Jobs, job_id: str) -> PauseChange:
+    """No more of its items start; those that run go on."""
+    await jobs.store.pause(job_id)
+    return PauseChange(id=job_id, paused=True)
+
+
+@router.post(
+    "/jobs/{job_id}/resume", summary="Resume a batch", responses=problem_responses(404, 409)
+)
+async def resume_batch(jobs: Jobs, job_id: str) -> PauseChange:
+    """Its items start again."""
+    await jobs.store.resume(job_id)
+    return PauseChange(id=job_id, paused=False)
+
+
+@router.post(
+    "/jobs/stop",
+    status_code=202,
+    summary="Stop all jobs that a filter finds",
+    responses=problem_responses(400, 413, 415, 422),
+)
+async def stop_jobs(jobs: Jobs, body: StopBody) -> Count:
+    """As stopping each; jobs that are done already do not count."""
+    return Count(count=await jobs.cancel_all(body.where(), limit=body.limit))
+
+
+@router.post(
+    "/jobs/retry",
+    summary="Retry all jobs that a filter finds",
+    responses=problem_responses(400, 413, 415, 422),
+)
+async def retry_jobs(jobs: Jobs, body: RetryBody) -> Count:
+    """As retrying each. One whose unique name another job holds meanwhile is left as it is."""
+    return Count(count=await jobs.retry_all(body.where(), limit=body.limit))
+
+
+@router.post(
+    "/jobs/delete",
+    summary="Delete all finished jobs that a filter finds",
+    responses=problem_responses(400, 413, 415, 422),
+)
+async def delete_jobs(jobs: Jobs, body: DeleteBody) -> Count:
+    """As deleting each; what is not finished stays."""
+    return Count(count=await jobs.delete_all(body.where(), limit=body.limit))
+
+
+@router.get("/events", summary="List what happened to jobs", responses=problem_responses(422))
+async def list_events(jobs: Jobs, query: Annotated[EventQuery, Query()]) -> EventList:
+    """In order, page by page: each `next` leads on, also from a page without events.
+
+    An event of the type `reset` says that some are missing, because they are kept no longer.
+    """
+    # Asked for first: what is appended while the page is read must follow its cursor.
+    last = await jobs.store.last_event()
+    found = await jobs.store.events(after=query.after, limit=query.limit)
+    following = found[-1].cursor if found else query.after or last
+    return EventList(events=[EventView.model_validate(event) for event in found], next=following)
 
 
 @router.delete(
@@ -185,9 +283,11 @@ async def delete_job(jobs: Jobs, job_id: str) -> None:
     "/jobs",
     status_code=201,
     summary="Enqueue a job",
-    responses=problem_responses(400, 413, 415, 422, 507),
+    responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
-async def enqueue(jobs: Jobs, body: EnqueueBody, response: Response) -> Started:
+async def enqueue(
+    jobs: Jobs, body: EnqueueBody, response: Response, idempotency_key: IdempotencyKey = None
+) -> Started:
     """A job of any registered kind; bulk kinds that have a start route of their own go there."""
     family = body.kind.partition(".")[0]
     if family in START_PATHS:
@@ -195,14 +295,7 @@ async def enqueue(jobs: Jobs, body: EnqueueBody, response: Response) -> Started:
             "this kind is not enqueued directly",
             [Problem("kind", f"is started by POST {START_PATHS[family]}")],
         )
-    options: Options = {
-        "queue": body.queue,
-        "priority": body.priority,
-        "delay": body.delay,
-        "run_at": body.run_at,
-        "key": body.key,
-        "job_id": None if body.id is None else str(body.id),
-    }
+    options = body.options(idempotency_key)
     return _started(await jobs.enqueue(body.kind, _payload(jobs, body), options), response)
 
 
@@ -210,21 +303,26 @@ async def enqueue(jobs: Jobs, body: EnqueueBody, response: Response) -> Started:
     START_PATHS["media_uniq"].removeprefix(PREFIX),
     status_code=202,
     summary="Start renditions of pictures for accounts",
-    responses=problem_responses(400, 413, 415, 422, 507),
+    responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
 async def start_media_uniq(
-    jobs: Jobs, options: Settings, body: MediaUniqBody, response: Response
+    jobs: Jobs,
+    options: Settings,
+    body: MediaUniqBody,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> Started:
     """One batch: every source for every account. All faults are told at once."""
     start = await asyncio.to_thread(media_uniq_start, body, options)
-    return _started(await jobs.enqueue("media_uniq", start, {}), response)
+    given = body.options(idempotency_key)
+    return _started(await jobs.enqueue("media_uniq", start, given), response)
 
 
 @router.post(
     START_PATHS["proxy_diagnostics"].removeprefix(PREFIX),
     status_code=202,
     summary="Start checks of proxies",
-    responses=problem_responses(400, 413, 415, 422, 507),
+    responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
 async def start_proxy_diagnostics(
     jobs: Jobs,
@@ -232,11 +330,13 @@ async def start_proxy_diagnostics(
     request: Request,
     body: ProxyDiagnosticsBody,
     response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> Started:
     """One batch, an item per proxy. All lines at fault are told at once."""
     check_url = options.check_url or own_echo_url(request.scope.get("server"))
     start = await asyncio.to_thread(proxy_diagnostics_start, body, check_url)
-    return _started(await jobs.enqueue("proxy_diagnostics", start, {}), response)
+    given = body.options(idempotency_key)
+    return _started(await jobs.enqueue("proxy_diagnostics", start, given), response)
 
 
 def _payload(jobs: JobManager, body: EnqueueBody) -> Any:

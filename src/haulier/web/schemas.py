@@ -1,30 +1,17 @@
-"""What the API takes and gives, as models. Instants are ISO 8601 in UTC, durations seconds."""
+"""What the API gives, as models. Instants are ISO 8601 in UTC, durations seconds."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
-from uuid import UUID
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import from_json
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.sealed import masked
-from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
-
-MAX_PAGE = 500
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,15 +42,30 @@ class ErrorView(_View):
 
 
 class ErrorDetail(ErrorView):
-    """The same with the attempt it was, and where in the code it happened."""
+    """The same with the attempt it was, and where in the code it happened.
+
+    `lease` is the number of the claim that ended so, `worker` who had it.
+    """
 
     traceback: str
     attempt: int
     at: Instant
+    lease: int
+    worker: str | None
+
+
+class ErrorList(BaseModel):
+    """How the attempts of a job failed, the latest first; at most those of its last 100 claims."""
+
+    errors: list[ErrorDetail]
 
 
 class JobSummary(_View):
-    """A job in a list. `progress` is what its task last reported."""
+    """A job in a list. `progress` is what its task last reported.
+
+    `parked`: it is due, but its batch is paused or has no slot free for it. `cancel_heard`: its
+    worker knows that it is to stop.
+    """
 
     id: str
     kind: str
@@ -77,7 +79,10 @@ class JobSummary(_View):
     position: int | None
     progress: Percent | None
     message: str | None
+    parked: bool
+    unique: bool
     cancel_requested: bool
+    cancel_heard: bool
     error: ErrorView | None
     run_at: Instant
     created_at: Instant
@@ -96,6 +101,7 @@ class JobDetail(JobSummary):
 
     payload: Payload
     result: Json = None
+    result_expired: bool = Field(description="It completed; its result is kept no longer.")
     error: ErrorDetail | None
     retry: dict[str, Any] | None = Field(description="None: the policy of the kind.")
     version: int
@@ -134,10 +140,19 @@ class CountsView(_View):
     cancelled: int
 
 
+class LimitsView(_View):
+    """How a batch is worked on; null does not limit. A start has fields of the same names."""
+
+    concurrency: int | None
+    batch_size: int | None
+    max_failures: int | None
+
+
 class JobStatus(BaseModel):
     """How far a job or a batch is.
 
-    `counts`, `rate` (items a second), `eta_seconds` and `finish_job` are a batch's.
+    `counts`, `paused`, `limits`, `rate` (items a second), `eta_seconds` and `finish_job` are a
+    batch's.
     """
 
     id: str
@@ -146,14 +161,19 @@ class JobStatus(BaseModel):
     status: JobState
     progress: Percent
     message: str | None
+    parked: bool
     cancel_requested: bool
+    cancel_heard: bool
     counts: CountsView | None = None
+    paused: bool | None = None
+    limits: LimitsView | None = None
     rate: float | None = None
     eta_seconds: float | None = None
     finish_job: str | None = Field(
         None, description="The job that ran once the batch had settled; its result is the report."
     )
     result: Json = None
+    result_expired: bool
     error: ErrorView | None
     created_at: Instant
     started_at: Instant | None
@@ -169,12 +189,17 @@ class JobStatus(BaseModel):
             status=job.state,
             progress=_progress(job, batch),
             message=job.message,
+            parked=job.parked,
+            cancel_heard=job.cancel_heard,
             cancel_requested=job.cancel_requested or (batch is not None and batch.cancel_requested),
             counts=None if batch is None else CountsView.model_validate(batch.counts),
+            paused=None if batch is None else batch.paused,
+            limits=None if batch is None else LimitsView.model_validate(batch),
             rate=None if batch is None else batch.rate(now),
             eta_seconds=None if batch is None else batch.eta(now),
             finish_job=None if batch is None else batch.finish_job,
             result=job.value,
+            result_expired=job.result_expired,
             error=None if job.error is None else ErrorView.model_validate(job.error),
             created_at=_from_microseconds(job.created_at),
             started_at=_from_microseconds(job.started_at),
@@ -204,6 +229,48 @@ class Requeued(BaseModel):
     requeued: int
 
 
+class PauseChange(BaseModel):
+    """Whether a batch is paused now. Items that were running when it was paused go on."""
+
+    id: str
+    paused: bool
+
+
+class Count(BaseModel):
+    """How many jobs an operation on a filter concerned."""
+
+    count: int
+
+
+class EventView(_View):
+    """One thing that happened to one job. `type` names it, `reset` that events are missing."""
+
+    cursor: str
+    seq: int
+    epoch: str
+    at: Instant
+    type: str
+    job_id: str
+    kind: str
+    queue: str
+    role: Role
+    batch_id: str | None
+    attempt: int
+    lease: int
+    worker: str | None
+    error_type: str | None
+
+
+class EventList(BaseModel):
+    """A page of events in their order. `next` is the `after` of the following page.
+
+    There always is one: a page without events is to be asked for again, later.
+    """
+
+    events: list[EventView]
+    next: str
+
+
 class Started(BaseModel):
     """A job that was enqueued, and where to ask how it goes."""
 
@@ -220,96 +287,3 @@ class Health(BaseModel):
     workers: int = Field(description="Live worker processes.")
     jobs: dict[JobState, int]
     items: dict[JobState, int]
-
-
-class _Taken(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class _PageQuery(_Taken):
-    state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
-    cursor: int | None = Field(
-        None, ge=0, lt=2**63, description="The `next` of the page before; made by the server."
-    )
-
-
-class ItemQuery(_PageQuery):
-    """Which items of a batch."""
-
-
-class JobQuery(_PageQuery):
-    """Which jobs. Without `role`: the items of a `batch` that is named, else all but items."""
-
-    kind: str | None = Field(None, max_length=200)
-    queue: str | None = Field(None, max_length=200)
-    batch: UUID | None = None
-    role: list[Role] = Field(default_factory=list)
-
-
-class EnqueueBody(_Taken):
-    """One job. What is left out comes from the kind's definition."""
-
-    kind: str = Field(max_length=200)
-    payload: dict[str, Any] = Field(default_factory=dict)
-    queue: str | None = Field(None, min_length=1, max_length=200)
-    priority: int | None = Field(None, description="From -10,000 to 10,000; higher goes first.")
-    delay: float | None = Field(None, ge=0, description="Seconds to wait before it may run.")
-    run_at: AwareDatetime | None = Field(None, description="When it may run, instead of a delay.")
-    key: str | None = Field(None, max_length=200, description="The partition it belongs to.")
-    id: UUID | None = Field(None, description="Repeating a request with the same id is harmless.")
-
-
-RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class TextWatermarkBody(TextWatermark):
-    """A text watermark; its font is a file below the media folder."""
-
-    font: RelativePath | None = None
-
-
-class ImageWatermarkBody(ImageWatermark):
-    """An image watermark; the image is a file below the media folder."""
-
-    image: RelativePath
-
-
-def _watermark_kind(value: Any) -> str:
-    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    return "image" if "image" in given else "text"
-
-
-WatermarkBody = Annotated[
-    Annotated[TextWatermarkBody, Tag("text")] | Annotated[ImageWatermarkBody, Tag("image")],
-    Discriminator(_watermark_kind),
-]
-"""Told apart by what is given, so that a fault is told of the one that is meant."""
-
-
-class MediaUniqBody(_Taken):
-    """Renditions of every source for every account, given as a list or as CSV text.
-
-    Sources are pictures, or folders of them, below the server's media folder; the output is a
-    folder below its output folder.
-    """
-
-    accounts: list[str] | None = None
-    accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
-    sources: list[RelativePath] = Field(min_length=1, max_length=10_000)
-    output: RelativePath
-    spec: str | PlatformSpec = "square"
-    watermark: WatermarkBody | None = None
-
-
-class ProxyDiagnosticsBody(_Taken):
-    """Proxies to check, given as a list of lines or as CSV text."""
-
-    proxies: list[str] | None = Field(
-        None, description="Each `scheme://user:password@host:port` or `host:port:user:password`."
-    )
-    proxies_csv: str | None = Field(
-        None, description="Columns scheme, host, port, username and password, or such lines."
-    )
-    tries: int = Field(5, ge=1, le=50)
-    timeout: float = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")

@@ -20,8 +20,8 @@ from haulier.runners.media_uniq import MediaUniqStart
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsStart
 from haulier.runners.proxy_input import ProxySpec, read_proxies
 from haulier.services.payload import refused
+from haulier.web.bodies import ImageWatermarkBody, MediaUniqBody, ProxyDiagnosticsBody
 from haulier.web.options import WebOptions
-from haulier.web.schemas import ImageWatermarkBody, MediaUniqBody, ProxyDiagnosticsBody
 
 ECHO_PATH = "/echo"
 

@@ -1,0 +1,257 @@
+"""What the API takes, as models. Durations are seconds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from typing_extensions import override
+
+from haulier.domain.job import JobState, Priority, Role
+from haulier.domain.unique import Scope
+from haulier.ports import JobFilter
+from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
+from haulier.services.options import HIGHEST_PRIORITY, Options, Unique
+from haulier.services.selection import MOST
+
+MAX_PAGE = 500
+
+_PRIORITY: dict[str, Any] = {
+    "title": "Priority",
+    "description": "A name, or from -10,000 to 10,000; higher goes first.",
+    "anyOf": [
+        {"enum": [each.name.lower() for each in Priority]},
+        {"type": "integer", "minimum": -HIGHEST_PRIORITY, "maximum": HIGHEST_PRIORITY},
+        {"type": "null"},
+    ],
+}
+
+
+class _Taken(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class _PageQuery(_Taken):
+    state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
+    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    cursor: int | None = Field(
+        None, ge=0, lt=2**63, description="The `next` of the page before; made by the server."
+    )
+
+
+class ItemQuery(_PageQuery):
+    """Which items of a batch."""
+
+
+class JobQuery(_PageQuery):
+    """Which jobs. Without `role`: the items of a `batch` that is named, else all but items."""
+
+    kind: str | None = Field(None, max_length=200)
+    queue: str | None = Field(None, max_length=200)
+    key: str | None = Field(None, max_length=200)
+    error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
+    batch: UUID | None = None
+    role: list[Role] = Field(default_factory=list)
+
+
+class EventQuery(_Taken):
+    """Which events: those that follow `after`; without it, from the oldest that is kept."""
+
+    after: str | None = Field(None, max_length=100, description="The `next` of the page before.")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class _SelectionBody(_Taken):
+    """Which jobs an operation is about. At least one criterion must be given.
+
+    Single jobs and batches are meant, or the items of the `batch` that is named.
+    """
+
+    kind: str | None = Field(None, max_length=200)
+    queue: str | None = Field(None, max_length=200)
+    key: str | None = Field(None, max_length=200)
+    error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
+    limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
+
+    @model_validator(mode="after")
+    def _some_criterion(self) -> Self:
+        if self.where() == JobFilter():
+            raise ValueError("give at least one criterion")
+        return self
+
+    def where(self) -> JobFilter:
+        """What was asked for, as a filter."""
+        batch: UUID | None = getattr(self, "batch", None)
+        return JobFilter(
+            states=frozenset(JobState(state) for state in getattr(self, "state", ())) or None,
+            kind=self.kind,
+            queue=self.queue,
+            key=self.key,
+            error_type=self.error_type,
+            batch_id=None if batch is None else str(batch),
+        )
+
+
+class StopBody(_SelectionBody):
+    """Which jobs are to stop."""
+
+    state: list[Literal["pending", "running"]] = Field(default_factory=list)
+    batch: UUID | None = None
+
+
+class RetryBody(_SelectionBody):
+    """Which jobs are to run again; cancelled ones only if `state` names them."""
+
+    state: list[Literal["failed", "cancelled"]] = Field(default_factory=list)
+    batch: UUID | None = None
+
+
+class DeleteBody(_SelectionBody):
+    """Which finished jobs are to be removed, batches with their items."""
+
+    state: list[Literal["completed", "failed", "cancelled"]] = Field(default_factory=list)
+
+
+class RetryFailedBody(_Taken):
+    """Which failed items of a batch: those with such an error, and at most so many."""
+
+    error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
+    limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
+
+
+class UniqueBody(_Taken):
+    """No second job of the kind with this name, or without `by`: with this payload.
+
+    It holds the name while it is `pending` or `active`, or for a `period` of so many seconds.
+    `conflict` says what the second one leads to: `skip` answers with the id of the first, `reject`
+    with 409, `replace` cancels the first if it is still pending, else answers 409.
+    """
+
+    by: str | None = Field(None, min_length=1, max_length=200)
+    scope: Scope = Scope.ACTIVE
+    period: float | None = Field(None, ge=0, description="Seconds; for the scope `period`.")
+    conflict: Literal["skip", "replace", "reject"] = "skip"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"by": given} if isinstance(given, str) else given
+
+    def as_option(self) -> Unique:
+        return Unique(by=self.by, scope=self.scope, period=self.period, conflict=self.conflict)
+
+
+class BatchBody(_Taken):
+    """How a batch is worked on; what is left out does not limit."""
+
+    concurrency: int | None = Field(
+        None, ge=1, description="The most items that run at once, over all workers."
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="The most items that one worker claims at a time."
+    )
+    max_failures: int | None = Field(
+        None, ge=0, description="When more items have failed, the rest is cancelled."
+    )
+
+    def options(self, idempotency_key: str | None) -> Options:
+        """The options of enqueue that were asked for."""
+        return {
+            "idempotency_key": idempotency_key,
+            "concurrency": self.concurrency,
+            "batch_size": self.batch_size,
+            "max_failures": self.max_failures,
+        }
+
+
+class EnqueueBody(BatchBody):
+    """One job. What is left out comes from the kind's definition; limits are for bulk kinds."""
+
+    kind: str = Field(max_length=200)
+    payload: dict[str, Any] = Field(default_factory=dict)
+    queue: str | None = Field(None, min_length=1, max_length=200)
+    # What it may be is checked where the library's is: with the names in the reason.
+    priority: Annotated[Any, WithJsonSchema(_PRIORITY)] = None
+    delay: float | None = Field(None, ge=0, description="Seconds to wait before it may run.")
+    run_at: AwareDatetime | None = Field(None, description="When it may run, instead of a delay.")
+    key: str | None = Field(None, max_length=200, description="The partition it belongs to.")
+    unique: UniqueBody | None = None
+    id: UUID | None = Field(None, description="Repeating a request with the same id is harmless.")
+
+    @override
+    def options(self, idempotency_key: str | None) -> Options:
+        return {
+            **super().options(idempotency_key),
+            "queue": self.queue,
+            "priority": self.priority,
+            "delay": self.delay,
+            "run_at": self.run_at,
+            "key": self.key,
+            "job_id": None if self.id is None else str(self.id),
+            "unique": None if self.unique is None else self.unique.as_option(),
+        }
+
+
+RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class TextWatermarkBody(TextWatermark):
+    """A text watermark; its font is a file below the media folder."""
+
+    font: RelativePath | None = None
+
+
+class ImageWatermarkBody(ImageWatermark):
+    """An image watermark; the image is a file below the media folder."""
+
+    image: RelativePath
+
+
+def _watermark_kind(value: Any) -> str:
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    return "image" if "image" in given else "text"
+
+
+WatermarkBody = Annotated[
+    Annotated[TextWatermarkBody, Tag("text")] | Annotated[ImageWatermarkBody, Tag("image")],
+    Discriminator(_watermark_kind),
+]
+"""Told apart by what is given, so that a fault is told of the one that is meant."""
+
+
+class MediaUniqBody(BatchBody):
+    """Renditions of every source for every account, given as a list or as CSV text.
+
+    Sources are pictures, or folders of them, below the server's media folder; the output is a
+    folder below its output folder.
+    """
+
+    accounts: list[str] | None = None
+    accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
+    sources: list[RelativePath] = Field(min_length=1, max_length=10_000)
+    output: RelativePath
+    spec: str | PlatformSpec = "square"
+    watermark: WatermarkBody | None = None
+
+
+class ProxyDiagnosticsBody(BatchBody):
+    """Proxies to check, given as a list of lines or as CSV text."""
+
+    proxies: list[str] | None = Field(
+        None, description="Each `scheme://user:password@host:port` or `host:port:user:password`."
+    )
+    proxies_csv: str | None = Field(
+        None, description="Columns scheme, host, port, username and password, or such lines."
+    )
+    tries: int = Field(5, ge=1, le=50)
+    timeout: float = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")
