@@ -171,7 +171,7 @@ def _call_back(
 def _too_many(failed: int, allowed: int) -> JobError:
     return JobError(
         type="MaxFailuresExceeded",
-        message=f"{failed} items failed, {allowed} may: the rest was cancelled",
+        message=f"{failed} of the items failed and {allowed} may; the rest was cancelled",
     )
 
 

@@ -51,7 +51,7 @@ def judge(db: apsw.Connection, now: int, job: NewJob) -> Verdict:
             return Verdict(instead=holder)
         if unique.conflict is Conflict.REJECT or state == RUNNING:
             raise DuplicateJobError(
-                f"job {text_id(holder)} already holds the unique name {unique.name!r}",
+                f"job {text_id(holder)} already holds this unique name",
                 text_id(holder),
             )
         if state == PENDING:
