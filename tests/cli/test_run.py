@@ -64,7 +64,7 @@ def test_a_run_with_too_many_failures_is_cut_short_and_still_reported(folder):
     assert done.returncode == UNSUCCESSFUL
     assert "CorruptPictureError" in done.stdout
     assert "manifest" in done.stdout
-    assert "The batch failed: 1 items failed, 0 may" in done.stderr
+    assert "The batch failed: 1 of the items failed and 0 may" in done.stderr
     batch = haulier_json(folder, "batches", "list")["batches"][0]
     assert (batch["state"], batch["failed"], batch["total"]) == ("failed", 1, 9)
     assert (batch["concurrency"], batch["batch_size"], batch["max_failures"]) == (1, 1, 0)
