@@ -156,11 +156,12 @@ def _migrate(db: apsw.Connection, path: str) -> None:
     """Run the steps that this store has not seen, all in one transaction."""
     _is_ours(db, path)
     step = _number(db, "user_version")
+    if step == SCHEMA_STEP:
+        return
     files = resources.files("haulier.stores.schema")
     for number in range(step + 1, SCHEMA_STEP + 1):
         db.execute(files.joinpath(f"sqlite_{number}.sql").read_text("utf-8"))
-    if step < SCHEMA_STEP:
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_STEP}")
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_STEP}")
 
 
 @contextlib.contextmanager
