@@ -115,8 +115,8 @@ class Job(NamedTuple):
 
     A named tuple, like the two other values that every job passes through: a frozen dataclass of
     so many fields takes several microseconds to make, a fifth of what a whole job may cost.
-    `parked`: pending and due, but its batch is paused or has no slot free for it. `unique`: whether
-    it was enqueued under a name of its own. `cancel_heard`: its worker knows of the requested cancel.
+    `parked`: pending and due, but its batch is paused or has no slot free for it. `unique`: it was
+    enqueued under a name of its own. `cancel_heard`: its worker knows of the requested cancel.
     """
 
     id: str
