@@ -9,6 +9,7 @@ from conformance.batches import (
 )
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
+from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
 from conformance.failing import TestMaxFailures, TestOneCallback
@@ -45,6 +46,7 @@ __all__ = [
     "TestCutOff",
     "TestDelete",
     "TestDemands",
+    "TestDrains",
     "TestErrors",
     "TestExpandAnew",
     "TestFence",
@@ -86,6 +88,7 @@ __all__ = [
     "TestSchedule",
     "TestSettling",
     "TestSkip",
+    "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",
 ]

@@ -25,7 +25,7 @@ from haulier.exceptions import (
 from haulier.ports import Inserted
 from haulier.services.ids import new_ids
 from haulier.stores import open_store
-from haulier.stores.sqlite import SqliteStore, claiming, gates, retention
+from haulier.stores.sqlite import SqliteStore, batches, claiming, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
 from haulier.testing import FakeClock
 from support import TTL, Hand, SqliteFile, items, wait_until, work, works
@@ -341,18 +341,22 @@ class TestPlans:
             (claiming._CLAIM_FIRST, "jobs_ready"),
             (claiming._FIRST, "jobs_ready"),
             (claiming.NEXT_DUE, "jobs_scheduled"),
-            (claiming._LONERS, "jobs_alone"),
+            (claiming._ANY_LONER, "jobs_alone"),
             (gates._LET_IN, "jobs_gated"),
-            (gates._PARK_DUE, "jobs_scheduled"),
+            (gates._DUE_NOW, "jobs_scheduled"),
             (gates._PROMOTE, "jobs_scheduled"),
             (gates._GATED, "batches_gated"),
             (retention._TOO_OLD, "jobs_finished"),
-            (retention._EXPIRED, "jobs_finished"),
+            (retention._EXPIRED, "jobs_results"),
+            (batches._REQUEUE, "jobs_failed"),
+            (batches._UNPARK, "jobs_gated"),
         ],
     )
     async def test_no_claim_sorts_or_scans(self, store, statement, index):
-        names = ("worker", "now", "queue", "kinds", "slots", "boot", "since")
-        values = dict.fromkeys(names) if ":" in statement else (None,) * statement.count("?")
+        names = ("worker", "now", "queue", "kind", "slots", "batch", "cursor", "type", "slice")
+        values = (
+            dict.fromkeys((*names, "gated")) if ":" in statement else (None,) * statement.count("?")
+        )
         plan = await store._read(
             lambda db: db.execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
         )

@@ -163,8 +163,8 @@ class TestPrune(OverDays):
         await store.requeue([job.id])
         assert await store.prune({"work": keep(failed=Keep(count=0))}) == 0
 
-    async def test_errors_and_names_go_with_the_job(self, store, hand, clock):
-        name = Uniqueness("x", Scope.PERIOD, period=round(100 * DAY * MICROSECOND))
+    async def test_errors_go_with_the_job_and_a_name_stays_for_its_period(self, store, hand, clock):
+        name = Uniqueness("x", Scope.PERIOD, period=round(DAY * MICROSECOND))
         job = await ended(hand, work(unique=(name,)), Move.FAIL)
         other = work(unique=(name,))
         assert (await store.insert([other])).instead == {other.id: job.id}
@@ -172,6 +172,8 @@ class TestPrune(OverDays):
         assert await store.prune({"work": keep(failed=Keep(age=0.5))}) == 1
         with pytest.raises(JobNotFoundError):
             await store.errors(job.id)
+        assert (await store.insert([other])).instead == {other.id: job.id}
+        clock.advance(DAY)
         assert (await store.insert([other])).new == 1
         assert await store.errors(other.id) == []
 

@@ -9,6 +9,9 @@ ALTER TABLE jobs ADD COLUMN waiter  BLOB;                        -- the worker t
 -- From here on `cancel` of a job is 1 requested, 2 heard by its worker; that of a batch is
 -- 1 cancelled, 2 cut short because too many of its items failed.
 
+-- By kind, so that a claim never steps over jobs that its worker cannot take.
+DROP INDEX jobs_ready;
+CREATE INDEX jobs_ready     ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL;
 DROP INDEX jobs_scheduled;
 CREATE INDEX jobs_scheduled ON jobs (run_at)               WHERE state = 0 AND rank IS NULL AND gate IS NULL;
 -- In the order in which they are let in: by the rank that they will have.
@@ -17,6 +20,8 @@ CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at - priority * 360000000,
 CREATE INDEX jobs_alone     ON jobs (state, run_at)        WHERE gate = 3;
 -- What retention looks through: in the order in which jobs of a kind reached an end.
 CREATE INDEX jobs_finished  ON jobs (kind, state, finished_at) WHERE state > 1 AND role < 2;
+CREATE INDEX jobs_results   ON jobs (kind, finished_at)
+                   WHERE state = 2 AND role = 0 AND result IS NOT NULL AND result <> x'6e756c6c';
 
 ALTER TABLE batches ADD COLUMN paused       INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE batches ADD COLUMN concurrency  INTEGER;
@@ -25,6 +30,8 @@ ALTER TABLE batches ADD COLUMN max_failures INTEGER;
 ALTER TABLE batches ADD COLUMN gated        INTEGER NOT NULL DEFAULT 0;  -- 1: paused or limited, and not settled
 ALTER TABLE batches ADD COLUMN owed         INTEGER NOT NULL DEFAULT 1;  -- 1: not settled in this round
 ALTER TABLE batches ADD COLUMN leases       INTEGER NOT NULL DEFAULT 0;  -- its items' leases begin above this
+ALTER TABLE batches ADD COLUMN drained      INTEGER NOT NULL DEFAULT 0;  -- how far what is under way has come,
+ALTER TABLE batches ADD COLUMN moved        INTEGER NOT NULL DEFAULT 0;  -- and how many items it concerned
 ALTER TABLE batches ADD COLUMN retry_type   TEXT;                        -- of a retry in slices: which errors,
 ALTER TABLE batches ADD COLUMN retry_left   INTEGER;                     -- and how many more
 UPDATE batches SET owed = 0 WHERE id IN (SELECT id FROM jobs WHERE role = 1 AND state > 1);
@@ -77,9 +84,3 @@ CREATE TABLE history (
     last  INTEGER NOT NULL
 ) STRICT;
 INSERT INTO history VALUES (lower(hex(randomblob(4))), 0);
-
--- Up to when the results of a kind's jobs were removed.
-CREATE TABLE expired (
-    kind TEXT    PRIMARY KEY,
-    upto INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;

@@ -31,6 +31,8 @@ from haulier.stores.sqlite.settling import (
     CANCELLING,
     DELETING,
     PAUSING,
+    PRUNING,
+    RESTARTING,
     RESUMING,
     RETRYING,
     follow_up,
@@ -74,7 +76,9 @@ _REQUEUE = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
     run_at = :now, rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
-WHERE seq IN (SELECT seq FROM jobs WHERE batch = :batch AND state = {FAILED} AND seq > :cursor
+WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
+              WHERE batch = :batch AND state = {FAILED}
+              AND seq > :cursor AND seq <= :cursor + {LOOKED_AT}
               AND (:type IS NULL OR error ->> 'type' = :type) ORDER BY seq LIMIT :slice)
 RETURNING seq, {SUBJECT}
 """
@@ -88,11 +92,12 @@ _STATE = (
 _RETRY_UNDER_WAY = "SELECT retry_type, retry_left, gated FROM batches WHERE id = ?"
 
 
-def _look(db: apsw.Connection, batch: bytes) -> Row:
+def _head(db: apsw.Connection, batch: bytes) -> tuple[Row, Subject]:
+    """The state of a batch, and its head; raises JobNotFoundError."""
     rows = fetch(db, _STATE, (batch,))
     if not rows:
         raise JobNotFoundError(text_id(batch))
-    return rows[0]
+    return rows[0][:6], Subject(*rows[0][6:])
 
 
 # ── Begin ────────────────────────────────────────────────────────────────────────────────────
@@ -100,30 +105,35 @@ def _look(db: apsw.Connection, batch: bytes) -> Row:
 
 def begin_retry(
     db: apsw.Connection, now: int, batch: bytes, error_type: str | None, limit: int | None
-) -> None:
-    """Reopen the head of a settled batch; draining then requeues its failed items."""
-    state, failed, sealed, draining, cancel, _, *head = _look(db, batch)
+) -> bool:
+    """Reopen the head of a settled batch; draining then requeues its failed items.
+
+    False if there is none to requeue.
+    """
+    (state, failed, sealed, draining, cancel, _), head = _head(db, batch)
     if draining or (cancel and state == RUNNING):
         raise JobStateError("a cancel, retry, pause or delete of this batch is still under way")
     if not sealed:
         raise JobStateError("this batch was never completely filled; start it anew")
     if not failed or limit == 0:
-        return
+        return False
     if state != RUNNING:
         if error_type is not None and not _any_failed(db, batch, error_type):
-            return
-        reopen_head(db, now, Subject(*head), state)
+            return False
+        reopen_head(db, now, head, state)
     db.execute(
-        "UPDATE batches SET draining = ?, retry_type = ?, retry_left = ? WHERE id = ?",
+        "UPDATE batches SET draining = ?, drained = 0, moved = 0, retry_type = ?, retry_left = ? "
+        "WHERE id = ?",
         (RETRYING, error_type, limit, batch),
     )
+    return True
 
 
 def _any_failed(db: apsw.Connection, batch: bytes, error_type: str) -> bool:
     return bool(
         fetch(
             db,
-            f"SELECT 1 FROM jobs WHERE batch = ? AND state = {FAILED} "
+            f"SELECT 1 FROM jobs INDEXED BY jobs_failed WHERE batch = ? AND state = {FAILED} "
             "AND error ->> 'type' = ? LIMIT 1",
             (batch, error_type),
         )
@@ -132,9 +142,15 @@ def _any_failed(db: apsw.Connection, batch: bytes, error_type: str) -> bool:
 
 def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> None:
     """A settled head runs again, because some of its items do."""
-    ((sealed,),) = fetch(db, "SELECT sealed FROM batches WHERE id = ?", (head.id,))
+    ((sealed, uniq),) = fetch(
+        db,
+        "SELECT b.sealed, j.uniq FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?",
+        (head.id,),
+    )
     if state == PENDING or not sealed:
         raise JobStateError("this batch was never completely filled; start it anew")
+    if not uniques.retake(db, now, head.id, uniq):
+        raise JobStateError("another batch holds the unique name of this one by now")
     db.execute(
         f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL "
         "WHERE id = ?",
@@ -150,9 +166,23 @@ def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> Non
     ledger.write(db, now)
 
 
-def begin_delete(db: apsw.Connection, batch: bytes) -> None:
-    """Mark a batch as being deleted; `drain` then removes its items, and the head with the last."""
-    db.execute("UPDATE batches SET draining = ? WHERE id = ?", (DELETING, batch))
+def begin_delete(db: apsw.Connection, batch: bytes, *, pruned: bool = False) -> None:
+    """Mark a batch as being deleted; `drain` then removes its items, and the head with the last.
+
+    `pruned`: by retention, which leaves names that are held for a period.
+    """
+    _begin(db, batch, PRUNING if pruned else DELETING)
+
+
+def begin_restart(db: apsw.Connection, batch: bytes) -> None:
+    """Mark a batch as starting anew; `drain` removes its items and then requeues the head."""
+    _begin(db, batch, RESTARTING)
+
+
+def _begin(db: apsw.Connection, batch: bytes, what: int) -> None:
+    db.execute(
+        "UPDATE batches SET draining = ?, drained = 0, moved = 0 WHERE id = ?", (what, batch)
+    )
 
 
 def begin_pause(db: apsw.Connection, now: int, batch: bytes) -> bool:
@@ -167,7 +197,7 @@ def begin_resume(db: apsw.Connection, now: int, batch: bytes) -> bool:
 
 def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> bool:
     """Pause or resume; false if it is so already."""
-    state, _, _, draining, cancel, is_paused, *head = _look(db, batch)
+    (state, _, _, draining, cancel, is_paused), head = _head(db, batch)
     if state not in (PENDING, RUNNING) or cancel:
         raise JobStateError("this batch has ended, or is being cancelled")
     if draining not in (0, PAUSING, RESUMING):
@@ -175,13 +205,13 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
     if paused == bool(is_paused):
         return False
     db.execute(
-        "UPDATE batches SET paused = ?1, draining = CASE WHEN ?1 THEN ?2 "
+        "UPDATE batches SET paused = ?1, drained = 0, moved = 0, draining = CASE WHEN ?1 THEN ?2 "
         "WHEN concurrency IS NULL AND batch_size IS NULL THEN ?3 ELSE 0 END, "
         "gated = ?1 OR concurrency IS NOT NULL OR batch_size IS NOT NULL WHERE id = ?4",
         (paused, PAUSING, RESUMING, batch),
     )
     ledger = Ledger()
-    ledger.moved(PAUSED if paused else RESUMED, Subject(*head), state, state)
+    ledger.moved(PAUSED if paused else RESUMED, head, state, state)
     ledger.write(db, now)
     gates.let_in(db, now, batch)
     return True
@@ -198,34 +228,44 @@ def draining_batches(db: apsw.Connection) -> list[bytes]:
 
 def first_slices(db: apsw.Connection, now: int, batches: Iterable[bytes]) -> list[bytes]:
     """Do the first slice of each at once; returns those with more to do."""
-    return [batch for batch in batches if drain(db, now, batch, 0)[1] is not None]
+    return [batch for batch in batches if drain(db, now, batch)]
 
 
-def drain(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
-    """One slice of the work under way: how many items moved, and the next cursor or None."""
-    rows = fetch(db, "SELECT draining FROM batches WHERE id = ?", (batch,))
-    under_way = rows[0][0] if rows else 0
-    if under_way == CANCELLING:
-        return _drop_slice(db, now, batch, cursor)
-    if under_way == RETRYING:
-        return _requeue_slice(db, now, batch, cursor)
-    if under_way == DELETING:
-        return _delete_slice(db, now, batch)
-    if under_way == PAUSING:
-        return _park_slice(db, batch, cursor)
-    if under_way == RESUMING:
-        return _unpark_slice(db, batch)
-    return 0, None
+def drain(db: apsw.Connection, now: int, batch: bytes) -> bool:
+    """One slice of the work under way; whether there is more of it.
+
+    How far it has come is kept with the batch, not with the caller: several may be at it, and what
+    is under way may become something else meanwhile.
+    """
+    rows = fetch(db, "SELECT draining, drained FROM batches WHERE id = ?", (batch,))
+    under_way, cursor = rows[0] if rows else (0, 0)
+    if not under_way:
+        return False
+    count, following = _SLICES[under_way](db, now, batch, cursor)
+    if following is not None:
+        db.execute(
+            "UPDATE batches SET drained = ?, moved = moved + ? WHERE id = ?",
+            (following, count, batch),
+        )
+        return True
+    db.execute("UPDATE batches SET draining = 0, moved = moved + ? WHERE id = ?", (count, batch))
+    if under_way == RESTARTING:
+        _restart(db, now, batch)
+    else:
+        settle_done(db, now, batch)
+    return False
 
 
-def _done(db: apsw.Connection, batch: bytes) -> None:
-    db.execute("UPDATE batches SET draining = 0 WHERE id = ?", (batch,))
+def moved(db: apsw.Connection, batch: bytes) -> int:
+    """How many items the last work on a whole batch concerned."""
+    rows = fetch(db, "SELECT moved FROM batches WHERE id = ?", (batch,))
+    return int(rows[0][0]) if rows else 0
 
 
-def _following(db: apsw.Connection, batch: bytes, cursor: int, seqs: list[int]) -> int | None:
+def _following(db: apsw.Connection, batch: bytes, cursor: int, rows: list[Row]) -> int | None:
     """Where the next slice of a walk over all items begins; None at the end."""
-    if len(seqs) == SLICE:
-        return max(seqs)
+    if len(rows) == SLICE:
+        return int(max(row[0] for row in rows))
     ((following,),) = fetch(
         db, "SELECT min(seq) FROM jobs WHERE batch = ? AND seq > ?", (batch, cursor + LOOKED_AT)
     )
@@ -237,13 +277,11 @@ def _drop_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tup
     ledger = Ledger()
     for _, *item in dropped:
         ledger.moved(Move.DROP, Subject(*item), PENDING, CANCELLED)
-    following = _following(db, batch, cursor, [row[0] for row in dropped])
+    following = _following(db, batch, cursor, dropped)
     if following is None:
         # Items claimed between two slices are running by now.
         tell_running(db, now, batch)
-        _done(db, batch)
     ledger.write(db, now)
-    settle_done(db, now, batch)
     return len(dropped), following
 
 
@@ -251,7 +289,6 @@ def _requeue_slice(
     db: apsw.Connection, now: int, batch: bytes, cursor: int
 ) -> tuple[int, int | None]:
     ((error_type, left, gated),) = fetch(db, _RETRY_UNDER_WAY, (batch,))
-    size = SLICE if left is None else min(SLICE, left)
     requeued = fetch(
         db,
         _REQUEUE,
@@ -260,7 +297,7 @@ def _requeue_slice(
             "batch": batch,
             "gated": gated,
             "type": error_type,
-            "slice": size,
+            "slice": SLICE if left is None else min(SLICE, left),
             "cursor": cursor,
         },
     )
@@ -270,60 +307,118 @@ def _requeue_slice(
     if left is not None:
         left -= len(requeued)
         db.execute("UPDATE batches SET retry_left = ? WHERE id = ?", (left, batch))
-    over = len(requeued) < SLICE or left == 0
-    if over:
-        _done(db, batch)
     follow_up(db, now, ledger.write(db, now))
-    if over:
-        settle_done(db, now, batch)
-    return len(requeued), None if over else max(row[0] for row in requeued)
+    following = None if left == 0 else _following(db, batch, cursor, requeued)
+    return len(requeued), following
 
 
-def _park_slice(db: apsw.Connection, batch: bytes, cursor: int) -> tuple[int, int | None]:
+def _park_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[int, int | None]:
+    del now
     parked = fetch(db, _PARK, {"batch": batch, "cursor": cursor})
-    following = _following(db, batch, cursor, [row[0] for row in parked])
-    if following is None:
-        _done(db, batch)
-    return len(parked), following
+    return len(parked), _following(db, batch, cursor, parked)
 
 
-def _unpark_slice(db: apsw.Connection, batch: bytes) -> tuple[int, int | None]:
+def _unpark_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    del now, cursor
     db.execute(_UNPARK, (batch,))
     count = db.changes()
-    if count < SLICE:
-        _done(db, batch)
     return count, None if count < SLICE else 0
 
 
-def _delete_slice(db: apsw.Connection, now: int, batch: bytes) -> tuple[int, int | None]:
+def _delete_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    return _delete_items(db, now, batch, cursor, with_periods=True)
+
+
+def _prune_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    return _delete_items(db, now, batch, cursor, with_periods=False)
+
+
+def _delete_items(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int, *, with_periods: bool
+) -> tuple[int, int | None]:
     """Remove items, with the last ones the head too. The batch's counters go with it."""
-    rows = fetch(
-        db,
-        "DELETE FROM jobs WHERE seq IN "
-        f"(SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) {REMOVED}",
-        (batch,),
-    )
+    rows = fetch(db, _DELETE, (batch,))
     count = len(rows)
-    done = count < DELETED_AT_ONCE
-    if done:
+    over = count < DELETED_AT_ONCE
+    if over:
         rows += fetch(db, f"DELETE FROM jobs WHERE id = ? {REMOVED}", (batch,))
         db.execute("DELETE FROM batches WHERE id = ?", (batch,))
     ledger = Ledger()
-    removed(db, ledger, rows, uncounted=True)
+    removed(db, ledger, rows, uncounted=True, with_periods=with_periods)
     ledger.write(db, now)
-    return count, None if done else 0
+    return count, None if over else cursor
 
+
+def _clear_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    """Remove items whose head makes them anew: with the same ids, so their leases go on."""
+    rows = fetch(db, _DELETE, (batch,))
+    ledger = Ledger()
+    removed(db, ledger, rows)
+    ledger.write(db, now)
+    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
+    db.execute("UPDATE batches SET leases = max(leases, ?) WHERE id = ?", (highest, batch))
+    return len(rows), None if len(rows) < DELETED_AT_ONCE else cursor
+
+
+def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
+    """The items are gone: the head is pending again and will expand."""
+    db.execute(
+        "UPDATE batches SET sealed = 0, cancel = 0, owed = 1, started_at = NULL, "
+        "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL "
+        "WHERE id = ?",
+        (batch,),
+    )
+    ((state, *_), head) = _head(db, batch)
+    db.execute(
+        f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
+        f"cancel = 0, run_at = ?1, rank = ?1 - priority * {_POINT}, gate = NULL WHERE id = ?2",
+        (now, batch),
+    )
+    ledger = Ledger()
+    ledger.moved(Move.REQUEUE, head._replace(attempt=0), state, PENDING)
+    ledger.write(db, now)
+
+
+_SLICES = {
+    CANCELLING: _drop_slice,
+    RETRYING: _requeue_slice,
+    DELETING: _delete_slice,
+    PAUSING: _park_slice,
+    RESUMING: _unpark_slice,
+    PRUNING: _prune_slice,
+    RESTARTING: _clear_slice,
+}
 
 REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"
 """What `removed` has to be told of deleted rows."""
 
+_DELETE = (
+    f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) "
+    f"{REMOVED}"
+)
+
 
 def removed(
-    db: apsw.Connection, ledger: Ledger, rows: Iterable[Row], *, uncounted: bool = False
+    db: apsw.Connection,
+    ledger: Ledger,
+    rows: Iterable[Row],
+    *,
+    uncounted: bool = False,
+    with_periods: bool = True,
 ) -> None:
     """Account for deleted jobs, and remove what was kept beside them."""
     for seq, state, uniq, *job in rows:
         db.execute("DELETE FROM errors WHERE job = ?", (seq,))
-        if uniq is not None:
+        if uniq is not None and with_periods:
             uniques.forget(db, job[0])
+        elif uniq is not None:
+            uniques.release_ended(db, job[0])
         ledger.moved(DELETED, Subject(*job), state, None, uncounted=uncounted)

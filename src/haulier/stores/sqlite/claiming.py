@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -28,9 +27,10 @@ from haulier.stores.sqlite.settling import PAUSING
 Boot = tuple[str, int]
 
 _READY = (
-    f"FROM jobs WHERE queue = :queue AND state = {PENDING} AND rank IS NOT NULL "
-    "AND kind IN (SELECT value FROM json_each(:kinds))"
+    f"FROM jobs WHERE queue = :queue AND kind = :kind AND state = {PENDING} AND rank IS NOT NULL"
 )
+# From the counters: as short as there are kinds, however long the lines are.
+_PENDING_KINDS = f"SELECT DISTINCT kind FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
 _IN_LINE = " ORDER BY rank, seq LIMIT :slots"
 
 
@@ -76,12 +76,22 @@ SELECT j.seq, j.queue, j.kind, j.waiter,
                AND w.boot = :boot AND w.expires > :since)
 FROM jobs j
 WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
+  AND j.queue IN (SELECT value FROM json_each(:queues))
+  AND j.kind IN (SELECT value FROM json_each(:kinds))
   AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
                   AND (b.paused = 1 OR b.running >= b.concurrency))
 ORDER BY j.run_at LIMIT 100
 """
+_ANY_LONER = f"SELECT 1 FROM jobs WHERE gate = {ALONE} AND state = {PENDING} LIMIT 1"
 _RUNS_A_LONER = f"SELECT 1 FROM jobs WHERE gate = {ALONE} AND state = {RUNNING} AND worker = ?"
 _RUNS_ANYTHING = f"SELECT 1 FROM jobs WHERE worker = ? AND state = {RUNNING} LIMIT 1"
+
+
+class Claimed(NamedTuple):
+    """What a claim found; `more`: others were let into the line by it."""
+
+    jobs: list[Job]
+    more: bool
 
 
 def claim(
@@ -90,7 +100,7 @@ def claim(
     boot: Boot,
     worker: bytes,
     demands: Sequence[Demand],
-) -> list[Job]:
+) -> Claimed:
     """Claim what the demands ask for and may start now."""
     gated = gates.gated_batches(db)
     gates.promote(db, now, gated)
@@ -101,10 +111,12 @@ def claim(
         pausing = bool(gated) and bool(fetch(db, _PAUSING))
         for demand in demands:
             jobs.extend(_claim(db, now, worker, demand, ledger, pausing=pausing))
-    for touched in ledger.write(db, now):
-        if touched.batch in gated:
-            gates.let_in(db, now, touched.batch)
-    return jobs
+    let_in = sum(
+        gates.let_in(db, now, touched.batch)
+        for touched in ledger.write(db, now)
+        if touched.batch in gated
+    )
+    return Claimed(jobs, let_in > 0)
 
 
 def next_due(db: apsw.Connection, now: int) -> int | None:
@@ -117,13 +129,15 @@ def anything_to_claim(
     db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
 ) -> bool:
     """Whether a claim would find something, asked without the write lock."""
-    if _suitable_loner(db, now, boot, worker, demands) is not None:
-        return True
+    if fetch(db, _RUNS_A_LONER, (worker,)):
+        return False
+    loner = _suitable_loner(db, now, boot, worker, demands)
+    if loner is not None:
+        return not loner.reserved
     return any(
-        _first(db, queue, portion.kinds, 1, pausing=False)
+        fetch(db, _FIRST, {"queue": line.queue, "kind": line.kind, "slots": 1})
         for demand in demands
-        for portion in demand.portions
-        for queue in demand.queues
+        for line in _lines(db, demand)
     )
 
 
@@ -139,13 +153,17 @@ def _claim(
     *,
     pausing: bool,
 ) -> list[Job]:
+    lines = _lines(db, demand)
+    if not lines:
+        return []
     bindings: dict[str, Any] = {"worker": worker, "now": now}
-    if len(demand.portions) == len(demand.queues) == 1 and not pausing:
-        (portion,), (queue,) = demand.portions, demand.queues
-        bindings |= _place(queue, portion.kinds, min(demand.slots, portion.slots))
+    if len(lines) == 1 and not pausing:
+        (line,) = lines
+        slots = min(demand.slots, demand.portions[line.portion].slots)
+        bindings |= {"queue": line.queue, "kind": line.kind, "slots": slots}
         rows = fetch(db, _CLAIM_FIRST, bindings)
     else:
-        seqs = json.dumps(_line_up(db, demand, pausing=pausing))
+        seqs = json.dumps(_line_up(db, demand, lines, pausing=pausing))
         rows = fetch(db, _CLAIM_THESE, bindings | {"seqs": seqs})
     # RETURNING gives no order of its own; rank, then seq, is the order of the line.
     rows.sort(key=_rank_and_seq)
@@ -162,42 +180,47 @@ def _claimed(db: apsw.Connection, row: Row, worker: bytes, ledger: Ledger) -> Jo
     return job
 
 
-def _line_up(db: apsw.Connection, demand: Demand, *, pausing: bool) -> list[int]:
-    """The first jobs of several lines merged into one: no queue or portion starves another."""
-    waiting = [
-        (rank, seq, number)
+class _Line(NamedTuple):
+    """Ready jobs of one kind in one queue, and the portion of the demand that they are for."""
+
+    portion: int
+    queue: str
+    kind: str
+
+
+def _lines(db: apsw.Connection, demand: Demand) -> list[_Line]:
+    """The lines in which something stands that the demand asks for."""
+    waiting = {
+        queue: {row[0] for row in db.execute(_PENDING_KINDS, (queue,))} for queue in demand.queues
+    }
+    return [
+        _Line(number, queue, kind)
         for number, portion in enumerate(demand.portions)
         for queue in demand.queues
-        for rank, seq in _first(
-            db, queue, portion.kinds, min(demand.slots, portion.slots), pausing=pausing
-        )
+        for kind in portion.kinds
+        if kind in waiting[queue]
     ]
+
+
+def _line_up(
+    db: apsw.Connection, demand: Demand, lines: Sequence[_Line], *, pausing: bool
+) -> list[int]:
+    """The first jobs of several lines merged into one, so that none of them starves another."""
     room = [portion.slots for portion in demand.portions]
+    waiting: list[tuple[int, int, int]] = []
+    for line in lines:
+        slots = min(demand.slots, room[line.portion])
+        place = {"queue": line.queue, "kind": line.kind, "slots": slots}
+        if pausing:
+            db.execute(_PARK_AHEAD, place)
+        first = fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
+        waiting.extend((rank, seq, line.portion) for rank, seq in first)
     chosen: list[int] = []
     for _, seq, number in sorted(waiting):
         if room[number] > 0 and len(chosen) < demand.slots:
             room[number] -= 1
             chosen.append(seq)
     return chosen
-
-
-def _first(
-    db: apsw.Connection, queue: str, kinds: tuple[str, ...], slots: int, *, pausing: bool
-) -> list[Row]:
-    place = _place(queue, kinds, slots)
-    if not pausing:
-        return fetch(db, _FIRST, place)
-    db.execute(_PARK_AHEAD, place)
-    return fetch(db, _FIRST_NOT_PAUSING, place)
-
-
-def _place(queue: str, kinds: tuple[str, ...], slots: int) -> dict[str, Any]:
-    return {"queue": queue, "kinds": _kinds_json(kinds), "slots": slots}
-
-
-@lru_cache(maxsize=256)
-def _kinds_json(kinds: tuple[str, ...]) -> str:
-    return json.dumps(kinds)
 
 
 def _rank_and_seq(row: Row) -> tuple[int, int]:
@@ -222,27 +245,42 @@ def _claim_loner(
     """
     if fetch(db, _RUNS_A_LONER, (worker,)):
         return []
-    seq = _suitable_loner(db, now, boot, worker, demands)
-    if seq is None:
+    loner = _suitable_loner(db, now, boot, worker, demands)
+    if loner is None:
         return None
-    if fetch(db, _RUNS_ANYTHING, (worker,)):
-        db.execute("UPDATE jobs SET waiter = ? WHERE seq = ?", (worker, seq))
+    if not loner.idle:
+        if not loner.reserved:
+            db.execute("UPDATE jobs SET waiter = ? WHERE seq = ?", (worker, loner.seq))
         return []
-    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": now, "seqs": json.dumps([seq])})
+    seqs = json.dumps([loner.seq])
+    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": now, "seqs": seqs})
     return [_claimed(db, row, worker, ledger) for row in rows]
+
+
+class _Loner(NamedTuple):
+    """A job to be run alone: whether its worker-to-be is idle, or runs dry for it already."""
+
+    seq: int
+    idle: bool
+    reserved: bool
 
 
 def _suitable_loner(
     db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
-) -> int | None:
+) -> _Loner | None:
     """The first job to be run alone that this worker could take, or is to run dry for."""
-    waiting = fetch(db, _LONERS, {"now": now, "boot": boot[0], "since": boot[1]})
+    if not fetch(db, _ANY_LONER):
+        return None
+    kinds = {k for demand in demands for portion in demand.portions for k in portion.kinds}
+    queues = {queue for demand in demands for queue in demand.queues}
+    place = {"queues": json.dumps(sorted(queues)), "kinds": json.dumps(sorted(kinds))}
+    waiting = fetch(db, _LONERS, {"now": now, "boot": boot[0], "since": boot[1], **place})
     if not waiting:
         return None
     idle = not fetch(db, _RUNS_ANYTHING, (worker,))
     for seq, queue, kind, waiter, waits in waiting:
         if (idle or waiter == worker or not waits) and _asked_for(demands, queue, kind):
-            return int(seq)
+            return _Loner(seq, idle, waiter == worker)
     return None
 
 

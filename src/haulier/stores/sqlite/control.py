@@ -15,6 +15,7 @@ from haulier.stores.sqlite import uniques
 from haulier.stores.sqlite.batches import (
     REMOVED,
     begin_delete,
+    begin_restart,
     first_slices,
     removed,
     reopen_head,
@@ -38,6 +39,8 @@ from haulier.stores.sqlite.rows import (
 from haulier.stores.sqlite.settling import (
     CANCELLED_BY_REQUEST,
     DELETING,
+    PRUNING,
+    RESTARTING,
     begin_cancel,
     follow_up,
 )
@@ -113,30 +116,38 @@ def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> No
         follow_up(db, now, ledger.write(db, now))
         if found.job.role == HEAD:
             begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
-            # One that nobody expanded yet has no items, so one slice is all.
+            # It has no items yet, or it would have stayed.
             first_slices(db, now, [job])
 
 
-def requeue(db: apsw.Connection, now: int, job_ids: Iterable[str]) -> dict[str, JobState]:
-    """Failed and cancelled jobs become pending again; others keep the state that is returned."""
+def requeue(
+    db: apsw.Connection, now: int, job_ids: Iterable[str]
+) -> tuple[dict[str, JobState], list[str]]:
+    """Failed and cancelled jobs become pending again; others keep the state that is returned.
+
+    Heads do so when their old items are gone: these are returned too, to be drained.
+    """
     states: dict[str, JobState] = {}
+    heads: list[str] = []
     for job_id in job_ids:
         found = _look(db, key_of(job_id))
         if found is None:
             continue
         state = found.state
         if state in (FAILED, CANCELLED) and uniques.retake(db, now, found.job.id, found.uniq):
-            _requeue(db, now, found)
-            state = PENDING
+            if found.job.role == HEAD:
+                _restart_head(db, found.job.id)
+                heads.append(job_id)
+            else:
+                _requeue(db, now, found)
+                state = PENDING
         states[job_id] = STATES[state]
-    return states
+    return states, heads
 
 
 def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     job, gated = found.job, False
-    if job.role == HEAD:
-        _restart_head(db, now, job.id)
-    elif job.batch is not None:
+    if job.batch is not None:
         gated = _reopen_for_item(db, now, job.batch)
     rank = None if gated else rank_of(now, found.priority)
     db.execute(
@@ -152,10 +163,14 @@ def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
 def delete(db: apsw.Connection, now: int, job_id: str) -> bytes | None:
     """Delete a single job, or begin to delete a batch, which is returned and to be drained."""
     found = _deletable(db, job_id)
+    ledger = Ledger()
     if found.job.role == HEAD:
+        if found.state == PENDING:
+            # Out of the line, or a worker might still take it and make items.
+            _drop(db, now, ledger, found)
+            ledger.write(db, now)
         begin_delete(db, found.job.id)
         return found.job.id
-    ledger = Ledger()
     removed(db, ledger, fetch(db, f"DELETE FROM jobs WHERE seq = ? {REMOVED}", (found.seq,)))
     ledger.write(db, now)
     return None
@@ -177,8 +192,8 @@ def _deletable(db: apsw.Connection, job_id: str) -> _Found:
     return found
 
 
-def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
-    """A head that failed or was cancelled expands again, from nothing."""
+def _restart_head(db: apsw.Connection, batch: bytes) -> None:
+    """A head that failed or was cancelled is to expand again, from nothing."""
     ((own_expander, unfinished, draining),) = fetch(
         db, "SELECT own_expander, running + pending, draining FROM batches WHERE id = ?", (batch,)
     )
@@ -186,20 +201,9 @@ def _restart_head(db: apsw.Connection, now: int, batch: bytes) -> None:
         raise JobStateError("this batch was filled by its producer: retry its items instead")
     if unfinished:
         raise JobStateError("this batch still has items that are not finished")
-    if draining == DELETING:
+    if draining in (DELETING, PRUNING):
         raise JobStateError("this batch is being deleted")
-    rows = fetch(db, f"DELETE FROM jobs WHERE batch = ? {REMOVED}", (batch,))
-    ledger = Ledger()
-    removed(db, ledger, rows)
-    ledger.write(db, now)
-    # Its new items have the same ids: their leases go on from here.
-    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
-    db.execute(
-        "UPDATE batches SET sealed = 0, draining = 0, cancel = 0, owed = 1, started_at = NULL, "
-        "finish_job = NULL, gated = paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL, "
-        "leases = max(leases, ?) WHERE id = ?",
-        (highest, batch),
-    )
+    begin_restart(db, batch)
 
 
 def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
@@ -207,7 +211,7 @@ def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
     ((cancel, draining),) = fetch(db, "SELECT cancel, draining FROM batches WHERE id = ?", (batch,))
     head = _look(db, batch)
     assert head is not None
-    if draining == DELETING or (cancel and head.state == RUNNING):
+    if draining in (DELETING, PRUNING, RESTARTING) or (cancel and head.state == RUNNING):
         raise JobStateError("a cancel or delete of this item's batch is still under way")
     if head.state != RUNNING:
         reopen_head(db, now, head.job, head.state)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import apsw
 
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import Job
 from haulier.domain.moves import Transition
 from haulier.domain.worker import Demand, Exchange
-from haulier.stores.sqlite.claiming import Boot, anything_to_claim, claim, next_due
+from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import RUNNING, fetch
 
@@ -60,13 +59,15 @@ def exchange(
     alive = bool(fetch(db, _ALIVE, (worker, *boot)))
     # Applied before the claim, so that a finish callback is among what it finds.
     applied = apply_all(db, now, finished)
-    jobs: list[Job] = []
+    claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
     if alive and wanted:
-        jobs = claim(db, now, boot, worker, demands)
-    due = next_due(db, now) if len(jobs) < wanted else None
+        claimed = claim(db, now, boot, worker, demands)
+    due = None
+    if len(claimed.jobs) < wanted:
+        due = now if claimed.more else next_due(db, now)
     reply = Exchange(
-        jobs=tuple(jobs),
+        jobs=tuple(claimed.jobs),
         lost=tuple(applied.lost),
         cancels=_cancels(db, worker),
         due_in=None if due is None else max(due - now, 0),

@@ -6,6 +6,8 @@ meets one that it must not take, however many are waiting.
 
 from __future__ import annotations
 
+import json
+
 import apsw
 
 from haulier.stores.sqlite.rows import ALONE, LET_IN, PARKED, PENDING, fetch, rank_of
@@ -21,15 +23,14 @@ UPDATE jobs SET rank = run_at - priority * {_POINT}
 WHERE seq IN (SELECT seq FROM jobs WHERE {_DUE} ORDER BY run_at LIMIT {PROMOTED_AT_ONCE})
 """
 
-_GATED = "SELECT id FROM batches WHERE gated = 1"
+_DUE_NOW = f"SELECT seq, batch FROM jobs WHERE {_DUE} ORDER BY run_at LIMIT {PROMOTED_AT_ONCE}"
+_PARK_THESE = f"UPDATE jobs SET gate = {PARKED} WHERE seq IN (SELECT value FROM json_each(?))"
+_PROMOTE_THESE = (
+    f"UPDATE jobs SET rank = run_at - priority * {_POINT} "
+    "WHERE seq IN (SELECT value FROM json_each(?))"
+)
 
-# By the index of what is scheduled; the planner would read whole batches.
-_PARK_DUE = f"""
-UPDATE jobs SET gate = {PARKED}
-WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_scheduled
-              WHERE {_DUE} AND batch IN ({_GATED}))
-RETURNING batch
-"""
+_GATED = "SELECT id FROM batches WHERE gated = 1"
 
 _LET_IN = f"""
 UPDATE jobs SET gate = {LET_IN}, rank = run_at - priority * {_POINT}
@@ -54,10 +55,16 @@ def gated_batches(db: apsw.Connection) -> frozenset[bytes]:
 
 def promote(db: apsw.Connection, now: int, gated: frozenset[bytes]) -> None:
     """Put scheduled jobs that are due into the line, or in front of their batch's gate."""
-    if gated:
-        for batch in {row[0] for row in fetch(db, _PARK_DUE, (now,))}:
+    if not gated:
+        db.execute(_PROMOTE, (now,))
+        return
+    due = fetch(db, _DUE_NOW, (now,))
+    if due:
+        db.execute(_PARK_THESE, (json.dumps([seq for seq, batch in due if batch in gated]),))
+        others = json.dumps([seq for seq, batch in due if batch not in gated])
+        db.execute(_PROMOTE_THESE, (others,))
+        for batch in {batch for _, batch in due if batch in gated}:
             let_in(db, now, batch)
-    db.execute(_PROMOTE, (now,))
 
 
 def let_in(db: apsw.Connection, now: int, batch: bytes) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import apsw
 
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.event import INSERTED
-from haulier.domain.ids import raw_id, text_id
+from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
@@ -222,7 +223,7 @@ def _add_batch(
 ) -> None:
     db.execute(
         "INSERT INTO batches (id, own_expander, finish_kind, finish_queue, concurrency, "
-        "batch_size, max_failures, gated) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "batch_size, max_failures, gated, round) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             raw_id(head.id),
             own_expander,
@@ -232,8 +233,18 @@ def _add_batch(
             policy.batch_size,
             policy.max_failures,
             policy.concurrency is not None or policy.batch_size is not None,
+            _first_round(db, head.id) if policy.finish else 0,
         ),
     )
+
+
+def _first_round(db: apsw.Connection, batch_id: str) -> int:
+    """Where the rounds of a batch begin: an earlier one of its id may have left callbacks."""
+    for number in count():
+        callback = raw_id(derived_id(batch_id, f"finish/{number}"))
+        if not fetch(db, "SELECT 1 FROM jobs WHERE id = ?", (callback,)):
+            return number
+    raise AssertionError
 
 
 def _check_fence(db: apsw.Connection, fence: Fence) -> None:

@@ -38,17 +38,19 @@ _COMPLETE = (
     "error = NULL WHERE seq = ? AND lease = ? AND state = 1 RETURNING seq, id"
 )
 
+_YIELDS = "(cancel > 0 OR :doomed) AND :yields"
+
 _MOVE = f"""
 UPDATE jobs SET
-    state = CASE WHEN cancel > 0 AND :yields THEN {CANCELLED} ELSE :target END,
-    attempt = attempt + CASE WHEN cancel > 0 AND :yields THEN 0 ELSE :attempt END,
-    lost = lost + CASE WHEN cancel > 0 AND :yields THEN 0 ELSE :lost END,
+    state = CASE WHEN {_YIELDS} THEN {CANCELLED} ELSE :target END,
+    attempt = attempt + CASE WHEN {_YIELDS} THEN 0 ELSE :attempt END,
+    lost = lost + CASE WHEN {_YIELDS} THEN 0 ELSE :lost END,
     lease = lease + :lease_rise,
-    rank = CASE WHEN cancel > 0 AND :yields THEN NULL ELSE :rank END,
-    gate = CASE WHEN cancel > 0 AND :yields THEN NULL ELSE :gate END,
+    rank = CASE WHEN {_YIELDS} THEN NULL ELSE :rank END,
+    gate = CASE WHEN {_YIELDS} THEN NULL ELSE :gate END,
     run_at = coalesce(:run_at, run_at), worker = NULL,
     cancel = CASE WHEN :target = {RUNNING} THEN cancel ELSE 0 END,
-    finished_at = CASE WHEN :target > {RUNNING} OR (cancel > 0 AND :yields) THEN :now END,
+    finished_at = CASE WHEN :target > {RUNNING} OR ({_YIELDS}) THEN :now END,
     error = coalesce(:error, error)
 WHERE seq = :seq AND lease = :lease AND state = {RUNNING}
 RETURNING state, attempt, lease
@@ -159,6 +161,7 @@ def _move(
         {
             "target": target,
             "yields": rule.yields_to_cancel,
+            "doomed": rule.yields_to_cancel and _is_doomed(db, job),
             "attempt": rule.attempt,
             "lost": rule.lost,
             "lease_rise": rule.lease,
@@ -177,6 +180,17 @@ def _move(
     if error is not None and rule.records:
         _record(db, now, transition)
     _account(db, now, transition, rows[0], ledger, result)
+
+
+def _is_doomed(db: apsw.Connection, job: Job) -> bool:
+    """Whether the batch of an item is cancelled, though the item itself was not told.
+
+    It was claimed while the cancel went through the batch slice by slice, and passed by.
+    """
+    if job.batch_id is None:
+        return False
+    batch = (raw_once(job.batch_id),)
+    return bool(fetch(db, "SELECT 1 FROM batches WHERE id = ? AND cancel > 0", batch))
 
 
 def _place(

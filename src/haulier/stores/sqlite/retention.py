@@ -36,19 +36,21 @@ _TOO_OLD = (
     f"SELECT {_COLUMNS} {_FINISHED} AND {_WHOLE} AND finished_at <= ? ORDER BY finished_at LIMIT ?"
 )
 
+# In these words it is the condition of the index: results that say nothing are left alone.
 _EXPIRED = (
-    f"SELECT seq, finished_at {_FINISHED} AND finished_at > ? AND finished_at <= ? "
-    f"AND role = {SINGLE} AND result <> x'6e756c6c' ORDER BY finished_at LIMIT ?"
+    f"SELECT seq FROM jobs INDEXED BY jobs_results WHERE kind = ? AND state = {COMPLETED} "
+    f"AND role = {SINGLE} AND result IS NOT NULL AND result <> x'6e756c6c' AND finished_at <= ? "
+    "LIMIT ?"
 )
+_FREE = "SELECT name FROM uniques WHERE until <= ? LIMIT ?"
 
 
 @dataclass(slots=True)
 class Slice:
-    """What one slice did: jobs removed, batches to be drained, and whether there is more."""
+    """What one slice did: how many jobs go, and the batches among them that are to be drained."""
 
     removed: int = 0
     batches: list[bytes] = field(default_factory=list)
-    more: bool = False
 
 
 def prune(db: apsw.Connection, now: int, rules: Mapping[str, Retention]) -> Slice:
@@ -57,10 +59,13 @@ def prune(db: apsw.Connection, now: int, rules: Mapping[str, Retention]) -> Slic
         for state, keep in rule.by_state():
             for rows in _surplus(db, now, kind, state, keep):
                 return _remove(db, now, rows)
-        if rule.result_ttl is not None and _expire(db, now, kind, rule.result_ttl):
-            return Slice(more=True)
-    db.execute("DELETE FROM uniques WHERE until <= ?", (now,))
-    return Slice(more=_prune_events(db, now))
+        found = _expired(db, now, kind, rule, SLICE)
+        if found:
+            db.executemany("UPDATE jobs SET result = NULL WHERE seq = ?", found)
+            return Slice()
+    db.executemany("DELETE FROM uniques WHERE name = ?", fetch(db, _FREE, (now, SLICE)))
+    db.executemany("DELETE FROM events WHERE seq = ?", _surplus_events(db, now))
+    return Slice()
 
 
 def prune_needed(db: apsw.Connection, now: int, rules: Mapping[str, Retention]) -> bool:
@@ -69,12 +74,9 @@ def prune_needed(db: apsw.Connection, now: int, rules: Mapping[str, Retention]) 
         for state, keep in rule.by_state():
             if any(_surplus(db, now, kind, state, keep)):
                 return True
-        if rule.result_ttl is not None and _expired(db, now, kind, rule.result_ttl, 1):
+        if _expired(db, now, kind, rule, 1):
             return True
-    return bool(
-        fetch(db, "SELECT 1 FROM uniques WHERE until <= ? LIMIT 1", (now,))
-        or _surplus_events(db, now)
-    )
+    return bool(fetch(db, _FREE, (now, 1)) or _surplus_events(db, now))
 
 
 def _surplus(
@@ -100,42 +102,27 @@ def _surplus(
 
 
 def _remove(db: apsw.Connection, now: int, rows: list[Row]) -> Slice:
-    result = Slice(more=True)
+    result = Slice()
     ledger = Ledger()
     for seq, job, role in rows:
         if role == HEAD:
-            begin_delete(db, job)
+            ((items,),) = fetch(db, "SELECT total FROM batches WHERE id = ?", (job,))
+            begin_delete(db, job, pruned=True)
             result.batches.append(job)
+            result.removed += items + 1
         else:
-            removed(db, ledger, fetch(db, f"DELETE FROM jobs WHERE seq = ? {REMOVED}", (seq,)))
+            gone = fetch(db, f"DELETE FROM jobs WHERE seq = ? {REMOVED}", (seq,))
+            removed(db, ledger, gone, with_periods=False)
             result.removed += 1
     ledger.write(db, now)
     return result
 
 
-def _expired(
-    db: apsw.Connection, now: int, kind: str, ttl: float, limit: int
-) -> list[tuple[int, int]]:
-    rows = fetch(db, "SELECT upto FROM expired WHERE kind = ?", (kind,))
-    since = rows[0][0] if rows else 0
-    before = now - round(ttl * MICROSECOND)
-    return fetch(db, _EXPIRED, (kind, COMPLETED, since, before, limit))
-
-
-def _expire(db: apsw.Connection, now: int, kind: str, ttl: float) -> bool:
-    """Remove results whose time is over; whether there may be more."""
-    found = _expired(db, now, kind, ttl, SLICE)
-    db.executemany("UPDATE jobs SET result = NULL WHERE seq = ?", [(row[0],) for row in found])
-    upto = now - round(ttl * MICROSECOND)
-    if len(found) == SLICE:
-        # Many finish in the same instant: others of the last one may be left.
-        upto = found[-1][1] - 1
-    db.execute(
-        "INSERT INTO expired (kind, upto) VALUES (?, ?) "
-        "ON CONFLICT (kind) DO UPDATE SET upto = max(upto, excluded.upto)",
-        (kind, upto),
-    )
-    return bool(found)
+def _expired(db: apsw.Connection, now: int, kind: str, rule: Retention, limit: int) -> list[Row]:
+    """Jobs whose results are kept no longer."""
+    if rule.result_ttl is None:
+        return []
+    return fetch(db, _EXPIRED, (kind, now - round(rule.result_ttl * MICROSECOND), limit))
 
 
 def _surplus_events(db: apsw.Connection, now: int) -> list[tuple[int]]:
@@ -146,9 +133,3 @@ def _surplus_events(db: apsw.Connection, now: int) -> list[tuple[int]]:
         "WHERE seq <= ? OR at < ?",
         (EVENT_ROWS, last - EVENTS_KEPT, now - EVENTS_AGE),
     )
-
-
-def _prune_events(db: apsw.Connection, now: int) -> bool:
-    rows = _surplus_events(db, now)
-    db.executemany("DELETE FROM events WHERE seq = ?", rows)
-    return len(rows) == EVENT_ROWS

@@ -30,7 +30,7 @@ from haulier.stores.sqlite.rows import (
     rank_of,
 )
 
-CANCELLING, RETRYING, DELETING, PAUSING, RESUMING = 1, 2, 3, 4, 5
+CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING = range(1, 8)
 """What is done to all items of a batch, slice by slice."""
 
 CANCELLED_BY_REQUEST, CUT_SHORT = 1, 2
@@ -45,8 +45,8 @@ _LOOK = (
 
 _BATCH = (
     "SELECT b.cancel, b.total, b.completed, b.failed, b.cancelled, b.max_failures, b.finish_kind, "
-    "b.finish_queue, b.round, j.priority, j.state, j.id, j.attempt, j.lease, j.queue, j.kind, "
-    "j.role, j.batch "
+    "b.finish_queue, b.round, j.priority, j.state, j.id, j.attempt, j.lease, j.queue, "
+    "j.kind, j.role, j.batch "
     "FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?"
 )
 
@@ -98,8 +98,8 @@ def begin_cancel(db: apsw.Connection, now: int, batch: bytes, why: int) -> None:
     The first reason stays. Nothing is left to be paused.
     """
     db.execute(
-        "UPDATE batches SET cancel = iif(cancel = 0, ?, cancel), draining = ?, paused = 0 "
-        "WHERE id = ?",
+        "UPDATE batches SET cancel = iif(cancel = 0, ?, cancel), draining = ?, drained = 0, "
+        "moved = 0, paused = 0 WHERE id = ?",
         (why, CANCELLING, batch),
     )
     tell_running(db, now, batch)

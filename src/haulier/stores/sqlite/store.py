@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -153,19 +152,27 @@ class SqliteStore:
             await self._drain(batch)
 
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        return await self._write(
+        states, heads = await self._write(
             lambda db: control.requeue(db, self._clock.now(), job_ids), Change.ANY
         )
+        for head in heads:
+            await self._drain(key_of(head))
+            with contextlib.suppress(JobNotFoundError):
+                states[head] = (await self.get(head)).state
+        return states
 
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         batch = key_of(batch_id)
-        await self._write(
+        begun = await self._write(
             lambda db: batches.begin_retry(db, self._clock.now(), batch, error_type, limit),
             Change.SETTLED,
         )
-        return await self._drain(batch)
+        if not begun:
+            return 0
+        await self._drain(batch)
+        return await self._read(lambda db: batches.moved(db, batch))
 
     async def delete(self, job_id: str) -> None:
         batch = await self._write(
@@ -182,8 +189,7 @@ class SqliteStore:
             )
             removed += done.removed
             for batch in done.batches:
-                # Its items, and the head that went with the last of them.
-                removed += await self._drain(batch) + 1
+                await self._drain(batch)
         return removed
 
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
@@ -320,17 +326,10 @@ class SqliteStore:
     async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
         return await self._reader.call(run, deadline=self._deadline)
 
-    async def _drain(self, batch: bytes) -> int:
-        """Go on with what is done to a whole batch; returns how many items that concerned."""
-        moved, cursor = 0, 0
-        while True:
-            count, following = await self._write(
-                partial(self._drain_slice, batch=batch, cursor=cursor), Change.ANY
-            )
-            moved += count
-            if following is None:
-                return moved
-            cursor = following
+    async def _drain(self, batch: bytes) -> None:
+        """Go on with what is done to a whole batch until it is done."""
+        while await self._write(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
+            pass
 
     def _drain_later(self, batch: bytes) -> None:
         """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
@@ -346,11 +345,6 @@ class SqliteStore:
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):
             await self._drain(batch)
-
-    def _drain_slice(
-        self, db: apsw.Connection, *, batch: bytes, cursor: int
-    ) -> tuple[int, int | None]:
-        return batches.drain(db, self._clock.now(), batch, cursor)
 
 
 class _Heartbeat:

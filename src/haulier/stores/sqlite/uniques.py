@@ -17,8 +17,9 @@ from haulier.stores.sqlite.rows import PENDING, RUNNING, fetch
 _SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
 
 _HOLDER = (
-    "SELECT u.job, u.until, u.digest, j.state FROM uniques u LEFT JOIN jobs j ON j.id = u.job "
-    "WHERE u.name = ?"
+    "SELECT u.job, u.until, u.digest, j.state, "
+    "EXISTS (SELECT 1 FROM batches b WHERE b.id = u.job AND b.total > 0) "
+    "FROM uniques u LEFT JOIN jobs j ON j.id = u.job WHERE u.name = ?"
 )
 
 
@@ -40,7 +41,7 @@ def judge(db: apsw.Connection, now: int, job: NewJob) -> Verdict:
         held = _holder(db, now, unique.name)
         if held is None or held[0] == raw_id(job.id):
             continue
-        holder, digest, state = held
+        holder, digest, state, begun = held
         if unique.conflict is Conflict.SKIP:
             return Verdict(instead=holder)
         if unique.conflict is Conflict.MATCH:
@@ -49,7 +50,8 @@ def judge(db: apsw.Connection, now: int, job: NewJob) -> Verdict:
                     "this idempotency key was used before, with another body", text_id(holder)
                 )
             return Verdict(instead=holder)
-        if unique.conflict is Conflict.REJECT or state == RUNNING:
+        stays = state == RUNNING or (state == PENDING and begun)
+        if unique.conflict is Conflict.REJECT or stays:
             raise DuplicateJobError(
                 f"job {text_id(holder)} already holds this unique name",
                 text_id(holder),
@@ -59,11 +61,15 @@ def judge(db: apsw.Connection, now: int, job: NewJob) -> Verdict:
     return Verdict(replaced=tuple(replaced))
 
 
-def _holder(db: apsw.Connection, now: int, name: str) -> tuple[bytes, bytes, int] | None:
-    for holder, until, digest, state in fetch(db, _HOLDER, (name,)):
-        # A name outlives neither its time nor its job.
-        if state is not None and (until is None or until > now):
-            return holder, digest, state
+def _holder(
+    db: apsw.Connection, now: int, name: str
+) -> tuple[bytes, bytes, int | None, bool] | None:
+    """Who holds a name: id, digest, state (None: it was pruned), and whether it has items."""
+    for holder, until, digest, state, begun in fetch(db, _HOLDER, (name,)):
+        if until is None and state is None:
+            continue
+        if until is None or until > now:
+            return holder, digest, state, bool(begun)
     return None
 
 
