@@ -71,8 +71,8 @@ class Rule:
     attempt: added to the attempt counter; 0 with `resets` means it starts again from 0.
     lost: added to the count of lost workers. lease: added to the lease number.
     yields_to_cancel: becomes `cancel` when a cancel was requested meanwhile.
-    releases: unique names of these scopes that the job held are free again. A requeue takes those
-    of the scope `active` back, and is refused while another job holds one.
+    releases: unique names of these scopes that the job held are free again. A requeue or
+    reopen takes those of the scope `active` back, and is refused while another job holds one.
     records: the error is kept in the list of the job's errors.
     Always: an event with the move's name is appended; the counters of (queue, kind, state) and
     those of the job's batch follow; a batch with a limit admits the next parked item; one that has

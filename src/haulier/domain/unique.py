@@ -10,7 +10,8 @@ class Scope(StrEnum):
     """How long a job holds a unique name.
 
     pending: until a worker first claims it. active: until it is completed, failed or cancelled.
-    period: for a fixed time after it was enqueued, whatever becomes of it.
+    period: for a fixed time after it was enqueued, whatever becomes of it; retention does not end
+    it, only somebody who deletes the job.
     """
 
     PENDING = "pending"
@@ -23,7 +24,7 @@ class Conflict(StrEnum):
 
     skip: it is not inserted, its producer gets the other's id. reject: DuplicateJobError. replace:
     the other gives way: one that is pending is cancelled, one that is done has left only its name;
-    one that is running cannot give way, so DuplicateJobError. match: the name is an idempotency
+    one that is running, or a batch with items, cannot give way: DuplicateJobError. match: the name is an idempotency
     key: as skip if the digests agree, else IdempotencyConflictError.
     """
 
