@@ -24,8 +24,8 @@ class Conflict(StrEnum):
 
     skip: it is not inserted, its producer gets the other's id. reject: DuplicateJobError. replace:
     the other gives way: one that is pending is cancelled, one that is done has left only its name;
-    one that is running, or a batch with items, cannot give way: DuplicateJobError. match: the name is an idempotency
-    key: as skip if the digests agree, else IdempotencyConflictError.
+    one that is running, or a batch with items, cannot give way: DuplicateJobError. match: the name
+    is an idempotency key: as skip if the digests agree, else IdempotencyConflictError.
     """
 
     SKIP = "skip"

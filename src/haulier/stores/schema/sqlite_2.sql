@@ -20,6 +20,8 @@ CREATE INDEX jobs_gated     ON jobs (batch, gate, run_at - priority * 360000000,
 CREATE INDEX jobs_alone     ON jobs (state, run_at)        WHERE gate = 3;
 -- What retention looks through: in the order in which jobs of a kind reached an end.
 CREATE INDEX jobs_finished  ON jobs (kind, state, finished_at) WHERE state > 1 AND role < 2;
+-- The dead letters, which are few among all that is kept.
+CREATE INDEX jobs_dead      ON jobs (seq)                  WHERE state = 3;
 CREATE INDEX jobs_results   ON jobs (kind, finished_at)
                    WHERE state = 2 AND role = 0 AND result IS NOT NULL AND result <> x'6e756c6c';
 
