@@ -6,12 +6,12 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
@@ -75,8 +75,7 @@ class App:
         key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
         self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._portal: AbstractContextManager[BlockingPortal] | None = None
-        self._held: AbstractContextManager[Self, bool | None] | None = None
+        self._held: ExitStack | None = None
 
     # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
 
@@ -100,10 +99,10 @@ class App:
             yield self
 
     def __enter__(self) -> Self:
-        self._portal = start_blocking_portal()
-        portal = self._portal.__enter__()
-        self._held = portal.wrap_async_context_manager(self._opened())
-        self._held.__enter__()
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self._opened()))
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -112,11 +111,9 @@ class App:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        held, portal, self._held, self._portal = self._held, self._portal, None, None
+        held, self._held = self._held, None
         assert held is not None
-        assert portal is not None
         held.__exit__(exc_type, exc, tb)
-        portal.__exit__(exc_type, exc, tb)
 
     # ── Define ───────────────────────────────────────────────────────────────────────────────
 

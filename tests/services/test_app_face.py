@@ -22,6 +22,7 @@ from haulier import (
     RetryPolicy,
     ValidationError,
 )
+from haulier.exceptions import StoreUnavailableError
 from haulier.testing import inline, run_until_idle
 from support import wait_until
 
@@ -210,6 +211,25 @@ class TestPlainCode:
         with closed, pytest.raises(ValidationError):
             closed.enqueue_sync("double", {"n": "x"})
         assert asyncio.run(jobs_in(url)) == 0
+
+    def test_a_store_that_cannot_be_opened_or_closed_leaves_no_thread_behind(
+        self, closed, tmp_path, monkeypatch
+    ):
+        before = set(threading.enumerate())
+        nowhere = App(f"sqlite:///{tmp_path}/nowhere/app.db")
+        with pytest.raises(StoreUnavailableError) as not_opened, nowhere:
+            raise AssertionError("it was opened")
+        assert set(threading.enumerate()) == before, not_opened
+
+        async def broken(*_: object) -> None:
+            await leave(None, None, None)
+            raise StoreUnavailableError("it would not close")
+
+        leave = closed.store.__aexit__
+        monkeypatch.setattr(type(closed), "__aexit__", broken)
+        with pytest.raises(StoreUnavailableError, match="would not close") as not_closed, closed:
+            pass
+        assert set(threading.enumerate()) == before, not_closed
 
     async def test_from_another_thread_it_uses_the_loop_that_holds_the_app(self, closed):
         async with closed as app:
