@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -76,6 +77,7 @@ class App:
         self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: ExitStack | None = None
+        self._alone = threading.Lock()
 
     # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
 
@@ -198,7 +200,7 @@ class App:
             return await call()
 
         async def open_and_run() -> R:
-            async with self:
+            async with self.store:
                 return await call()
 
         try:
@@ -211,7 +213,10 @@ class App:
             )
         if self._loop is not None:
             return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
-        return asyncio.run(open_and_run())
+        # One thread at a time: the store can be open only once. Its loop is nobody else's to use,
+        # for it ends with the call.
+        with self._alone:
+            return asyncio.run(open_and_run())
 
     # ── Look and operate ─────────────────────────────────────────────────────────────────────
 

@@ -197,6 +197,20 @@ class TestPlainCode:
         assert len(set(ids)) == 3
         assert asyncio.run(jobs_in(url)) == 3
 
+    def test_threads_may_do_so_at_once(self, closed, url):
+        made: list[str] = []
+
+        def enqueue() -> None:
+            made.extend(closed.enqueue_sync("double", {"n": n}) for n in range(8))
+
+        threads = [threading.Thread(target=enqueue, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+        assert len(set(made)) == asyncio.run(jobs_in(url)) == 32
+
     def test_within_a_plain_with_block_the_store_stays_open(self, closed, url):
         with closed as app:
             for n in range(3):
