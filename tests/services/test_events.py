@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -98,6 +99,25 @@ async def test_what_is_to_come_is_waited_for(app):
     waiting = asyncio.create_task(take(app, 2, after=after))
     ids = [await app.enqueue("work", {"n": n}) for n in (2, 3)]
     assert [event.job_id for event in await waiting] == ids
+
+
+async def test_an_idle_reader_seldom_looks(app, monkeypatch):
+    looks = 0
+    events = app.store.events
+
+    async def counted(**options):
+        nonlocal looks
+        looks += 1
+        return await events(**options)
+
+    monkeypatch.setattr(following, "POLL", 0.2)
+    monkeypatch.setattr(app.store, "events", counted)
+    reading = asyncio.create_task(take(app, 1))
+    end = time.monotonic() + 0.5
+    await wait_until(lambda: time.monotonic() > end)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert 1 <= looks <= 4
 
 
 async def test_garbage_is_refused(app):

@@ -269,8 +269,7 @@ class Writer(Lane):
                 if call not in self._waiting:
                     call.deliver(None, error)
             return
-        # Nearly every commit brings events; to look for them in vain now and then costs little.
-        change = Change.EVENTS
+        change = Change.NOTHING
         for call, value, failure in zip(group.calls, group.values, group.errors, strict=True):
             call.deliver(value, failure)
             if failure is None:
