@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -269,6 +270,46 @@ class TestLanes:
         total = sum((await store.counts()).values())
         assert 200 <= total <= 400
         assert total % 20 == 0
+
+    async def test_trouble_while_it_looks_for_others_is_got_over(self, store, path, monkeypatch):
+        looks: list[int] = []
+        told: list[int] = []
+
+        def broken(db: apsw.Connection) -> object:
+            looks.append(1)
+            raise apsw.IOError("the disk is away")
+
+        with store.watch(lambda: told.append(1), ready=True):
+            with monkeypatch.context() as patched:
+                patched.setattr(store._writer, "_data_version", broken)
+                await wait_until(lambda: looks)
+                await store.insert([work()])
+            await wait_until(lambda: told)
+            told.clear()
+            async with SqliteStore(str(path)) as other:
+                await other.insert([work()])
+                await wait_until(lambda: told)
+
+    @pytest.mark.parametrize("lane", ["_writer", "_reader"])
+    async def test_a_thread_that_is_dead_fails_those_who_call_it(self, path, monkeypatch, lane):
+        store = SqliteStore(str(path))
+        entered, go_on = threading.Event(), threading.Event()
+
+        def broken(_: apsw.Connection) -> None:
+            entered.set()
+            go_on.wait(10)
+            raise MemoryError
+
+        monkeypatch.setattr(getattr(store, lane), "_serve", broken)
+        async with store:
+            await asyncio.to_thread(entered.wait, 10)
+            ask = store.counts if lane == "_reader" else lambda: store.insert([work()])
+            waiting = asyncio.ensure_future(ask())
+            await asyncio.to_thread(go_on.set)
+            for asked in (waiting, ask()):
+                async with asyncio.timeout(5):
+                    with pytest.raises(StoreUnavailableError, match="closed"):
+                        await asked
 
     async def test_an_error_of_the_driver_never_escapes_as_such(self, store):
         with pytest.raises(StoreError):
