@@ -247,6 +247,17 @@ class TestLanes:
         assert all(isinstance(answer, JobStateError) for answer in refused)
         assert sum((await store.counts()).values()) == 30
 
+    async def test_what_one_call_violates_is_its_own_error(self, store):
+        def twice(db: apsw.Connection) -> None:
+            for _ in range(2):
+                db.execute("INSERT INTO uniques VALUES ('name', ?, 0, 0, x'')", (bytes(16),))
+
+        calls = [store.insert([work()]), store._write(twice), store.insert([work()])]
+        first, violation, last = await asyncio.gather(*calls, return_exceptions=True)
+        assert (first.new, last.new) == (1, 1)
+        assert isinstance(violation, StoreError)
+        assert isinstance(violation.__cause__, apsw.ConstraintError)
+
     async def test_a_store_that_stays_locked_answers_within_its_deadline_and_recovers(self, path):
         async with SqliteStore(str(path), deadline=0.3) as store:
             with write_lock(path), pytest.raises(StoreUnavailableError):

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 import structlog
 
-from haulier.exceptions import StoreUnavailableError
+from haulier.exceptions import StoreError, StoreUnavailableError
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
 
 _log = structlog.get_logger("haulier.store")
@@ -321,13 +321,20 @@ class Writer(Lane):
                 return
             db.execute("SAVEPOINT one")
             try:
-                group.add(call, call.run(db), None)
+                group.add(call, self._run_one(db, call), None)
             except apsw.Error:
                 raise
             except Exception as failure:  # noqa: BLE001 - one caller's, the others go on
                 db.execute("ROLLBACK TO one")
                 group.add(call, None, failure)
             db.execute("RELEASE one")
+
+    def _run_one(self, db: apsw.Connection, call: _Call[Any]) -> Any:
+        try:
+            return call.run(db)
+        except apsw.ConstraintError as error:
+            # The fault of what this caller asked for; any other error of SQLite concerns everybody.
+            raise StoreError(f"the store {self.path} refused what was asked: {error}") from error
 
     def _look_for_others(self, db: apsw.Connection) -> None:
         """Notice commits of other processes, which SQLite does not announce."""
