@@ -343,6 +343,7 @@ class App:
     async def working(self, options: WorkerOptions | None = None) -> AsyncIterator[Worker]:
         """A worker that runs beside the block and is stopped and drained at its end."""
         worker = self.worker(options)
+        alone: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run())
@@ -354,7 +355,10 @@ class App:
             # The block's own exception must leave as itself, not wrapped in our group.
             if len(errors.exceptions) > 1:
                 raise
-            raise errors.exceptions[0] from None
+            (alone,) = errors.exceptions
+        if alone is not None:
+            # Out here, or the group would take the place of its own context.
+            raise alone
 
 
 def _kind(task: Task[..., Any] | str) -> str:

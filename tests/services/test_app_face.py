@@ -186,6 +186,23 @@ class TestTasks:
                 raise KeyError("mine")
         assert [row.alive for row in await app.store.workers()] == [False]
 
+    async def test_an_error_in_the_block_keeps_what_caused_it(self, app):
+        with pytest.raises(KeyError, match="mine") as caused:
+            async with app.working():
+                try:
+                    int("deeper")
+                except ValueError as deeper:
+                    raise KeyError("mine") from deeper
+        assert isinstance(caused.value.__cause__, ValueError)
+        with pytest.raises(KeyError, match="mine") as followed:
+            async with app.working():
+                try:
+                    int("deeper")
+                except ValueError:
+                    raise KeyError("mine")  # noqa: B904 - for its context
+        assert isinstance(followed.value.__context__, ValueError)
+        assert not followed.value.__suppress_context__
+
 
 class TestPlainCode:
     async def test_inside_an_event_loop_it_is_refused(self, closed):
