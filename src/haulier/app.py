@@ -313,8 +313,9 @@ class App:
         """Everything that happens to jobs, in order, without gap or repetition; never ends.
 
         Begins after the given event (its `cursor`, or its `seq` in the present epoch), else with
-        the oldest that is kept. Goes on by itself when the store was away for a while. An event of
-        the type `reset` says that some are missing, because they are kept no longer.
+        the oldest that is kept. Goes on by itself when the store was away for a while; raises
+        StoreClosedError when the app was closed. An event of the type `reset` says that some are
+        missing, because they are kept no longer.
         """
         # Closed with us, not whenever it is collected: it watches the store.
         async with aclosing(follow(self.store, await self._cursor(after))) as found:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import pytest
 
 from haulier import App, ValidationError
+from haulier.exceptions import StoreUnavailableError
 from haulier.services import following
 from support import TroubledStore, wait_until
 
@@ -118,6 +119,16 @@ async def test_an_idle_reader_seldom_looks(app, monkeypatch):
     reading.cancel()
     await asyncio.wait([reading])
     assert 1 <= looks <= 4
+
+
+async def test_a_reader_ends_with_its_store(home, tmp_path):
+    app = working_app(home.client(real_time=True), tmp_path)
+    async with app:
+        waiting = asyncio.create_task(take(app, 1))
+        await app.last_event()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        async with asyncio.timeout(10):
+            await waiting
 
 
 async def test_garbage_is_refused(app):

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 import structlog
 
-from haulier.exceptions import StoreError, StoreUnavailableError
+from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
 
 _log = structlog.get_logger("haulier.store")
@@ -158,8 +158,8 @@ class Lane:
             call.abandoned = True
             raise self._closed()
 
-    def _closed(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"the store {self.path} is closed")
+    def _closed(self) -> StoreClosedError:
+        return StoreClosedError(f"the store {self.path} is closed")
 
     def _run(self, opened: queue.SimpleQueue[BaseException | None]) -> None:
         try:
