@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
@@ -75,8 +76,8 @@ class App:
         key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
         self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._portal: AbstractContextManager[BlockingPortal] | None = None
-        self._held: AbstractContextManager[Self, bool | None] | None = None
+        self._held: ExitStack | None = None
+        self._alone = threading.Lock()
 
     # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
 
@@ -100,10 +101,10 @@ class App:
             yield self
 
     def __enter__(self) -> Self:
-        self._portal = start_blocking_portal()
-        portal = self._portal.__enter__()
-        self._held = portal.wrap_async_context_manager(self._opened())
-        self._held.__enter__()
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(portal.wrap_async_context_manager(self._opened()))
+            self._held = stack.pop_all()
         return self
 
     def __exit__(
@@ -112,11 +113,9 @@ class App:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        held, portal, self._held, self._portal = self._held, self._portal, None, None
+        held, self._held = self._held, None
         assert held is not None
-        assert portal is not None
         held.__exit__(exc_type, exc, tb)
-        portal.__exit__(exc_type, exc, tb)
 
     # ── Define ───────────────────────────────────────────────────────────────────────────────
 
@@ -201,7 +200,7 @@ class App:
             return await call()
 
         async def open_and_run() -> R:
-            async with self:
+            async with self.store:
                 return await call()
 
         try:
@@ -214,7 +213,10 @@ class App:
             )
         if self._loop is not None:
             return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
-        return asyncio.run(open_and_run())
+        # One thread at a time: the store can be open only once. Its loop is nobody else's to use,
+        # for it ends with the call.
+        with self._alone:
+            return asyncio.run(open_and_run())
 
     # ── Look and operate ─────────────────────────────────────────────────────────────────────
 
@@ -311,8 +313,9 @@ class App:
         """Everything that happens to jobs, in order, without gap or repetition; never ends.
 
         Begins after the given event (its `cursor`, or its `seq` in the present epoch), else with
-        the oldest that is kept. Goes on by itself when the store was away for a while. An event of
-        the type `reset` says that some are missing, because they are kept no longer.
+        the oldest that is kept. Goes on by itself when the store was away for a while; raises
+        StoreClosedError when the app was closed. An event of the type `reset` says that some are
+        missing, because they are kept no longer.
         """
         # Closed with us, not whenever it is collected: it watches the store.
         async with aclosing(follow(self.store, await self._cursor(after))) as found:
@@ -341,6 +344,7 @@ class App:
     async def working(self, options: WorkerOptions | None = None) -> AsyncIterator[Worker]:
         """A worker that runs beside the block and is stopped and drained at its end."""
         worker = self.worker(options)
+        alone: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(worker.run())
@@ -352,7 +356,10 @@ class App:
             # The block's own exception must leave as itself, not wrapped in our group.
             if len(errors.exceptions) > 1:
                 raise
-            raise errors.exceptions[0] from None
+            (alone,) = errors.exceptions
+        if alone is not None:
+            # Out here, or the group would take the place of its own context.
+            raise alone
 
 
 def _kind(task: Task[..., Any] | str) -> str:

@@ -15,7 +15,8 @@ HaulierError                        (alias WorkerServiceError)
 ├── LeaseLostError                  this attempt was taken away; its writes no longer count
 ├── ResourceNotAvailableError       something the work needs is not there
 │   └── StoreError                  the store cannot serve
-│       ├── StoreUnavailableError   not reachable, locked for too long, or closed
+│       ├── StoreUnavailableError   not reachable, or locked for too long
+│       │   └── StoreClosedError    closed, or never opened: waiting does not help
 │       ├── StoreFullError          no space left
 │       └── StoreCorruptError       damaged, or not a haulier store at all
 ├── UiClientError                   the catalog's server answered wrongly or not at all
@@ -126,7 +127,11 @@ class StoreError(ResourceNotAvailableError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store is not reachable, was locked for too long, or is closed."""
+    """The store is not reachable, or was locked for too long."""
+
+
+class StoreClosedError(StoreUnavailableError):
+    """The store was closed or never opened; it serves again once somebody opens it."""
 
 
 class StoreFullError(StoreError):

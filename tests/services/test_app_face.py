@@ -22,6 +22,7 @@ from haulier import (
     RetryPolicy,
     ValidationError,
 )
+from haulier.exceptions import StoreUnavailableError
 from haulier.testing import inline, run_until_idle
 from support import wait_until
 
@@ -185,6 +186,23 @@ class TestTasks:
                 raise KeyError("mine")
         assert [row.alive for row in await app.store.workers()] == [False]
 
+    async def test_an_error_in_the_block_keeps_what_caused_it(self, app):
+        with pytest.raises(KeyError, match="mine") as caused:
+            async with app.working():
+                try:
+                    int("deeper")
+                except ValueError as deeper:
+                    raise KeyError("mine") from deeper
+        assert isinstance(caused.value.__cause__, ValueError)
+        with pytest.raises(KeyError, match="mine") as followed:
+            async with app.working():
+                try:
+                    int("deeper")
+                except ValueError:
+                    raise KeyError("mine")  # noqa: B904 - for its context
+        assert isinstance(followed.value.__context__, ValueError)
+        assert not followed.value.__suppress_context__
+
 
 class TestPlainCode:
     async def test_inside_an_event_loop_it_is_refused(self, closed):
@@ -195,6 +213,20 @@ class TestPlainCode:
         ids = [closed.enqueue_sync("double", {"n": n}) for n in range(3)]
         assert len(set(ids)) == 3
         assert asyncio.run(jobs_in(url)) == 3
+
+    def test_threads_may_do_so_at_once(self, closed, url):
+        made: list[str] = []
+
+        def enqueue() -> None:
+            made.extend(closed.enqueue_sync("double", {"n": n}) for n in range(8))
+
+        threads = [threading.Thread(target=enqueue, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+        assert len(set(made)) == asyncio.run(jobs_in(url)) == 32
 
     def test_within_a_plain_with_block_the_store_stays_open(self, closed, url):
         with closed as app:
@@ -210,6 +242,25 @@ class TestPlainCode:
         with closed, pytest.raises(ValidationError):
             closed.enqueue_sync("double", {"n": "x"})
         assert asyncio.run(jobs_in(url)) == 0
+
+    def test_a_store_that_cannot_be_opened_or_closed_leaves_no_thread_behind(
+        self, closed, tmp_path, monkeypatch
+    ):
+        before = set(threading.enumerate())
+        nowhere = App(f"sqlite:///{tmp_path}/nowhere/app.db")
+        with pytest.raises(StoreUnavailableError) as not_opened, nowhere:
+            raise AssertionError("it was opened")
+        assert set(threading.enumerate()) == before, not_opened
+
+        async def broken(*_: object) -> None:
+            await leave(None, None, None)
+            raise StoreUnavailableError("it would not close")
+
+        leave = closed.store.__aexit__
+        monkeypatch.setattr(type(closed), "__aexit__", broken)
+        with pytest.raises(StoreUnavailableError, match="would not close") as not_closed, closed:
+            pass
+        assert set(threading.enumerate()) == before, not_closed
 
     async def test_from_another_thread_it_uses_the_loop_that_holds_the_app(self, closed):
         async with closed as app:

@@ -6,12 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
 
 from haulier import App, ValidationError
+from haulier.exceptions import StoreUnavailableError
 from haulier.services import following
 from support import TroubledStore, wait_until
 
@@ -98,6 +100,35 @@ async def test_what_is_to_come_is_waited_for(app):
     waiting = asyncio.create_task(take(app, 2, after=after))
     ids = [await app.enqueue("work", {"n": n}) for n in (2, 3)]
     assert [event.job_id for event in await waiting] == ids
+
+
+async def test_an_idle_reader_seldom_looks(app, monkeypatch):
+    looks = 0
+    events = app.store.events
+
+    async def counted(**options):
+        nonlocal looks
+        looks += 1
+        return await events(**options)
+
+    monkeypatch.setattr(following, "POLL", 0.2)
+    monkeypatch.setattr(app.store, "events", counted)
+    reading = asyncio.create_task(take(app, 1))
+    end = time.monotonic() + 0.5
+    await wait_until(lambda: time.monotonic() > end)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert 1 <= looks <= 4
+
+
+async def test_a_reader_ends_with_its_store(home, tmp_path):
+    app = working_app(home.client(real_time=True), tmp_path)
+    async with app:
+        waiting = asyncio.create_task(take(app, 1))
+        await app.last_event()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        async with asyncio.timeout(10):
+            await waiting
 
 
 async def test_garbage_is_refused(app):

@@ -403,6 +403,15 @@ class TestWait:
         assert (await waiting).value["completed"] == 2
         assert seen[0][1].id == batch
 
+    async def test_a_batch_whose_callback_was_removed_is_done(self, manager):
+        store = manager.store
+        hand = await Hand.enlist(store, queues=["sums", "later"], kinds=["add", "afterwards"])
+        batch = await manager.enqueue_batch("add", numbers(1), {}, finish_kind="afterwards")
+        for _ in range(2):
+            await hand.hand_in(await hand.claim_one(), Move.COMPLETE)
+        await store.delete((await store.batch(batch)).finish_job)
+        assert (await manager.wait(batch, timeout=20)).state is JobState.COMPLETED
+
 
 class TestOperate:
     async def test_cancel_tells_the_state(self, manager):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import stat
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -246,6 +247,17 @@ class TestLanes:
         assert all(isinstance(answer, JobStateError) for answer in refused)
         assert sum((await store.counts()).values()) == 30
 
+    async def test_what_one_call_violates_is_its_own_error(self, store):
+        def twice(db: apsw.Connection) -> None:
+            for _ in range(2):
+                db.execute("INSERT INTO uniques VALUES ('name', ?, 0, 0, x'')", (bytes(16),))
+
+        calls = [store.insert([work()]), store._write(twice), store.insert([work()])]
+        first, violation, last = await asyncio.gather(*calls, return_exceptions=True)
+        assert (first.new, last.new) == (1, 1)
+        assert isinstance(violation, StoreError)
+        assert isinstance(violation.__cause__, apsw.ConstraintError)
+
     async def test_a_store_that_stays_locked_answers_within_its_deadline_and_recovers(self, path):
         async with SqliteStore(str(path), deadline=0.3) as store:
             with write_lock(path), pytest.raises(StoreUnavailableError):
@@ -269,6 +281,46 @@ class TestLanes:
         total = sum((await store.counts()).values())
         assert 200 <= total <= 400
         assert total % 20 == 0
+
+    async def test_trouble_while_it_looks_for_others_is_got_over(self, store, path, monkeypatch):
+        looks: list[int] = []
+        told: list[int] = []
+
+        def broken(db: apsw.Connection) -> object:
+            looks.append(1)
+            raise apsw.IOError("the disk is away")
+
+        with store.watch(lambda: told.append(1), ready=True):
+            with monkeypatch.context() as patched:
+                patched.setattr(store._writer, "_data_version", broken)
+                await wait_until(lambda: looks)
+                await store.insert([work()])
+            await wait_until(lambda: told)
+            told.clear()
+            async with SqliteStore(str(path)) as other:
+                await other.insert([work()])
+                await wait_until(lambda: told)
+
+    @pytest.mark.parametrize("lane", ["_writer", "_reader"])
+    async def test_a_thread_that_is_dead_fails_those_who_call_it(self, path, monkeypatch, lane):
+        store = SqliteStore(str(path))
+        entered, go_on = threading.Event(), threading.Event()
+
+        def broken(_: apsw.Connection) -> None:
+            entered.set()
+            go_on.wait(10)
+            raise MemoryError
+
+        monkeypatch.setattr(getattr(store, lane), "_serve", broken)
+        async with store:
+            await asyncio.to_thread(entered.wait, 10)
+            ask = store.counts if lane == "_reader" else lambda: store.insert([work()])
+            waiting = asyncio.ensure_future(ask())
+            await asyncio.to_thread(go_on.set)
+            for asked in (waiting, ask()):
+                async with asyncio.timeout(5):
+                    with pytest.raises(StoreUnavailableError, match="closed"):
+                        await asked
 
     async def test_an_error_of_the_driver_never_escapes_as_such(self, store):
         with pytest.raises(StoreError):

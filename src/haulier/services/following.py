@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 
 from haulier.domain.event import Event
-from haulier.exceptions import StoreError
+from haulier.exceptions import StoreClosedError, StoreError
 from haulier.ports import JobStore
 
 POLL = 1.0
@@ -17,8 +17,8 @@ POLL = 1.0
 async def follow(store: JobStore, after: str | None) -> AsyncGenerator[Event, None]:
     """Every event that follows a cursor, in order, without gap or repetition; never ends.
 
-    Goes on by itself when the store was away for a while. Raises ValidationError for a text that
-    is no cursor.
+    Goes on by itself when the store was away for a while. Raises StoreClosedError once the store
+    was closed, and ValidationError for a text that is no cursor.
     """
     changed = asyncio.Event()
     with store.watch(changed.set, events=True):
@@ -27,6 +27,8 @@ async def follow(store: JobStore, after: str | None) -> AsyncGenerator[Event, No
             changed.clear()
             try:
                 found = await store.events(after=cursor)
+            except StoreClosedError:
+                raise
             except StoreError:
                 found = []
             for event in found:

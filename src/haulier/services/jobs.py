@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -298,8 +299,10 @@ class JobManager:
         if batch is not None and not batch.settled:
             return None
         if batch is not None and batch.finish_job is not None:
-            callback = await self.store.get(batch.finish_job)
-            return job if callback.state.final else None
+            # One that is there no longer was pruned or deleted, so it had ended.
+            with contextlib.suppress(JobNotFoundError):
+                callback = await self.store.get(batch.finish_job)
+                return job if callback.state.final else None
         return job
 
     # ── Operate ──────────────────────────────────────────────────────────────────────────────

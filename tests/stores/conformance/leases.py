@@ -6,9 +6,10 @@ import pytest
 
 from haulier.domain.job import Job, JobState
 from haulier.domain.moves import MAX_LOST, Move
-from haulier.domain.worker import Note
+from haulier.domain.worker import Note, WorkerRow
 from haulier.exceptions import LeaseLostError
 from haulier.ports import Fence
+from haulier.services.ids import new_id
 from support import TTL, Hand, head, items, move, work, works
 
 
@@ -172,6 +173,17 @@ class TestIncarnations:
         assert await store.sweep() == 1
         assert (await store.get(job.id)).state is JobState.PENDING
         assert await store.sweep() == 0
+
+    async def test_enlisting_can_be_repeated_and_wakes_no_dead(self, store, clock):
+        row = WorkerRow(
+            id=new_id(), host="here", pid=1, queues=("default",), kinds=("work",), slots=1
+        )
+        for _ in range(2):
+            await store.enlist(row)
+        assert [worker.id for worker in await store.workers()] == [row.id]
+        clock.advance(TTL + 1)
+        await store.enlist(row)
+        assert [worker.alive for worker in await store.workers()] == [False]
 
     async def test_renewal_puts_the_expiry_forward(self, store, hand, clock):
         await store.insert([work()])

@@ -219,6 +219,16 @@ class TestWatchEvents:
         await self.told(store, lambda: store.pause(batch))
         await self.told(store, lambda: store.resume(batch))
 
+    async def test_reading_wakes_nobody(self, store):
+        told: list[int] = []
+        await store.insert([work()])
+        with store.watch(lambda: told.append(1), events=True):
+            # What one call tells is told before the next one is answered.
+            for _ in range(5):
+                await store.events()
+                await store.counts()
+        assert told == []
+
     async def test_what_is_told_can_be_read(self, store):
         told = asyncio.Event()
         cursor = await store.last_event()

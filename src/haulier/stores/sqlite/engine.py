@@ -18,9 +18,12 @@ from enum import Flag
 from typing import Any, Generic, TypeVar
 
 import apsw
+import structlog
 
-from haulier.exceptions import StoreUnavailableError
+from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
+
+_log = structlog.get_logger("haulier.store")
 
 T = TypeVar("T")
 Operation = Callable[[apsw.Connection], T]
@@ -67,6 +70,7 @@ class Lane:
         self._open = open_connection
         self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._serving = False
 
     def open(self) -> None:
         """Start the thread and wait until its connection is open; blocking.
@@ -75,6 +79,7 @@ class Lane:
         """
         opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._calls = queue.SimpleQueue()
+        self._serving = True
         self._thread = threading.Thread(
             target=self._run, args=(opened,), name=self._name, daemon=True
         )
@@ -100,7 +105,6 @@ class Lane:
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
-        self._check_open()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -118,7 +122,7 @@ class Lane:
                 loop.call_soon_threadsafe(settle, value, error)
 
         call = _Call(run, deliver, change, probe)
-        self._calls.put(call)
+        self._submit(call)
         try:
             async with asyncio.timeout(deadline):
                 return await future
@@ -131,10 +135,9 @@ class Lane:
 
     def call_blocking(self, run: Operation[T], *, deadline: float) -> T:
         """The same for threads that have no event loop."""
-        self._check_open()
         answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         call = _Call(run, lambda value, error: answer.put((value, error)))
-        self._calls.put(call)
+        self._submit(call)
         try:
             value, error = answer.get(timeout=deadline)
         except queue.Empty:
@@ -146,9 +149,17 @@ class Lane:
             raise error
         return value  # type: ignore[return-value]
 
-    def _check_open(self) -> None:
-        if self._thread is None:
-            raise StoreUnavailableError(f"the store {self.path} is closed")
+    def _submit(self, call: _Call[Any]) -> None:
+        if self._thread is None or not self._serving:
+            raise self._closed()
+        self._calls.put(call)
+        # Once more: a thread that ended meanwhile answered only those it found in its queue.
+        if not self._serving:
+            call.abandoned = True
+            raise self._closed()
+
+    def _closed(self) -> StoreClosedError:
+        return StoreClosedError(f"the store {self.path} is closed")
 
     def _run(self, opened: queue.SimpleQueue[BaseException | None]) -> None:
         try:
@@ -160,8 +171,20 @@ class Lane:
         opened.put(None)
         try:
             self._serve(db)
+        except Exception as error:  # noqa: BLE001 - the thread ends here
+            _log.error("store thread failed", store=self.path, error=repr(error))
         finally:
+            self._serving = False
+            self._refuse_rest()
             db.close()
+
+    def _refuse_rest(self) -> None:
+        """Answer those whose calls came too late."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call.deliver(None, self._closed())
 
     def _serve(self, db: apsw.Connection) -> None:
         while (call := self._calls.get()) is not None:
@@ -207,7 +230,7 @@ class Writer(Lane):
         self._watchers: list[_Watcher] = []
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None
-        self._looked = 0.0
+        self._look_at = 0.0
 
     @contextlib.contextmanager
     def watch(self, notify: Callable[[], None], change: Change) -> Iterator[None]:
@@ -235,9 +258,12 @@ class Writer(Lane):
             ending = self._gather(block=not self._waiting and not ending) or ending
             calls = [call for call in self._waiting if not call.abandoned]
             self._waiting = []
-            if calls:
-                self._commit(db, calls)
-            self._look_for_others(db)
+            try:
+                if calls:
+                    self._commit(db, calls)
+                self._look_for_others(db)
+            except Exception as error:  # noqa: BLE001 - everybody needs this thread
+                _log.error("store writer failed", store=self.path, error=repr(error))
 
     def _gather(self, *, block: bool) -> bool:
         """Collect the calls that wait; whether the last one has come."""
@@ -269,8 +295,7 @@ class Writer(Lane):
                 if call not in self._waiting:
                     call.deliver(None, error)
             return
-        # Nearly every commit brings events; to look for them in vain now and then costs little.
-        change = Change.EVENTS
+        change = Change.NOTHING
         for call, value, failure in zip(group.calls, group.values, group.errors, strict=True):
             call.deliver(value, failure)
             if failure is None:
@@ -296,7 +321,7 @@ class Writer(Lane):
                 return
             db.execute("SAVEPOINT one")
             try:
-                group.add(call, call.run(db), None)
+                group.add(call, self._run_one(db, call), None)
             except apsw.Error:
                 raise
             except Exception as failure:  # noqa: BLE001 - one caller's, the others go on
@@ -304,13 +329,22 @@ class Writer(Lane):
                 group.add(call, None, failure)
             db.execute("RELEASE one")
 
+    def _run_one(self, db: apsw.Connection, call: _Call[Any]) -> Any:
+        try:
+            return call.run(db)
+        except apsw.ConstraintError as error:
+            # The fault of what this caller asked for; any other error of SQLite concerns everybody.
+            raise StoreError(f"the store {self.path} refused what was asked: {error}") from error
+
     def _look_for_others(self, db: apsw.Connection) -> None:
         """Notice commits of other processes, which SQLite does not announce."""
         now = time.monotonic()
-        if not self._watchers or now - self._looked < FOREIGN_POLL_SECONDS:
+        if not self._watchers or now < self._look_at:
             return
-        self._looked = now
+        # Set before the look: when that fails, the next one is left some time.
+        self._look_at = now + IDLE_POLL_SECONDS
         version = self._data_version(db)
+        self._look_at = now + FOREIGN_POLL_SECONDS
         if version != self._seen_version:
             self._seen_version = version
             self.tell(Change.ANY)

@@ -39,7 +39,9 @@ def enlist(db: apsw.Connection, now: int, boot: Boot, worker: WorkerRow, ttl: in
     """Record a new incarnation, alive for one ttl from now."""
     db.execute(
         "INSERT INTO workers (id, host, pid, queues, kinds, slots, boot, expires, started_at, "
-        "renewed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "renewed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        # Said again when its answer was lost.
+        "ON CONFLICT (id) DO NOTHING",
         (
             raw_id(worker.id),
             worker.host,

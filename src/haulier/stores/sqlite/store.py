@@ -321,7 +321,12 @@ class SqliteStore:
         *,
         probe: Callable[[apsw.Connection], T | None] | None = None,
     ) -> T:
-        return await self._writer.call(run, deadline=self._deadline, change=change, probe=probe)
+        def changed(value: T) -> Change:
+            # Nearly every write brings events; to look for them in vain now and then costs little.
+            # A read must not say so, for in memory it is the look itself.
+            return Change.EVENTS | (change(value) if callable(change) else change)
+
+        return await self._writer.call(run, deadline=self._deadline, change=changed, probe=probe)
 
     async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
         return await self._reader.call(run, deadline=self._deadline)
