@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import math
+import threading
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.ids import new_id
 from haulier.services.jobs import CHECKED_FIRST, CHUNK
 from haulier.services.registry import define_task
+from haulier.stores.sqlite.clock import SystemClock
 from support import Hand, items, move, wait_until
 
 CHOSEN = "01234567-89ab-7def-8123-456789abcdef"
@@ -38,6 +40,18 @@ def add(n: int) -> int:
 
 
 def afterwards(batch_id: str, state: str, counts: dict[str, int]) -> None: ...
+
+
+class HeldClock(SystemClock):
+    """Keeps whoever asks for the time, until it may go on."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def now(self) -> int:
+        self.asked.set()
+        self.go_on.wait(10)
+        return super().now()
 
 
 class Start(BaseModel):
@@ -346,6 +360,25 @@ class TestEnqueueBatch:
         batch = await manager.store.batch(CHOSEN)
         assert batch.state is JobState.CANCELLED
         assert batch.counts.cancelled == batch.counts.total < 20 * CHUNK
+
+    async def test_nor_does_one_that_is_cancelled_while_its_first_items_are_written(
+        self, manager, monkeypatch
+    ):
+        clock = HeldClock()
+        monkeypatch.setattr(manager.store, "_clock", clock)
+        filling = asyncio.ensure_future(
+            manager.enqueue_batch("add", iter(numbers(2 * CHUNK)), {"job_id": CHOSEN})
+        )
+        await asyncio.to_thread(clock.asked.wait, 10)
+        filling.cancel()
+        # Time enough to look for the batch before it is there.
+        await asyncio.wait([filling], timeout=0.2)
+        clock.go_on.set()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await filling
+        assert "was cancelled" in caught.value.__notes__[0]
+        batch = await manager.store.batch(CHOSEN)
+        assert (batch.state, batch.counts.cancelled) == (JobState.CANCELLED, CHUNK)
 
     async def test_a_long_sequence_is_checked_as_it_is_taken(self, manager):
         given = numbers(CHECKED_FIRST + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 from pydantic import BaseModel
@@ -315,13 +316,56 @@ class TestIdempotencyKey:
         [first] = await top(manager)
         assert (await manager.store.batch(first)).cancel_requested
 
-    async def test_a_batch_that_a_bad_item_ended_is_not_gone_on_with(self, manager):
+    async def test_a_batch_that_a_bad_item_ended_gives_its_key_back(self, manager):
         key = {"idempotency_key": "k"}
-        bad = (item for item in [*numbers(CHUNK + 1), {"n": "x"}])
-        with pytest.raises(ValidationError):
-            await manager.enqueue_batch("add", bad, key)
+        with pytest.raises(ValidationError) as caught:
+            await manager.enqueue_batch("add", bad_at_last(), key)
+        assert "was deleted" in caught.value.__notes__[0]
+        assert await manager.store.counts() == {}
+        batch = await manager.enqueue_batch("add", iter(numbers(CHUNK + 2)), key)
+        assert (await manager.store.batch(batch)).counts.total == CHUNK + 2
+
+    async def test_one_whose_items_run_keeps_it_and_the_error_says_what_to_do(self, manager):
+        hand = await Hand.enlist(manager.store, queues=["sums", "default"], kinds=["add"])
+        claimed = []
+
+        class Claiming(TroubledStore):
+            async def cancel(self, job_ids):
+                if job_ids:
+                    claimed.extend(await hand.claim(1))
+                return await manager.store.cancel(job_ids)
+
+        other = JobManager(Claiming(manager.store), manager.registry, manager.sealer)
+        key = {"idempotency_key": "k"}
+        with pytest.raises(ValidationError) as caught:
+            await other.enqueue_batch("add", bad_at_last(), key)
+        assert "delete it to use its idempotency key again" in caught.value.__notes__[0]
         with pytest.raises(JobStateError, match="cancelled"):
             await manager.enqueue_batch("add", iter(numbers(CHUNK + 2)), key)
+        await hand.hand_in(claimed[0], Move.CANCEL)
+        [first] = await top(manager)
+        await manager.store.delete(first)
+        assert await manager.enqueue_batch("add", iter(numbers(CHUNK + 2)), key) != first
+
+    async def test_one_that_another_call_opened_is_not_deleted(self, manager):
+        troubled = TroubledStore(manager.store)
+        unlucky = JobManager(troubled, manager.registry, manager.sealer)
+        troubled.trouble("insert", times=1)
+        key = {"idempotency_key": "k"}
+        with pytest.raises(StoreUnavailableError):
+            await unlucky.enqueue_batch("add", iter(numbers(2 * CHUNK)), key)
+        with pytest.raises(ValidationError) as caught:
+            await manager.enqueue_batch("add", bad_at_last(), key)
+        assert "delete it" in caught.value.__notes__[0]
+        [first] = await top(manager)
+        assert (await manager.store.batch(first)).cancel_requested
+
+    async def test_a_batch_is_told_by_its_callback_too(self, manager):
+        manager.registry.add(define_task(_nothing, kind="afterwards"))
+        key = {"idempotency_key": "k"}
+        await manager.enqueue_batch("add", numbers(3), key)
+        with pytest.raises(IdempotencyConflictError):
+            await manager.enqueue_batch("add", numbers(3), key, finish_kind="afterwards")
 
     async def test_two_producers_fill_one_batch_together(self, manager):
         count, key = 2 * CHUNK + 5, {"idempotency_key": "k"}
@@ -341,6 +385,11 @@ class TestIdempotencyKey:
         first = await manager.enqueue_batch("add", numbers(count), key)
         assert await top(manager) == [first]
         assert (await manager.store.batch(first)).counts.total == count
+
+
+def bad_at_last() -> Iterator[dict[str, object]]:
+    """Items that come one by one, the bad one after a whole chunk."""
+    return iter([*numbers(CHUNK + 1), {"n": "x"}])
 
 
 def _nothing() -> None: ...

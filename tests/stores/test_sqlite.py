@@ -326,6 +326,30 @@ class TestLanes:
         with pytest.raises(StoreError):
             await store._write(lambda db: db.execute("SELECT nonsense").fetchall())
 
+    async def test_a_read_whose_transaction_is_gone_tells_its_own_error(self, store):
+        def read(db: apsw.Connection) -> None:
+            db.execute("ROLLBACK")
+            raise JobStateError("mine")
+
+        with pytest.raises(JobStateError, match="mine"):
+            await store._read(read)
+
+    async def test_closing_waits_for_no_work_in_the_background(self, path, monkeypatch):
+        begun = asyncio.Event()
+
+        async def endless(_: bytes) -> int:
+            begun.set()
+            await asyncio.Event().wait()
+            return 0
+
+        async with asyncio.timeout(10):
+            async with SqliteStore(str(path)) as store:
+                monkeypatch.setattr(store, "_drain", endless)
+                store._drain_later(bytes(16))
+                await begun.wait()
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.counts()
+
     def test_a_library_that_corrupts_databases_is_refused(self, monkeypatch):
         monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
         with pytest.raises(ConfigurationError, match=r"3\.51\.2"):

@@ -103,9 +103,10 @@ class JobManager:
         """Insert a batch: a head job and an item per payload; returns the batch's id.
 
         Up to 10,000 items of a sequence are checked before anything is inserted. A longer or lazy
-        input is inserted as it comes, in flat memory; a bad item then cancels the batch. When an
-        earlier call with the same idempotency key did not come to its end, this one goes on; so
-        with a key, a batch that the store could not take whole is left open.
+        input is inserted as it comes, in flat memory; a bad item then cancels the batch, or with an
+        idempotency key deletes it, so that the key is free again. When an earlier call with the
+        same idempotency key did not come to its end, this one goes on; so with a key, a batch that
+        the store could not take whole is left open.
         """
         definition = self.registry.get(kind)
         if definition.expand:
@@ -113,14 +114,16 @@ class JobManager:
         plan = plan_of(definition, options, batch=True)
         policy = plan.batch_policy(self._finish(finish_kind))
         checked = self._checked(definition, items)
-        head = self._own_head(definition, plan, job_id_of(options), checked)
+        head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
         chunks = _chunks(enumerate(checked))
         first = next(chunks, [])
         sealed = len(first) < CHUNK
         opening = self._items(definition, batch_id, first, plan)
+        ours = False
         try:
             opened = await self.store.open_batch(head, opening, policy=policy, sealed=sealed)
+            ours = opened.new > 0
             if opened.instead:
                 batch_id = opened.instead[head.id]
                 if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
@@ -132,8 +135,9 @@ class JobManager:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
             if plan.idempotency_key is None or not isinstance(error, _REPEATABLE):
-                if await asyncio.shield(self._abandon(batch_id)):
-                    error.add_note(f"the batch {batch_id} was cancelled before it was filled")
+                told = await asyncio.shield(self._abandon(batch_id, plan, ours=ours))
+                if told:
+                    error.add_note(told)
             elif isinstance(error, JobStateError) and await self._filled(batch_id):
                 # Somebody else with the same key was faster: what it holds is the same.
                 return batch_id
@@ -149,6 +153,7 @@ class JobManager:
         plan: Plan,
         batch_id: str,
         items: Iterable[BaseModel],
+        finish_kind: str | None,
     ) -> NewJob:
         """The head of a batch that its producer fills.
 
@@ -174,19 +179,33 @@ class JobManager:
             priority=plan.priority,
             key=plan.key,
             role=Role.HEAD,
-            unique=plan.names(definition, _Nothing(), known),
+            unique=plan.names(definition, _Nothing(), known, finish_kind=finish_kind),
         )
 
-    async def _abandon(self, batch_id: str) -> bool:
-        """Cancel a batch that is half filled; whether there was one and the store could."""
+    async def _abandon(self, batch_id: str, plan: Plan, *, ours: bool) -> str | None:
+        """Cancel a batch that is half filled; says so if there was one and the store could.
+
+        One that this very call opened with an idempotency key is deleted if it can be: else nobody
+        could use the key for as long as it holds.
+        """
         try:
+            # Its first items may be on their way to the store: behind this write they are not.
+            await self.store.cancel([])
             # A sealed one was filled by an earlier call with the same id, and is no ruin.
             if (await self.store.batch(batch_id)).sealed:
-                return False
+                return None
             await self.store.cancel([batch_id])
         except (JobNotFoundError, StoreError):
-            return False
-        return True
+            return None
+        told = f"the batch {batch_id} was cancelled before it was filled"
+        if plan.idempotency_key is None:
+            return told
+        if ours:
+            # Not if some of its items run already.
+            with contextlib.suppress(JobNotFoundError, JobStateError, StoreError):
+                await self.store.delete(batch_id)
+                return f"the batch {batch_id} was deleted before it was filled"
+        return f"{told}; delete it to use its idempotency key again"
 
     def _items(
         self,

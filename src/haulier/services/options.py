@@ -104,7 +104,7 @@ class Plan:
             max_failures=self.max_failures,
         )
 
-    def _request(self, definition: TaskDefinition, body: str) -> str:
+    def _request(self, definition: TaskDefinition, body: str, finish_kind: str | None) -> str:
         """The same text for the same request.
 
         Options that were not given are left out: one that a later version adds changes nothing.
@@ -114,18 +114,29 @@ class Plan:
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
         ]
+        if finish_kind is not None:
+            given.append(f"{finish_kind=}")
         return "\n".join([definition.kind, *given, body])
 
     def names(
-        self, definition: TaskDefinition, payload: BaseModel, also: Iterable[BaseModel] = ()
+        self,
+        definition: TaskDefinition,
+        payload: BaseModel,
+        also: Iterable[BaseModel] = (),
+        *,
+        finish_kind: str | None = None,
     ) -> tuple[Uniqueness, ...]:
-        """The unique names of a job with this payload; `also` are the items of its batch."""
+        """The unique names of a job with this payload.
+
+        `also` are the items of its batch, `finish_kind` is the kind of its callback if the request
+        names it.
+        """
         if self.unique is None and self.idempotency_key is None:
             return ()
         body = _canonical(payload, *also)
         names = []
         if self.idempotency_key is not None:
-            digest = hashlib.sha256(self._request(definition, body).encode()).digest()
+            digest = hashlib.sha256(self._request(definition, body, finish_kind).encode()).digest()
             names.append(
                 Uniqueness(
                     f"idempotency:{self.idempotency_key}",

@@ -221,7 +221,6 @@ class TestWatchEvents:
 
     async def test_reading_wakes_nobody(self, store):
         told: list[int] = []
-        await store.insert([work()])
         with store.watch(lambda: told.append(1), events=True):
             # What one call tells is told before the next one is answered.
             for _ in range(5):

@@ -188,4 +188,4 @@ def snapshot(db: apsw.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute("ROLLBACK")
+        _roll_back(db)

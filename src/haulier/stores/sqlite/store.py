@@ -90,10 +90,18 @@ class SqliteStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await asyncio.gather(*self._background)
+        # A sweep goes on with what is cut off here.
+        for task in self._background:
+            task.cancel()
+        try:
+            await asyncio.gather(*self._background, return_exceptions=True)
+        finally:
+            await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
         # The writer goes last: the last connection to close folds the WAL into the file.
-        await asyncio.to_thread(self._reader.close)
-        await asyncio.to_thread(self._writer.close)
+        self._reader.close()
+        self._writer.close()
 
     # ── Producers ────────────────────────────────────────────────────────────────────────────
 
