@@ -35,6 +35,9 @@ Payload = Mapping[str, Any] | BaseModel
 CHUNK = 2000
 """Jobs that one transaction inserts: it stays far below the 50 ms that a writer may take."""
 
+UNIQUE_CHUNK = 250
+"""The same for jobs with unique names, which are looked at one by one."""
+
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
 
@@ -83,7 +86,8 @@ class JobManager:
         _refuse_options_of_one(options, plan)
         policy = plan.batch_policy(_own_finish(definition, plan))
         ids: list[str] = []
-        for chunk in _chunks(self._checked(definition, payloads)):
+        size = CHUNK if plan.unique is None else UNIQUE_CHUNK
+        for chunk in _chunks(self._checked(definition, payloads), size):
             jobs = [
                 self._new_job(definition, payload, plan, job_id)
                 for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
@@ -413,7 +417,7 @@ def _validated_item(definition: TaskDefinition, index: int, payload: Payload) ->
         ) from None
 
 
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
+def _chunks(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
     iterator = iter(items)
-    while chunk := list(islice(iterator, CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield chunk
