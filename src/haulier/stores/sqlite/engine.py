@@ -18,12 +18,9 @@ from enum import Flag
 from typing import Any, Generic, TypeVar
 
 import apsw
-import structlog
 
 from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
-
-_log = structlog.get_logger("haulier.store")
 
 T = TypeVar("T")
 Operation = Callable[[apsw.Connection], T]
@@ -172,11 +169,18 @@ class Lane:
         try:
             self._serve(db)
         except Exception as error:  # noqa: BLE001 - the thread ends here
-            _log.error("store thread failed", store=self.path, error=repr(error))
+            self._log("store thread failed", error)
         finally:
             self._serving = False
             self._refuse_rest()
             db.close()
+
+    def _log(self, event: str, error: Exception) -> None:
+        # Loaded only now: it is slow to load, and short commands open stores too.
+        import structlog
+
+        log = structlog.get_logger("haulier.store")
+        log.error(event, store=self.path, error=repr(error))
 
     def _refuse_rest(self) -> None:
         """Answer those whose calls came too late."""
@@ -263,7 +267,7 @@ class Writer(Lane):
                     self._commit(db, calls)
                 self._look_for_others(db)
             except Exception as error:  # noqa: BLE001 - everybody needs this thread
-                _log.error("store writer failed", store=self.path, error=repr(error))
+                self._log("store writer failed", error)
 
     def _gather(self, *, block: bool) -> bool:
         """Collect the calls that wait; whether the last one has come."""
