@@ -677,6 +677,7 @@ class CancelledAfter:
     """The switches of a job that is cancelled while it runs: after so many looks at them."""
 
     lost = False
+    late = None
 
     def __init__(self, looks):
         self.looks = looks

@@ -162,7 +162,7 @@ class _Visit:
         self._expiry: asyncio.TimerHandle | None = None
         self._strike: asyncio.TimerHandle | None = None
         self._sent: set[signal.Signals] = set()
-        self._began = self._over = False
+        self._began = self._over = self.heard = False
 
     def __enter__(self) -> Self:
         self._control.listener = self._told
@@ -181,6 +181,7 @@ class _Visit:
         """Take a message of the child, in the thread that converses with it."""
         match message["is"]:
             case "began":
+                self.heard = True
                 self._loop.call_soon_threadsafe(self._begin)
             case "note":
                 self.note(message)
@@ -250,21 +251,29 @@ class Children:
             "payload": opened(definition, payload),
             "seconds": definition.timeout,
         }
-        child = self._take()
-        self._busy.add(child)
-        try:
-            return await self._visit(child, job, request, control, runtime)
-        finally:
-            self._busy.discard(child)
+        outcome = None
+        while outcome is None:
+            child = self._take()
+            self._busy.add(child)
+            try:
+                outcome = await self._visit(child, job, request, control, runtime)
+            finally:
+                self._busy.discard(child)
+        return outcome
 
     async def _visit(
         self, child: _Process, job: Job, request: Message, control: Control, runtime: Runtime
-    ) -> Outcome:
+    ) -> Outcome | None:
+        """What the job came to; None if the child had died while it was idle, unnoticed so far."""
         with _Visit(job, request["seconds"], child, control, runtime) as visit:
             try:
                 done = await self._threads.run(child.converse, request, visit.hear)
             except _Died:
-                return _after_death(job, control, child.bury())
+                exit_code = child.bury()
+                if child.jobs and not visit.heard:
+                    # The job's own code has not begun: the attempt was none.
+                    return None
+                return _after_death(job, control, exit_code)
             except BaseException:
                 # Cancelled: a hard timeout, or this attempt is not the worker's any more.
                 child.bury()
