@@ -17,9 +17,11 @@ from typing import Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
+from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 
 DEFAULT_TTL = 15.0
@@ -160,6 +162,57 @@ async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
         cursor = page.next
 
 
+class Transferable(Protocol):
+    """The part of a store that copies speak to. What is read here is what `advance` inserts.
+
+    While a store has a mark, other verbs obey its stage: a draining one gives no more jobs to
+    workers and takes no new ones; in a frozen, moved or receiving one nothing can be changed:
+    StoreFrozenError. Of these, only a frozen one still answers an exchange, with nothing.
+    """
+
+    async def standing(self) -> Standing:
+        """How the store stands."""
+        ...
+
+    async def freeze(self, mark: Mark) -> Standing:
+        """Mark a store that is open or draining as draining or frozen.
+
+        Frozen only if it is idle; otherwise, and if a copy has marked it, it stays as it is.
+        Returns how it stands then.
+        """
+        ...
+
+    async def receive(self, mark: Mark) -> Standing:
+        """Mark a store that is open and empty as receiving; returns how it stands then."""
+        ...
+
+    async def read(self, section: Section, after: str | None = None) -> Records:
+        """A page of a section, a few megabytes at most, in an order that stays the same."""
+        ...
+
+    async def advance(
+        self,
+        was: Mark,
+        now: Mark,
+        records: Sequence[Record] = (),
+        *,
+        numbers: Numbers | None = None,
+    ) -> None:
+        """Insert records as they are, set the numbers if given, and replace the mark `was` by `now`.
+
+        In one transaction. If the mark is `now` already, nothing is done; raises JobStateError if
+        it is neither.
+        """
+        ...
+
+    async def thaw(self) -> None:
+        """Open the store again.
+
+        One that receives is emptied. One that was moved, or that was copied, gets a new epoch.
+        """
+        ...
+
+
 class JobStore(JobReader, Protocol):
     """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal."""
 
@@ -297,6 +350,16 @@ class JobStore(JobReader, Protocol):
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
         """The renewer of an incarnation, to be used from one thread of its own."""
+        ...
+
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        """The part of this store that copies speak to."""
+        ...
+
+    async def check(self) -> list[Finding]:
+        """Look at everything that says how healthy the store is; takes seconds."""
         ...
 
     # ── Waking ───────────────────────────────────────────────────────────────────────────────
