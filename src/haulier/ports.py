@@ -165,9 +165,9 @@ async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
 class Transferable(Protocol):
     """The part of a store that copies speak to. What is read here is what `advance` inserts.
 
-    While a store has a mark, other verbs obey its stage: a draining one gives no more jobs to
-    workers and takes no new ones; in a frozen, moved or receiving one nothing can be changed:
-    StoreFrozenError. Of these, only a frozen one still answers an exchange, with nothing.
+    While a store has a mark, its other verbs obey it. A draining or frozen one gives no jobs to
+    workers. In one that is frozen, moved or receiving nothing can be changed: StoreFrozenError,
+    which those that were moved or receive also answer an exchange with.
     """
 
     async def standing(self) -> Standing:
@@ -175,10 +175,9 @@ class Transferable(Protocol):
         ...
 
     async def freeze(self, mark: Mark) -> Standing:
-        """Mark a store that is open or draining as draining or frozen.
+        """Mark a store that is open or draining as draining, or if it is idle as frozen.
 
-        Frozen only if it is idle; otherwise, and if a copy has marked it, it stays as it is.
-        Returns how it stands then.
+        Otherwise nothing is done; returns how it stands then.
         """
         ...
 
@@ -198,7 +197,7 @@ class Transferable(Protocol):
         *,
         numbers: Numbers | None = None,
     ) -> None:
-        """Insert records as they are, set the numbers if given, and replace the mark `was` by `now`.
+        """Insert records as they are, set the numbers if given, and replace one mark by the next.
 
         In one transaction. If the mark is `now` already, nothing is done; raises JobStateError if
         it is neither.
@@ -208,7 +207,8 @@ class Transferable(Protocol):
     async def thaw(self) -> None:
         """Open the store again.
 
-        One that receives is emptied. One that was moved, or that was copied, gets a new epoch.
+        One that receives is emptied. One that was frozen or moved gets a new epoch, since its
+        history may go on elsewhere.
         """
         ...
 

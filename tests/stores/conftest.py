@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,27 @@ def clock(home: StoreHome) -> StoreTime:
 @pytest.fixture
 async def hand(store: JobStore) -> Hand:
     return await Hand.enlist(store)
+
+
+@pytest.fixture
+def other_home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
+    """Where a second store of the same kind lives."""
+    (tmp_path / "other").mkdir()
+    return home_kind(tmp_path / "other")
+
+
+@pytest.fixture
+async def other(other_home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
+    """A second, empty store of the same kind."""
+    async with other_home.client(ttl=ttl) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def third(
+    home_kind: Callable[[Path], StoreHome], tmp_path: Path, ttl: float
+) -> AsyncIterator[JobStore]:
+    """One more."""
+    (tmp_path / "third").mkdir()
+    async with home_kind(tmp_path / "third").client(ttl=ttl) as opened:
+        yield opened

@@ -26,6 +26,14 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.rules import TestHeadRules, TestRules
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
+from conformance.transfer import (
+    TestBrokenOff,
+    TestCopy,
+    TestDrain,
+    TestFit,
+    TestFrozen,
+    TestThaw,
+)
 from conformance.unique import (
     TestActiveNames,
     TestNamesOfBatches,
@@ -39,13 +47,16 @@ __all__ = [
     "TestActiveNames",
     "TestAlone",
     "TestBatchSize",
+    "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",
     "TestConcurrency",
+    "TestCopy",
     "TestCursors",
     "TestCutOff",
     "TestDelete",
     "TestDemands",
+    "TestDrain",
     "TestDrains",
     "TestErrors",
     "TestExpandAnew",
@@ -54,6 +65,8 @@ __all__ = [
     "TestFind",
     "TestFindByError",
     "TestFinishCallback",
+    "TestFit",
+    "TestFrozen",
     "TestHeadRules",
     "TestIncarnations",
     "TestInsert",
@@ -88,6 +101,7 @@ __all__ = [
     "TestSchedule",
     "TestSettling",
     "TestSkip",
+    "TestThaw",
     "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",

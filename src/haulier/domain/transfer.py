@@ -48,7 +48,7 @@ class Gate(StrEnum):
 
 
 class JobRecord(NamedTuple):
-    """A job with all that is kept beside it. Its fields are those of `Job`, and these:
+    """A job with all that is kept beside it. Its fields are those of `Job`, and some more.
 
     `ready`: pending and in the line. `cancel`: 0, 1 requested, 2 heard. `names`: the unique names
     that a requeue takes back; None if it never had any. `errors`: those of its attempts, by lease.
@@ -88,7 +88,7 @@ class JobRecord(NamedTuple):
 
 
 class BatchRecord(NamedTuple):
-    """A batch beside its head job. The words are those of `Batch`, and these:
+    """A batch beside its head job. Its fields are those of `Batch`, and some more.
 
     `own_expander`: a worker runs the head to make the items. `cancel`: 0, 1 by request, 2 cut
     short. `gated`: paused or limited, and not settled. `owed`: not settled in this round.

@@ -256,9 +256,7 @@ async def _compare(source: End, target: End, mark: Mark, progress: Progress) -> 
                 f"digests {meant.digest:064x} and {tally.digest:064x}"
             )
     if await source.store.counts() != await target.store.counts():
-        raise StoreCorruptError(
-            f"{source.label} and {target.label} count their jobs differently"
-        )
+        raise StoreCorruptError(f"{source.label} and {target.label} count their jobs differently")
 
 
 async def _end(source: End, target: End, mark: Mark, *, keep_source: bool) -> None:
