@@ -53,9 +53,8 @@ async def serve(user_app: str | None, **flags: Any) -> None:
                 server.should_exit = True
                 running.stop(now=times > 1)
 
-            click.echo(
-                f"haulier serves {address_of(listener)}  (store {shown(settings.store)})", err=True
-            )
+            where = f"{address_of(listener)}  (store {shown(settings.store)})"
+            click.echo(f"haulier serves {where}", err=True)
             with stopped_by_signals(stop):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(server.serve(sockets=[listener]))
