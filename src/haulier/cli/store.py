@@ -21,13 +21,13 @@ from haulier.cli.output import (
     store_option,
 )
 from haulier.domain.finding import Finding, Level
+from haulier.domain.transfer import Section
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from haulier.domain.transfer import Section
     from haulier.services.transfer import Copied
 
 FROM_ENVIRONMENT = "env:"
@@ -164,8 +164,11 @@ def _tell(done: Copied, source: str, target: str, seconds: float, *, as_json: bo
                 "from": source,
                 "to": target,
                 "copied": {
-                    section: {"records": tally.count, "digest": f"{tally.digest:064x}"}
-                    for section, tally in done.tallies.items()
+                    section: {
+                        "records": done.tallies[section].count,
+                        "digest": f"{done.tallies[section].digest:064x}",
+                    }
+                    for section in Section
                 },
                 "jobs": done.states,
                 "resumed": done.resumed,
@@ -174,7 +177,7 @@ def _tell(done: Copied, source: str, target: str, seconds: float, *, as_json: bo
             }
         )
         return
-    counts = ", ".join(f"{tally.count} {section}" for section, tally in done.tallies.items())
+    counts = ", ".join(f"{done.tallies[section].count} {section}" for section in Section)
     click.echo(f"{counts}: the same in both, by count and digest ({duration(seconds)})")
     if done.kept:
         click.echo(f"{source}  is open again, with a history of its own", err=True)
@@ -204,9 +207,9 @@ class _Bars:
         self._bars.stop()
 
     def show(self, what: str, section: Section, done: int, total: int) -> None:
-        """Draw one step."""
+        """Draw one step; a section without records has no bar."""
         key = (what, section)
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"{what} {section}", note="")
-        # An empty section is full at once.
-        self._bars.update(self._tasks[key], completed=done or 1, total=total or 1)
+        if key not in self._tasks and total:
+            self._tasks[key] = self._bars.add_task(f"{what} {section}", note="", total=total)
+        if total:
+            self._bars.update(self._tasks[key], completed=done)

@@ -243,7 +243,8 @@ def _read_events(db: apsw.Connection, after: str | None) -> Records:
     records: list[EventRecord] = []
     size = 0
     for row in db.execute(_READ_EVENTS, (int(after or 0),)):
-        if len(records) == PAGE_RECORDS or size > PAGE_BYTES:
+        # What is packed here takes ten times as much as records.
+        if len(records) == PAGE_RECORDS or size > PAGE_BYTES // 10:
             return Records(tuple(records), str(records[-1].seq))
         size += len(row[9])
         records.append(

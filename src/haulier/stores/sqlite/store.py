@@ -31,9 +31,11 @@ from haulier.ports import (
     Page,
     Transferable,
 )
+from haulier.stores import checking
 from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
+    check,
     control,
     events,
     inserts,
@@ -43,14 +45,13 @@ from haulier.stores.sqlite import (
     transfer,
 )
 from haulier.stores.sqlite.clock import SystemClock
-from haulier.stores.sqlite.connection import check_library, connect, translated
+from haulier.stores.sqlite.connection import MEMORY, check_library, connect, translated
 from haulier.stores.sqlite.engine import Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
 
-MEMORY = ":memory:"
 DEFAULT_DEADLINE = 15.0
 
 
@@ -315,7 +316,14 @@ class SqliteStore:
         return transfer.SqliteTransfer(self._read, self._write)
 
     async def check(self) -> list[Finding]:
-        return []
+        now, boot = self._clock.now(), self._clock.boot()
+        if self.path == MEMORY:
+            found = await self._read(lambda db: check.look_at_memory(db, now, boot))
+        else:
+            found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: self._write(check.touch))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
