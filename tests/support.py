@@ -66,6 +66,7 @@ class SqliteFile:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock()
         self.path = folder / "jobs.db"
+        self.url = f"sqlite:///{self.path}"
 
     def client(self, *, ttl: float = TTL, real_time: bool = False) -> SqliteStore:
         return SqliteStore(str(self.path), ttl=ttl, clock=None if real_time else self.clock)

@@ -1,0 +1,116 @@
+"""Copies between stores of all kinds, and by a process that is killed on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from conformance.transfer import busy, copied, everything
+from haulier.domain.transfer import Section, Stage
+from haulier.exceptions import StoreFrozenError
+from haulier.services.transfer import End, thaw
+from processes import environment
+from support import STORE_HOMES, Hand, wait_until, work, works
+
+SHARED = [kind for kind in STORE_HOMES if kind != "sqlite-memory"]
+"""Stores that a process can reach from outside."""
+
+JOBS = 6000
+
+
+@pytest.fixture
+def make_home(tmp_path):
+    """Makes homes of any kind, each in a folder of its own."""
+    numbers = itertools.count()
+
+    def make(kind):
+        folder = tmp_path / f"home{next(numbers)}"
+        folder.mkdir()
+        return STORE_HOMES[kind](folder)
+
+    return make
+
+
+@pytest.mark.parametrize("target_kind", STORE_HOMES)
+@pytest.mark.parametrize("source_kind", STORE_HOMES)
+async def test_everything_arrives_whatever_the_two_stores_are(make_home, source_kind, target_kind):
+    home, other_home = make_home(source_kind), make_home(target_kind)
+    async with home.client() as source, other_home.client() as target:
+        await busy(source, home.clock)
+        before = await everything(source)
+        done = await copied(source, target)
+        assert await everything(target) == before
+        assert done.tallies[Section.JOBS].count == len(before["jobs"])
+        with pytest.raises(StoreFrozenError):
+            await source.insert([work()])
+        hand = await Hand.enlist(target)
+        assert await hand.work_off()
+
+
+@pytest.mark.parametrize("target_kind", SHARED)
+@pytest.mark.parametrize("source_kind", SHARED)
+async def test_a_copy_that_is_killed_again_and_again_arrives_whole(
+    make_home, source_kind, target_kind, tmp_path
+):
+    home, other_home = make_home(source_kind), make_home(target_kind)
+    async with home.client() as source, other_home.client() as target:
+        await busy(source, home.clock)
+        await source.insert(works(JOBS))
+        before = await everything(source)
+        for part in (0.0, 0.3, 0.6, 0.9):
+            await _kill_a_copy(home, other_home, target, part * JOBS, tmp_path)
+            mark = (await target.transferable().standing()).mark
+            assert mark is None or mark.stage is Stage.RECEIVING
+        done = _copy(home, other_home, tmp_path)
+        out, err = done.communicate(timeout=60)
+        assert done.returncode == 0, err
+        assert json.loads(out)["resumed"]
+        assert await everything(target) == before
+
+
+async def _kill_a_copy(home, other_home, target, jobs, folder) -> None:
+    """Start a copy and kill it when so many jobs are there."""
+    process = _copy(home, other_home, folder)
+    try:
+        await wait_until(lambda: _has(target, jobs), timeout=60)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+async def _has(target, jobs) -> bool:
+    standing = await target.transferable().standing()
+    return standing.mark is not None and standing.totals[Section.JOBS] >= jobs
+
+
+def _copy(home, other_home, folder) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "haulier", "store", "copy", "env:OLD", "env:NEW", "--json"],
+        cwd=folder,
+        env=environment(folder, OLD=home.url, NEW=other_home.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("target_kind", SHARED)
+async def test_what_an_unfinished_copy_brought_is_thrown_away(make_home, target_kind, tmp_path):
+    home, other_home = make_home("sqlite-file"), make_home(target_kind)
+    async with home.client() as source, other_home.client() as target:
+        await busy(source, home.clock)
+        await source.insert(works(JOBS))
+        await _kill_a_copy(home, other_home, target, 0.5 * JOBS, tmp_path)
+        assert await thaw(End(target, "store://to")) is Stage.RECEIVING
+        standing = await target.transferable().standing()
+        assert standing.empty
+        assert standing.mark is None
+        assert await target.counts() == {}
+        await target.insert([job := work()])
+        assert [found.id for found in await Hand.claim(await Hand.enlist(target), 5)] == [job.id]
