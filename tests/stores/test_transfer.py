@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-
 from conformance.transfer import busy, copied, everything
+
 from haulier.domain.transfer import Section, Stage
 from haulier.exceptions import StoreFrozenError
 from haulier.services.transfer import End, thaw
