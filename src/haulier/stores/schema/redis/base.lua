@@ -107,3 +107,9 @@ local function look(id)
     finished = h[16] or nil, on_lost = num(h[17]),
   }
 end
+
+-- An error as a job keeps it: with what only the store knows of it.
+local function as_kept(err, lease, worker)
+  return string.sub(err, 1, -2) .. ',"at":' .. whole(now) .. ',"lease":' .. lease .. ',"worker":'
+    .. (worker and '"' .. worker .. '"' or 'null') .. '}'
+end

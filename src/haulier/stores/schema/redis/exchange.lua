@@ -7,9 +7,7 @@ return run(function()
   local alive = h[1] and not h[2] and tonumber(h[1]) > now
   -- One whose answer was lost may still be on its way while its worker has long gone on.
   if turn and h[1] then
-    if h[3] and tonumber(h[3]) >= turn then
-      refuse('turn', 'this exchange comes after a later one of its worker')
-    end
+    if h[3] and tonumber(h[3]) >= turn then return 'late' end
     call('HSET', key('worker:' .. worker), 'turn', turn)
   end
   for _ = 1, number() do complete_group() end

@@ -40,11 +40,6 @@ local function complete_group()
   return true
 end
 
-local function as_kept(err, lease, worker)
-  return string.sub(err, 1, -2) .. ',"at":' .. whole(now) .. ',"lease":' .. lease .. ',"worker":'
-    .. (worker and '"' .. worker .. '"' or 'null') .. '}'
-end
-
 -- The errors of a job's last claims. A generation may leave many numbers out, so that how many there
 -- are counts as well.
 local function record(job, err)
