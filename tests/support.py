@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
+
+import servers
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import derived_id
@@ -17,6 +21,7 @@ from haulier.domain.worker import Demand, Exchange, Portion, WorkerRow
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
+from haulier.stores.redis import RedisStore
 from haulier.stores.sqlite import SqliteStore
 from haulier.testing import FakeClock
 
@@ -84,9 +89,29 @@ class SqliteMemory:
         return SqliteStore(":memory:", ttl=ttl, clock=None if real_time else self.clock)
 
 
+class RedisPrefix:
+    """A prefix of its own on a server that all tests of this process share."""
+
+    several = True
+    made: ClassVar[list[RedisPrefix]] = []
+
+    def __init__(self, name: str, folder: Path) -> None:
+        del folder
+        self.clock = FakeClock()
+        self.prefix = f"t{secrets.token_hex(6)}:"
+        self.server = servers.server_url(name)
+        self.url = f"{self.server}?prefix={self.prefix}"
+        self.made.append(self)
+
+    def client(self, *, ttl: float = TTL, real_time: bool = False) -> RedisStore:
+        return RedisStore(self.url, ttl=ttl, clock=None if real_time else self.clock)
+
+
 STORE_HOMES: dict[str, Callable[[Path], StoreHome]] = {
     "sqlite-file": SqliteFile,
     "sqlite-memory": SqliteMemory,
+    "redis": partial(RedisPrefix, "redis"),
+    "valkey": partial(RedisPrefix, "valkey"),
 }
 
 
