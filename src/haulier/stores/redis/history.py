@@ -8,7 +8,7 @@ unnoticed.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from haulier.exceptions import StoreCorruptError
@@ -46,6 +46,10 @@ class History:
 
     async def call(self, *command: Any) -> Any:
         return await self.pool.call(*command, deadline=self._deadline)
+
+    async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers to several commands that go out together."""
+        return await self.pool.pipeline(commands, deadline=self._deadline)
 
     async def script(self, verb: str, *args: Any) -> Any:
         reply = await self.pool.script(verb, self._key, (self._now(), *args), self._deadline)

@@ -12,12 +12,13 @@ from typing import Any, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page, Transferable
 from haulier.stores.codes import STATES
 from haulier.stores.redis import reading
 from haulier.stores.redis.address import Address
@@ -35,6 +36,7 @@ from haulier.stores.redis.packing import (
     pack_policy,
 )
 from haulier.stores.redis.rows import job_from_row
+from haulier.stores.redis.transfer import RedisTransfer
 from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
 
@@ -258,6 +260,14 @@ class RedisStore:
         return self._listener.watch(
             notify, Change.of(ready=ready, settled=settled, events=events)
         )
+
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        return RedisTransfer(self._history, self._listener.tell)
+
+    async def check(self) -> list[Finding]:
+        return []
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

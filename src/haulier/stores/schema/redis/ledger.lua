@@ -124,7 +124,10 @@ end
 -- The end of every script: its verb is run, and what it came to is sent off with the place in the
 -- history that the client compares with what it remembers.
 local function run(verb)
-  local ok, value = pcall(verb)
+  local ok, value = pcall(function()
+    if open_only then must_be_open() end
+    return verb()
+  end)
   if not ok then
     if type(value) == 'table' then return value.refused or value end
     return redis.error_reply(value)
