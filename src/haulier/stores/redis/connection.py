@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
 from haulier.stores.redis.address import CONNECT_SECONDS, Address
@@ -25,12 +25,16 @@ from haulier.stores.redis.scripts import script
 IDLE_SECONDS = 60.0
 """A connection that was not used for so long is asked whether it still lives before it is used."""
 
+Greeting = Callable[[AbstractConnection], Awaitable[None]]
+"""What is said on a new connection before it is used."""
+
 
 class Pool:
     """Connections of one event loop. Open it before use; a closed one can be opened again."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, greet: Greeting) -> None:
         self._address = address
+        self._greet = greet
         self._idle: list[tuple[AbstractConnection, float]] = []
         self._slots = asyncio.Semaphore(address.connections)
         self._open = False
@@ -42,9 +46,7 @@ class Pool:
 
     async def close(self) -> None:
         self._open = False
-        while self._idle:
-            connection, _ = self._idle.pop()
-            await _drop(connection)
+        await self._drop_idle()
         if self._sentinel is not None:
             for client in self._sentinel.sentinels:
                 await client.aclose()
@@ -54,10 +56,10 @@ class Pool:
         """The answer to one command; raises our errors, StoreUnavailableError after `deadline`."""
         return (await self.pipeline([command], deadline=deadline))[0]
 
-    async def script(self, verb: str, history: str, args: Sequence[Any], deadline: float) -> Any:
+    async def script(self, verb: str, args: Sequence[Any], deadline: float) -> Any:
         """The answer of a verb's script; it is given to the server first if that has lost it."""
         which = script(verb)
-        command = ("EVALSHA", which.sha, 1, history, *args)
+        command = ("EVALSHA", which.sha, 1, *args)
         try:
             return await self._guarded(self._send([command]), deadline, one=True)
         except NoScriptError:
@@ -87,6 +89,9 @@ class Pool:
                 f"the store {self._address.text} did not answer within {deadline:g} s"
             ) from None
         except (RedisError, OSError) as error:
+            if isinstance(error, ReadOnlyError):
+                # This server is no primary any more; the other connections lead to it too.
+                await self._drop_idle()
             raise translated(error, self._address.text) from error
         return answers[0] if one else answers
 
@@ -124,6 +129,11 @@ class Pool:
             await _drop(connection)
         return await self.connect()
 
+    async def _drop_idle(self) -> None:
+        while self._idle:
+            connection, _ = self._idle.pop()
+            await _drop(connection)
+
     def _give_back(self, connection: AbstractConnection) -> None:
         if self._open and connection.is_connected:
             self._idle.append((connection, time.monotonic()))
@@ -139,6 +149,7 @@ class Pool:
         connection = self._address.connection(**arguments)
         try:
             await connection.connect()
+            await self._greet(connection)
         except BaseException:
             await _drop(connection)
             raise

@@ -27,13 +27,15 @@ class RedisHeartbeat:
         self._client: driver.Redis | None = None
 
     def renew(self) -> Renewal:
-        args = (f"{self._address.prefix}history", self._now(), self._worker, self._ttl)
+        # It renews whatever became of the history: a worker that has to end is told so.
+        head = (self._now(), "", "", 0, 0)
+        args = (f"{self._address.prefix}history", *head, self._worker, self._ttl)
         try:
             reply = self._call(args)
         except (RedisError, OSError) as error:
             self.close()
             raise translated(error, self._address.text) from error
-        alive, cancels = reply[4]
+        alive, cancels = reply[5]
         return Renewal(alive=bool(alive), cancels=tuple(each.decode() for each in cancels))
 
     def _call(self, args: tuple[Any, ...]) -> Any:

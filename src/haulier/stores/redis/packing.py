@@ -67,7 +67,7 @@ def pack_jobs(jobs: Iterable[NewJob]) -> list[Arg]:
             last = same
             runs += 1
             packed += (
-                *(kind, queue, ROLE_CODE[role], version, priority),
+                *(kind, queue, ROLE_CODE[role], version, int(priority)),
                 *("" if run_at is None else run_at, delay),
                 "" if batch is None else canonical(batch),
                 "" if retry is None else retry_to_text(retry),

@@ -20,7 +20,8 @@ from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page, Transferable
 from haulier.stores.codes import STATES
-from haulier.stores.redis import reading
+from haulier.stores.redis import inbox, reading
+from haulier.services.ids import new_id
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History
@@ -64,9 +65,10 @@ class RedisStore:
         self._deadline = deadline
         self._clock = clock
         self._history = History(self.address, deadline, self._now)
-        self._listener = Listener(self._history)
+        self._listener = Listener(self._history, self._look_into_inboxes)
         self._background: set[asyncio.Task[None]] = set()
-        self._inbox: asyncio.Task[None] | None = None
+        self._queues: set[str] = set()
+        self._moving: set[str] = set()
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
@@ -204,14 +206,15 @@ class RedisStore:
         )
         if reply == b"late":
             return Exchange(lost=tuple(finished))
-        rows, lost, cancels, due_in, alive, drain_later, inbox = reply
+        rows, lost, cancels, due_in, alive, drain_later, pushed = reply
         jobs = tuple(map(job_from_row, rows))
         if finished or jobs:
             self._listener.tell(Change.ANY if finished else Change.EVENTS)
         for batch in drain_later:
             self._later(self._drain(batch.decode()))
-        if inbox:
-            self._take_inboxes({queue for demand in demands for queue in demand.queues})
+        self._queues.update(queue for demand in demands for queue in demand.queues)
+        if pushed:
+            self._later(self._move_inboxes(self._queues))
         return Exchange(
             jobs=jobs,
             lost=tuple(finished[int(number)] for number in lost) if lost else (),
@@ -348,8 +351,22 @@ class RedisStore:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _take_inboxes(self, queues: set[str]) -> None:
-        del queues
+    async def _look_into_inboxes(self) -> None:
+        """Of the queues that workers of this process listen to."""
+        queues = sorted(self._queues - self._moving)
+        if queues:
+            commands = [("EXISTS", self._history.key(f"inbox:{queue}")) for queue in queues]
+            there = await self._history.pool.pipeline(commands, deadline=self._deadline)
+            await self._move_inboxes({q for q, one in zip(queues, there, strict=True) if one})
+
+    async def _move_inboxes(self, queues: set[str]) -> None:
+        for queue in queues - self._moving:
+            self._moving.add(queue)
+            try:
+                if await inbox.move(self._history, queue, new_id, await self._time()):
+                    self._listener.tell(Change.READY | Change.EVENTS)
+            finally:
+                self._moving.discard(queue)
 
 
 def _inserted(new: int, instead: list[bytes], jobs: Sequence[NewJob]) -> Inserted:

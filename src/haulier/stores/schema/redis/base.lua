@@ -36,7 +36,9 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
-local taken = 1
+-- Who calls, and the place in the history that it remembers: epoch, last event, when that was.
+local CALLER, EPOCH, LAST, LAST_AT = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local taken = 5
 
 local function arg()
   taken = taken + 1

@@ -116,7 +116,9 @@ local function lines_of(demand)
     for _, queue in ipairs(demand.queues) do
       for _, kind in ipairs(portion.kinds) do
         local at = ready_key(queue, kind)
-        if call('EXISTS', at) == 1 then lines[#lines + 1] = {key = at, portion = n} end
+        if call('EXISTS', at) == 1 then
+          lines[#lines + 1] = {key = at, portion = n, sound = demand.slots}
+        end
       end
     end
   end
@@ -124,8 +126,10 @@ local function lines_of(demand)
 end
 
 -- A batch that is just being paused still has items in the line. A claim takes those away that it
--- meets: passing over them would cost every claim the same way again.
+-- meets: passing over them would cost every claim the same way again. Returns how many of the first
+-- are sound.
 local function park_ahead(line, pausing)
+  local sound = 0
   for _, place in ipairs(call('ZRANGE', line, 0, LOOKED_THROUGH - 1)) do
     local id = id_of(place)
     local batch = call('HGET', job_key(id), 'batch')
@@ -134,8 +138,11 @@ local function park_ahead(line, pausing)
       local job = look(id)
       if job.gate == LET_IN then call('HINCRBY', batch_key(batch), 'let_in', -1) end
       park(job)
+    else
+      sound = sound + 1
     end
   end
+  return sound
 end
 
 local function pausing_batches()
@@ -159,7 +166,7 @@ local function line_up(demand, lines)
   local room, waiting, chosen, leaving = {}, {}, {}, {}
   for n, portion in ipairs(demand.portions) do room[n] = portion.slots end
   for _, line in ipairs(lines) do
-    local slots = math.min(demand.slots, room[line.portion])
+    local slots = math.min(demand.slots, room[line.portion], line.sound)
     local first = slots > 0 and call('ZRANGE', line.key, 0, slots - 1, 'WITHSCORES') or {}
     for i = 1, #first, 2 do
       waiting[#waiting + 1] = {rank = tonumber(first[i + 1]), place = first[i], line = line}
@@ -183,10 +190,10 @@ end
 local function take_out(demand, pausing)
   local lines = lines_of(demand)
   if pausing then
-    for _, line in ipairs(lines) do park_ahead(line.key, pausing) end
+    for _, line in ipairs(lines) do line.sound = park_ahead(line.key, pausing) end
   end
   if #lines ~= 1 then return line_up(demand, lines) end
-  local slots = math.min(demand.slots, demand.portions[lines[1].portion].slots)
+  local slots = math.min(demand.slots, demand.portions[lines[1].portion].slots, lines[1].sound)
   local places = {}
   if slots > 0 then
     local popped = call('ZPOPMIN', lines[1].key, slots)

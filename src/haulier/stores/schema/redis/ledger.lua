@@ -113,26 +113,39 @@ end
 
 -- Once per script: tell those who wait, and those who watch.
 local function publish()
-  if wakes_ready then call('PUBLISH', key('wake:ready'), '1') end
-  if wakes_settled then call('PUBLISH', key('wake:settled'), '1') end
+  if wakes_ready then call('PUBLISH', key('wake:ready'), CALLER) end
+  if wakes_settled then call('PUBLISH', key('wake:settled'), CALLER) end
   if #told > 0 then
-    call('PUBLISH', key('events'), '{"at":' .. whole(now) .. ',"events":['
+    call('PUBLISH', key('events'), '{"by":"' .. CALLER .. '","at":' .. whole(now) .. ',"events":['
       .. table.concat(told, ',') .. ']}')
   end
 end
 
--- The end of every script: its verb is run, and what it came to is sent off with the place in the
--- history that the client compares with what it remembers.
-local function run(verb)
+local function place_in_history()
+  local h = call('HMGET', key('history'), 'last', 'at', 'epoch', 'generation')
+  return num(h[1]), num(h[2]), h[3] or '', num(h[4])
+end
+
+-- Whether the caller remembers more of this history than there is: some of it was lost.
+local function is_behind(last, at, epoch)
+  if EPOCH == '' then return false end
+  if epoch == '' then return true end
+  return epoch == EPOCH and (last < LAST or (last == LAST and at ~= LAST_AT))
+end
+
+-- The end of every script: its verb is run, unless history was lost, and what it came to is sent off
+-- with the place in the history. `anyhow`: also if it was lost.
+local function run(verb, anyhow)
+  if not anyhow and is_behind(place_in_history()) then return {2} end
   local ok, value = pcall(function()
     if open_only then must_be_open() end
     return verb()
   end)
-  if not ok then
-    if type(value) == 'table' then return value.refused or value end
-    return redis.error_reply(value)
+  if ok then
+    publish()
+    local last, at, epoch, generation = place_in_history()
+    return {0, last, at, epoch, generation, value}
   end
-  publish()
-  local history = call('HMGET', key('history'), 'last', 'at', 'epoch')
-  return {0, num(history[1]), num(history[2]), history[3] or '', value}
+  if type(value) == 'table' then return value.refused or value end
+  return redis.error_reply(value)
 end

@@ -8,8 +8,7 @@ local lost, handed_over, ended = {}, {}, {}
 -- worker in common, so that what they change beside their jobs is changed by one command each.
 local function complete_group()
   local queue, kind, role, batch, worker = arg(), arg(), number(), optional(), optional()
-  local done = {queue = queue, kind = kind, role = role, batch = batch}
-  local g = group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
+  local g
   local ids, filed, results = {}, {}, {}
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
@@ -20,6 +19,7 @@ local function complete_group()
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
       if h[3] and h[6] then call('SREM', key('cancels:' .. h[6]), id) end
       if h[5] then release_ended(id, h[5]) end
+      g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, attempt, lease)
       ids[#ids + 1] = id
       filed[#filed + 1] = now
@@ -32,12 +32,11 @@ local function complete_group()
       lost[#lost + 1] = ticket
     end
   end
-  if g.n == 0 then return false end
+  if not g then return end
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
   if role ~= ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
   many('ZADD', key('results:' .. escaped(kind)), results)
-  return true
 end
 
 -- The errors of a job's last claims. A generation may leave many numbers out, so that how many there
