@@ -31,6 +31,9 @@ LOOK = 0.25
 PATIENCE = 5.0
 """Seconds for the listener's own connection and for each of its statements."""
 
+FIRST = 2.0
+"""Seconds that opening a store waits until it listens."""
+
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to listen again."""
 
@@ -52,11 +55,17 @@ class Signals:
         self._sender: asyncio.Task[None] | None = None
         self._spoke = 0.0
         self._echo = asyncio.Event()
+        self._listens = asyncio.Event()
         self._mark: int | None = None
         self._heard = False
 
-    def open(self) -> None:
+    async def open(self) -> None:
+        """Begin to listen; without success within a moment it goes on in the background."""
+        self._listens.clear()
         self._task = asyncio.create_task(self._keep_listening())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST):
+                await self._listens.wait()
 
     async def close(self) -> None:
         """What is still unsaid is said first, if somebody listens to us."""
@@ -145,6 +154,7 @@ class Signals:
             connection.terminate()
             raise
         self._listener = connection
+        self._listens.set()
         self._watchers.tell(Change.ANY)
         if self._unsaid and self._sender is None:
             self._sender = asyncio.create_task(self._speak())

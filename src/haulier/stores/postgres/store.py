@@ -72,10 +72,11 @@ class PostgresStore:
         self._pool.open()
         try:
             await self._prepare()
+            await self._signals.open()
         except BaseException:
+            await self._signals.close()
             await self._pool.close()
             raise
-        self._signals.open()
         return self
 
     async def _prepare(self) -> None:

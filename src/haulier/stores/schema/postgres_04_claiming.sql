@@ -302,7 +302,8 @@ BEGIN
         END IF;
     END IF;
     RETURN NEXT answer(json_build_object(
-        'alive', alive, 'due_in', greatest(due_at - v_now, 0), 'cancels', cancels_of(p_worker),
+        'alive', alive, 'due_in', CASE WHEN due_at IS NOT NULL THEN greatest(due_at - v_now, 0) END,
+        'cancels', cancels_of(p_worker),
         'lost_done', applied.lost_done, 'lost_moves', applied.lost_moves,
         'settled', applied.settled, 'ready', applied.ready, 'drain', applied.drain));
 END $$;

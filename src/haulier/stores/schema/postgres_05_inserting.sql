@@ -23,15 +23,15 @@ BEGIN
 END $$;
 
 -- The names of a new job. Conflicts: 0 skip, 1 replace, 2 reject, 3 match.
-CREATE TYPE name AS (
+CREATE TYPE uniqueness AS (
     job integer, name text, scope smallint, conflict smallint, period bigint, digest bytea);
 
 -- Look at all names of a new job before any of them is taken: `instead` of it there is another, or
 -- pending jobs are `replaced`. Refuses where the conflict says so.
-CREATE FUNCTION judge(p_now bigint, p_job uuid, p_names name[],
+CREATE FUNCTION judge(p_now bigint, p_job uuid, p_names uniqueness[],
     OUT instead uuid, OUT replaced uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
-    one name;
+    one uniqueness;
     held record;
 BEGIN
     replaced := '{}';
@@ -99,10 +99,10 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION take_names(p_now bigint, p_job uuid, p_names name[])
+CREATE FUNCTION take_names(p_now bigint, p_job uuid, p_names uniqueness[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    one name;
+    one uniqueness;
 BEGIN
     FOREACH one IN ARRAY p_names LOOP
         INSERT INTO uniques (name, job, scope, until, digest)
@@ -274,7 +274,7 @@ DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     rules policy := (p_own_expander, p_finish_kind, p_finish_queue, p_concurrency, p_batch_size,
                      p_max_failures, p_finish_of, p_finish_ids)::policy;
-    mine name[];
+    mine uniqueness[];
     verdict record;
 BEGIN
     new := 0; jobs := '{}'; instead := '{}';
@@ -294,7 +294,7 @@ BEGIN
         -- Repeated: who holds the names by now is no longer its affair.
         CONTINUE WHEN EXISTS (SELECT FROM jobs_live j WHERE j.id = p_ids[i])
                    OR EXISTS (SELECT FROM jobs_done j WHERE j.id = p_ids[i]);
-        SELECT array_agg(n::name) INTO mine
+        SELECT array_agg(n::uniqueness) INTO mine
         FROM unnest(n_jobs, n_names, n_scopes, n_conflicts, n_periods, n_digests)
              n (job, name, scope, conflict, period, digest) WHERE n.job = i;
         IF mine IS NOT NULL THEN
