@@ -111,7 +111,7 @@ def test_a_mark_survives_as_text():
 
 
 def test_sections_follow_each_other():
-    section, seen = Section.BATCHES, []
+    section, seen = Section.JOBS, []
     while section is not None:
         seen.append(section)
         section = section.following

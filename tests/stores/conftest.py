@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -36,10 +35,9 @@ async def hand(store: JobStore) -> Hand:
 
 
 @pytest.fixture
-def other_home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
+def other_home(home: StoreHome) -> StoreHome:
     """Where a second store of the same kind lives."""
-    (tmp_path / "other").mkdir()
-    return home_kind(tmp_path / "other")
+    return home.beside("other")
 
 
 @pytest.fixture
@@ -50,10 +48,7 @@ async def other(other_home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
 
 
 @pytest.fixture
-async def third(
-    home_kind: Callable[[Path], StoreHome], tmp_path: Path, ttl: float
-) -> AsyncIterator[JobStore]:
+async def third(home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
     """One more."""
-    (tmp_path / "third").mkdir()
-    async with home_kind(tmp_path / "third").client(ttl=ttl) as opened:
+    async with home.beside("third").client(ttl=ttl) as opened:
         yield opened

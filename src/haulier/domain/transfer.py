@@ -22,8 +22,8 @@ from haulier.domain.unique import Scope
 class Section(StrEnum):
     """The parts of a store, in the order in which they are copied."""
 
-    BATCHES = "batches"
     JOBS = "jobs"
+    BATCHES = "batches"
     NAMES = "names"
     EVENTS = "events"
 
@@ -92,7 +92,7 @@ class BatchRecord(NamedTuple):
 
     `own_expander`: a worker runs the head to make the items. `cancel`: 0, 1 by request, 2 cut
     short. `gated`: paused or limited, and not settled. `owed`: not settled in this round.
-    `round`: how often it has settled. `leases`: those of its items begin above this.
+    `leases`: those of its items begin above this.
     """
 
     id: str
@@ -102,7 +102,6 @@ class BatchRecord(NamedTuple):
     paused: bool
     gated: bool
     owed: bool
-    round: int
     leases: int
     total: int
     pending: int

@@ -413,7 +413,7 @@ class TestFrozen:
 
 
 def mark(stage: Stage, **fields: Any) -> Mark:
-    section = Section.BATCHES if stage is Stage.RECEIVING else None
+    section = Section.JOBS if stage is Stage.RECEIVING else None
     return Mark(
         **{"stage": stage, "token": "t", "peer": "store://peer", "source": "e", "section": section}
         | fields

@@ -245,7 +245,7 @@ def _stand(writer: Writer, record: JobRecord) -> None:
 # ── Batches ──────────────────────────────────────────────────────────────────────────────────
 
 BATCH_FIELDS = (
-    *("own_expander", "sealed", "cancel", "paused", "owed", "round", "leases", "total", "pending"),
+    *("own_expander", "sealed", "cancel", "paused", "owed", "leases", "total", "pending"),
     *("running", "completed", "failed", "cancelled", "started", "concurrency", "batch_size"),
     *("max_failures", "finish_kind", "finish_queue", "finish_job"),
 )

@@ -173,12 +173,12 @@ def _job_row(record: JobRecord) -> Row:
 # ── Batches ──────────────────────────────────────────────────────────────────────────────────
 
 _BATCH = (
-    "id, own_expander, sealed, cancel, paused, gated, owed, round, leases, total, pending, "
+    "id, own_expander, sealed, cancel, paused, gated, owed, leases, total, pending, "
     "running, completed, failed, cancelled, started_at, concurrency, batch_size, max_failures, "
     "finish_kind, finish_queue, finish_job"
 )
 _READ_BATCHES = f"SELECT {_BATCH} FROM batches WHERE id > ? ORDER BY id LIMIT {PAGE_RECORDS + 1}"
-_INSERT_BATCH = f"INSERT INTO batches ({_BATCH}) VALUES ({', '.join('?' * 22)})"
+_INSERT_BATCH = f"INSERT INTO batches ({_BATCH}) VALUES ({', '.join('?' * 21)})"
 
 
 def _read_batches(db: apsw.Connection, after: str | None) -> Records:
@@ -190,8 +190,8 @@ def _read_batches(db: apsw.Connection, after: str | None) -> Records:
                 *map(bool, row[1:3]),
                 row[3],
                 *map(bool, row[4:7]),
-                *row[7:21],
-                row[21] and text_id(row[21]),
+                *row[7:20],
+                row[20] and text_id(row[20]),
             )
         )
         for row in rows[:PAGE_RECORDS]
@@ -201,7 +201,7 @@ def _read_batches(db: apsw.Connection, after: str | None) -> Records:
 
 def _insert_batches(db: apsw.Connection, records: Sequence[BatchRecord]) -> None:
     rows = [
-        (raw_id(record.id), *record[1:21], record.finish_job and raw_id(record.finish_job))
+        (raw_id(record.id), *record[1:20], record.finish_job and raw_id(record.finish_job))
         for record in records
     ]
     db.executemany(_INSERT_BATCH, rows)

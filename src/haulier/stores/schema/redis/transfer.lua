@@ -27,7 +27,7 @@ local function is_idle()
 end
 
 local function totals()
-  return {call('ZCARD', key('batches')), call('ZCARD', key('jobs')), call('HLEN', key('uniques')),
+  return {call('ZCARD', key('jobs')), call('ZCARD', key('batches')), call('HLEN', key('uniques')),
     call('XLEN', key('events'))}
 end
 
