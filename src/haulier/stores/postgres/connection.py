@@ -98,7 +98,6 @@ class Place:
             # The driver quotes parts of what it could not read.
             raise ConfigurationError(f"{self.shown} is not a PostgreSQL URL") from error
 
-
     @contextlib.asynccontextmanager
     async def session(self, connection: Connection) -> AsyncIterator[None]:
         """Within the block, statements run with this store's settings.
@@ -119,7 +118,7 @@ _REFUSALS: dict[str, type[HaulierError]] = {
     "HL003": LeaseLostError,
     "HL006": StoreFrozenError,
 }
-_CONFLICTS: dict[str, type[DuplicateJobError] | type[IdempotencyConflictError]] = {
+_CONFLICTS: dict[str, type[DuplicateJobError | IdempotencyConflictError]] = {
     "HL004": DuplicateJobError,
     "HL005": IdempotencyConflictError,
 }
