@@ -7,6 +7,7 @@ from conformance.batches import (
     TestRetryFailed,
     TestSettling,
 )
+from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
@@ -50,6 +51,7 @@ __all__ = [
     "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",
+    "TestCheck",
     "TestConcurrency",
     "TestCopy",
     "TestCursors",

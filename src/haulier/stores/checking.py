@@ -109,6 +109,15 @@ def _oldest(since: int | None, now: int) -> Finding:
     return warning("oldest ready job", what, "there are too few workers, or none for its kind")
 
 
+def counters(counts: Mapping[tuple[str, str, Role, JobState], int], jobs: int) -> Finding:
+    """Whether the counters of jobs say how many there are."""
+    counted = sum(counts.values())
+    if counted == jobs:
+        return ok("counters", f"{jobs} jobs, as counted")
+    what = f"{jobs} jobs, and {counted} by the counters"
+    return problem("counters", what, "copy the store into a new one: they are made anew there")
+
+
 def under_way(batches: int) -> Finding:
     """Cancels, retries, pauses and deletes of whole batches that are not done yet."""
     what = f"{batches} with a cancel, retry, pause or delete under way"

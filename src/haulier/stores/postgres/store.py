@@ -29,8 +29,9 @@ from haulier.ports import (
     Page,
     Transferable,
 )
+from haulier.stores import checking
 from haulier.stores.codes import RUNNING
-from haulier.stores.postgres import exchanging, inserting, migrations, operations, queries
+from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
@@ -342,7 +343,10 @@ class PostgresStore:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
 
     async def check(self) -> list[Finding]:
-        return []
+        found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: self._pool.run(check.touch))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,17 @@ import apsw
 
 from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND
-from haulier.stores.checking import copying, ok, problem, skew, under_way, waiting, warning
+from haulier.domain.transfer import Section
+from haulier.stores.checking import (
+    copying,
+    counters,
+    ok,
+    problem,
+    skew,
+    under_way,
+    waiting,
+    warning,
+)
 from haulier.stores.codes import PENDING
 from haulier.stores.sqlite import queries, transfer
 from haulier.stores.sqlite.connection import (
@@ -66,6 +76,7 @@ def look_at_memory(db: apsw.Connection, now: int, boot: tuple[str, int]) -> list
 def _look(db: apsw.Connection, path: str, now: int, boot: tuple[str, int]) -> list[Finding]:
     standing = transfer.standing(db)
     ((oldest,),) = fetch(db, _OLDEST, (now,))
+    counts = queries.counts(db)
     return [
         _version(),
         _schema(db),
@@ -74,7 +85,8 @@ def _look(db: apsw.Connection, path: str, now: int, boot: tuple[str, int]) -> li
         _indexes(db),
         _bloat(db, path),
         _clock(db, now),
-        *waiting(queries.counts(db), oldest, queries.workers(db, boot), now),
+        counters(counts, standing.totals[Section.JOBS]),
+        *waiting(counts, oldest, queries.workers(db, boot), now),
         under_way(standing.under_way),
         copying(standing.mark),
     ]
