@@ -7,6 +7,7 @@ unnoticed: every script is told how far its caller has seen, and does nothing wh
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -50,6 +51,10 @@ class History:
 
     def key(self, name: str) -> str:
         return self.address.prefix + name
+
+    def pattern(self, name: str) -> str:
+        """What matches the keys whose names begin so."""
+        return re.sub(r"([\\*?\[\]])", r"\\\1", self.key(name)) + "*"
 
     async def open(self) -> None:
         self.pool.open()

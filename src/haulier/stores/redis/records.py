@@ -1,4 +1,4 @@
-"""Between keys and the neutral records of a copy: as they are read, and as commands that write them."""
+"""Between keys and the neutral records of a copy: read from rows, written by commands."""
 
 from __future__ import annotations
 
@@ -257,18 +257,8 @@ _NUMBERS = BATCH_FIELDS.index("started")
 def batch_record(batch_id: str, row: Sequence[bytes | None], *, gated: bool) -> BatchRecord:
     own_expander, sealed, cancel, paused, owed, *numbers = (int(raw or 0) for raw in row[:_NUMBERS])
     limits, finish = map(_int, row[_NUMBERS : _NUMBERS + 4]), map(_text, row[_NUMBERS + 4 :])
-    return BatchRecord(
-        batch_id,
-        bool(own_expander),
-        bool(sealed),
-        cancel,
-        bool(paused),
-        gated,
-        bool(owed),
-        *numbers,
-        *limits,
-        *finish,
-    )
+    flags = bool(own_expander), bool(sealed), cancel, bool(paused), gated, bool(owed)
+    return BatchRecord._make((batch_id, *flags, *numbers, *limits, *finish))
 
 
 def write_batches(writer: Writer, records: Sequence[BatchRecord]) -> None:

@@ -114,6 +114,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "thaw": _TRANSFER,
     "read_jobs": _TRANSFER,
     "read_events": _TRANSFER,
+    "look": ("base", "ledger"),
+    "probe": ("base", "ledger"),
 }
 """Every verb's script, and what it is built on."""
 

@@ -18,9 +18,10 @@ from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page, Transferable
+from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.stores import checking
 from haulier.stores.codes import STATES
-from haulier.stores.redis import inbox, reading
+from haulier.stores.redis import check, inbox, reading
 from haulier.services.ids import new_id
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
@@ -266,11 +267,27 @@ class RedisStore:
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────
 
-    def transferable(self) -> Transferable:
-        return RedisTransfer(self._history, self._listener.tell)
+    def transferable(self) -> RedisTransfer:
+        return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
+
+    async def _take_inboxes(self) -> None:
+        """Of all queues: what was pushed before is to be copied too."""
+        pattern = self._history.pattern("inbox:")
+        queues, cursor = set(), 0
+        while True:
+            cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            start = len(self._history.key("inbox:"))
+            queues |= {key.decode()[start:] for key in keys}
+            if not int(cursor):
+                break
+        await self._move_inboxes(queues)
 
     async def check(self) -> list[Finding]:
-        return []
+        now = None if self._clock is None else self._clock.now()
+        found = await check.look(self._history, self.transferable(), now)
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: check.touch(self._history))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from haulier.domain.transfer import (
     Stage,
     Standing,
 )
-from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced
+from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import escaped
@@ -32,9 +31,15 @@ KEPT = ("history", "inbox:", "rejected", "worker", "alive", "ended")
 class RedisTransfer:
     """The part of a Redis store that copies speak to."""
 
-    def __init__(self, history: History, tell: Callable[[Change], None]) -> None:
+    def __init__(
+        self,
+        history: History,
+        tell: Callable[[Change], None],
+        take_inboxes: Callable[[], Awaitable[None]],
+    ) -> None:
         self._history = history
         self._tell = tell
+        self._take_inboxes = take_inboxes
 
     async def standing(self) -> Standing:
         text, epoch, last, seq, running, draining, totals = await self._history.script("standing")
@@ -47,6 +52,9 @@ class RedisTransfer:
         )
 
     async def freeze(self, mark: Mark) -> Standing:
+        there = (await self.standing()).mark
+        if may_freeze(there):
+            await self._take_inboxes()
         await self._history.script("freeze", mark.stage, mark.to_text())
         return await self.standing()
 
@@ -201,7 +209,7 @@ class RedisTransfer:
     async def _empty(self) -> None:
         """Remove what a copy has brought."""
         prefix = self._history.address.prefix
-        pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
+        pattern = self._history.pattern("")
         cursor: Any = 0
         while True:
             cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
