@@ -72,9 +72,9 @@ async def _driver_of(connection: object) -> Connection:
     """The asyncpg connection behind what the caller has."""
     if isinstance(connection, (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy)):
         return connection
-    if hasattr(connection, "connection") and hasattr(connection, "sync_session"):
+    if hasattr(connection, "sync_session"):
         # A session of SQLAlchemy.
-        connection = await connection.connection()
+        connection = await connection.connection()  # type: ignore[attr-defined]
     if hasattr(connection, "get_raw_connection") and hasattr(connection, "exec_driver_sql"):
         # One of SQLAlchemy begins its transaction with its first statement, which this may be.
         await connection.exec_driver_sql("SELECT 1")

@@ -66,7 +66,7 @@ class PostgresStore:
         self._deadline = deadline
         self._clock = clock
         self._pool = Pool(place, deadline)
-        self._signals = Signals(place)
+        self._signals = Signals(place, self._pool)
         self._background: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
