@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+import redis
+
 import servers
 
 from haulier.domain.batch import Batch, BatchPolicy
@@ -24,6 +26,7 @@ from haulier.services.ids import new_id, new_ids
 from haulier.stores.redis import RedisStore
 from haulier.stores.sqlite import SqliteStore
 from haulier.testing import FakeClock
+from redis_keys import Keyspace, check
 
 TTL = 15.0
 
@@ -101,6 +104,18 @@ class RedisPrefix:
         self.server = servers.server_url(name)
         self.url = f"{self.server}?prefix={self.prefix}"
         self.made.append(self)
+
+    @classmethod
+    def check_all(cls) -> None:
+        """See that no test left keys that do not belong together, and remove them all."""
+        while cls.made:
+            home = cls.made.pop()
+            with redis.Redis.from_url(home.server, decode_responses=True) as client:
+                keys = Keyspace(client, home.prefix)
+                try:
+                    check(keys)
+                finally:
+                    keys.clear()
 
     def client(self, *, ttl: float = TTL, real_time: bool = False) -> RedisStore:
         return RedisStore(self.url, ttl=ttl, clock=None if real_time else self.clock)
