@@ -88,7 +88,9 @@ class Address:
         elif parts.scheme.endswith("+sentinel"):
             _, service, *rest = (*path.split("/"), "")
             if not service:
-                raise ValueError("a Sentinel URL ends with the name of the service: host:26379/name/0")
+                raise ValueError(
+                    "a Sentinel URL ends with the name of the service: host:26379/name/0"
+                )
             service = unquote(service)
             arguments["db"] = _database(rest[0])
             sentinels = tuple(_host_and_port(each, SENTINEL_PORT) for each in place.split(","))

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 
 from haulier.domain.batch import BatchPolicy
+from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob
 from haulier.domain.moves import Move, Transition
 from haulier.domain.unique import Uniqueness
 from haulier.domain.worker import Demand, Note
 from haulier.stores.codes import ON_LOST_CODE, ROLE_CODE, key_of, retry_to_text
-from haulier.domain.ids import raw_id, text_id
 from haulier.stores.redis.scripts import CONFLICTS, SCOPES
 
 Arg = str | bytes | int
