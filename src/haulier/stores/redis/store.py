@@ -320,7 +320,7 @@ class RedisStore:
         return value
 
     async def _drain(self, batch: str) -> int:
-        """Go on with what is done to a whole batch until it is done; how many items it concerned."""
+        """Go on with what is done to a whole batch until it is done; how many items that were."""
         more = 1
         while more:
             more, moved = await self._write("drain", batch, change=Change.ANY)
