@@ -133,7 +133,8 @@ def _delay(name: str, value: Any) -> int:
     seconds = isinstance(value, int | float) and not isinstance(value, bool)
     if not seconds or not math.isfinite(value) or not 0 <= value <= LONGEST_DELAY:
         raise RefusedError(f"{name}: is not a number of seconds from 0 up to ten years")
-    return round(value * MICROSECOND)
+    micros: int = round(value * MICROSECOND)
+    return micros
 
 
 def _run_at(name: str, value: Any) -> int:

@@ -20,7 +20,7 @@ from haulier.exceptions import JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.services.ids import new_id
 from haulier.stores.codes import STATES
-from haulier.stores.redis import inbox, reading
+from haulier.stores.redis import inbox, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History
@@ -75,6 +75,11 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         await self._history.open()
+        try:
+            await safety.look(self._history)
+        except BaseException:
+            await self._history.close()
+            raise
         return self
 
     async def __aexit__(

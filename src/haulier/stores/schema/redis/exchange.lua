@@ -2,6 +2,7 @@
 -- Keys: worker:<id>, cancels:<worker>, inbox:<queue>, and those of moving and claiming.
 
 return run(function()
+  though_full()
   local worker, turn = arg(), number()
   local h = call('HMGET', key('worker:' .. worker), 'expires', 'ended', 'turn')
   local alive = h[1] and not h[2] and tonumber(h[1]) > now
