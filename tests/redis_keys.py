@@ -1,4 +1,4 @@
-"""Looks at every key of a Redis store: none that is not in the key map, nothing orphaned or missing."""
+"""Looks at every key of a Redis store: none that the key map does not know, nothing orphaned."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Keyspace:
         self.prefix = prefix
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
-        self.types = dict(zip(self.all, self._each("type", self.all), strict=True))
+        self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
         self.jobs = self._hashes("job:")
         self.batches = self._hashes("batch:")
         self.workers = {
             name: row for name, row in self._hashes("worker:").items() if ":" not in name
         }
 
-    def _each(self, command: str, names: list[str], *args: Any) -> list[Any]:
+    def each(self, command: str, names: list[str], *args: Any) -> list[Any]:
         pipe = self.client.pipeline(transaction=False)
         for name in names:
             getattr(pipe, command)(self.prefix + name, *args)
@@ -49,18 +49,19 @@ class Keyspace:
 
     def _hashes(self, start: str) -> dict[str, dict[str, str]]:
         names = [n for n in self.all if n.startswith(start) and self.types[n] == "hash"]
-        rows = self._each("hgetall", names)
+        rows = self.each("hgetall", names)
         return {name.removeprefix(start): row for name, row in zip(names, rows, strict=True)}
 
-    def members(self, name: str) -> dict[str, float]:
-        return dict(self.client.zrange(self.prefix + name, 0, -1, withscores=True))
+    def members(self, name: str) -> dict[str, None]:
+        return dict.fromkeys(self.client.zrange(self.prefix + name, 0, -1))
 
-    def under(self, start: str) -> dict[str, dict[str, float]]:
+    def under(self, start: str) -> dict[str, dict[str, None]]:
         """The sorted sets of one family: by what follows `start`, their members."""
+        names = [name for name in self.all if name.startswith(start)]
+        found = self.each("zrange", names, 0, -1)
         return {
-            name.removeprefix(start): self.members(name)
-            for name in self.all
-            if name.startswith(start)
+            name.removeprefix(start): dict.fromkeys(members)
+            for name, members in zip(names, found, strict=True)
         }
 
     def clear(self) -> None:
@@ -202,9 +203,9 @@ def _check_workers(keys: Keyspace) -> None:
     assert keys.members("ended").keys() == ended
     holding = {worker for worker in ended if worker in held}
     assert keys.members("alive").keys() == (keys.workers.keys() - ended) | holding
-    for name in keys.all:
-        expires = keys.client.pttl(keys.prefix + name) >= 0
-        assert expires <= name.startswith("worker:health:"), name
+    for name, left in zip(keys.all, keys.each("pttl", keys.all), strict=True):
+        # One that expired meanwhile is gone.
+        assert left == -2 or (left >= 0) == name.startswith("worker:health:"), name
 
 
 def _check_names(keys: Keyspace) -> None:

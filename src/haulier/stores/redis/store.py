@@ -22,7 +22,7 @@ from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFil
 from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.codes import STATES
-from haulier.stores.redis import check, inbox, reading
+from haulier.stores.redis import check, inbox, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History
@@ -78,6 +78,11 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         await self._history.open()
+        try:
+            await safety.look(self._history)
+        except BaseException:
+            await self._history.close()
+            raise
         return self
 
     async def __aexit__(
@@ -347,7 +352,7 @@ class RedisStore:
         return value
 
     async def _drain(self, batch: str) -> int:
-        """Go on with what is done to a whole batch until it is done; how many items it concerned."""
+        """Go on with what is done to a whole batch until it is done; how many items that were."""
         more = 1
         while more:
             more, moved = await self._write("drain", batch, change=Change.ANY)
