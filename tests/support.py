@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import psycopg
+import redis
 
 import servers
 from haulier.domain.batch import Batch, BatchPolicy
@@ -29,6 +30,7 @@ from haulier.stores.postgres.connection import Place
 from haulier.stores.redis import RedisStore
 from haulier.stores.sqlite import SqliteStore
 from haulier.testing import FakeClock
+from redis_keys import Keyspace, check
 
 TTL = 15.0
 
@@ -117,6 +119,18 @@ class RedisPrefix:
         self.server = servers.server_url(name)
         self.url = f"{self.server}?prefix={self.prefix}"
         self.made.append(self)
+
+    @classmethod
+    def check_all(cls) -> None:
+        """See that no test left keys that do not belong together, and remove them all."""
+        while cls.made:
+            home = cls.made.pop()
+            with redis.Redis.from_url(home.server, decode_responses=True) as client:
+                keys = Keyspace(client, home.prefix)
+                try:
+                    check(keys)
+                finally:
+                    keys.clear()
 
     def client(self, *, ttl: float = TTL, real_time: bool = False) -> RedisStore:
         return RedisStore(self.url, ttl=ttl, clock=None if real_time else self.clock)
