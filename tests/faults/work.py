@@ -1,0 +1,165 @@
+"""What the worker processes of these tests run: kinds that write down each start and each effect.
+
+`spec` says where: the store's URL and ttl, the log, the sink, and where the process is to crash.
+The command line loads `app` from here too; then the spec is the file that FAULTS_SPEC names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from faults.log import Log
+from faults.sink import SinkClient
+from faults.witness import Crash, Witness
+from haulier.app import App
+from haulier.exceptions import LeaseLostError
+from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import PermanentError
+from haulier.runners.base import BaseTaskRunner, BatchFinished
+from haulier.services.context import Context
+from haulier.stores import open_store
+from haulier.telemetry import configure_logging
+from haulier.worker.lanes import WorkerOptions
+
+Spec = dict[str, Any]
+
+AT_ONCE = RetryPolicy(max_attempts=4, delay=0, cap=0)
+KINDS = ("work", "thread_work", "told", "bulk", "bulk.item", "bulk.finish")
+
+
+class Start(BaseModel):
+    items: int
+    seconds: float = 0.0
+
+
+class Item(BaseModel):
+    number: int
+    seconds: float = 0.0
+
+
+class Doing:
+    """One attempt at a job, as the log and the sink are told of it."""
+
+    def __init__(self, log: Log, sink: SinkClient, crash: Crash) -> None:
+        self.log = log
+        self.sink = sink
+        self.crash = crash
+
+    async def __call__(self, ctx: Context, seconds: float, how: str = "well") -> int:
+        self._begin(ctx)
+        await self._effect(ctx)
+        if how == "hold" and ctx.lease == 1:
+            await asyncio.Event().wait()
+        await asyncio.sleep(seconds / 2)
+        ctx.progress(50)
+        self.crash.reach("job in the middle")
+        await asyncio.sleep(seconds / 2)
+        if how == "flaky" and ctx.job.attempt == 1:
+            await self._effect(ctx, last=True)
+            raise ValueError("at the first attempt it always fails")
+        if how == "broken" and ctx.lease == 1:
+            await self._effect(ctx, last=True)
+            raise PermanentError("broken")
+        await self._effect(ctx, last=True)
+        self._end(ctx)
+        return ctx.lease
+
+    def in_thread(self, ctx: Context, seconds: float) -> int:
+        self._begin(ctx)
+        self.sink.effect_in_thread(_request(ctx, last=False))
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            ctx.progress(50)
+            time.sleep(0.01)
+        self._tell(ctx, self.sink.effect_in_thread(_request(ctx, last=True)))
+        self._end(ctx)
+        return ctx.lease
+
+    def _begin(self, ctx: Context) -> None:
+        job = ctx.job
+        self.log.write("start", job=job.id, lease=job.lease, worker=job.worker)
+        self.crash.reach("job started")
+
+    async def _effect(self, ctx: Context, *, last: bool = False) -> None:
+        self._tell(ctx, await self.sink.effect(_request(ctx, last=last)))
+
+    def _tell(self, ctx: Context, accepted: bool) -> None:
+        self.log.write("effect", job=ctx.job.id, lease=ctx.lease, accepted=accepted)
+        if not accepted:
+            raise LeaseLostError("the sink has seen a higher lease")
+
+    def _end(self, ctx: Context) -> None:
+        self.log.write("end", job=ctx.job.id, lease=ctx.lease)
+        self.crash.reach("job before it is handed in")
+
+
+def _request(ctx: Context, *, last: bool) -> dict[str, Any]:
+    return {"job": ctx.job.id, "lease": ctx.lease, "pid": os.getpid(), "last": last}
+
+
+def app_of(spec: Spec) -> App:
+    """The app of one process."""
+    log = Log(spec["log"])
+    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log)
+    store = Witness(open_store(spec["store"], ttl=spec["ttl"]), log, crash)
+    app = App(store)  # type: ignore[arg-type]
+    doing = Doing(log, SinkClient(spec["sink"]), crash)
+
+    @app.task(retry=AT_ONCE)
+    async def work(ctx: Context, seconds: float = 0.0, how: str = "well") -> int:
+        return await doing(ctx, seconds, how)
+
+    @app.task(retry=AT_ONCE)
+    def thread_work(ctx: Context, seconds: float = 0.0) -> int:
+        return doing.in_thread(ctx, seconds)
+
+    @app.task(retry=AT_ONCE)
+    async def told(ctx: Context, finished: BatchFinished) -> int:
+        return await doing(ctx, 0.0)
+
+    class Bulk(BaseTaskRunner[Start, Item]):
+        task_type, start_model, item_model, retry = "bulk", Start, Item, AT_ONCE
+
+        def expand(self, ctx: Context, start: Start):
+            for number in range(start.items):
+                yield Item(number=number, seconds=start.seconds)
+
+        async def run_item(self, ctx: Context, item: Item) -> int:
+            return await doing(ctx, item.seconds)
+
+        async def finish(self, ctx: Context, start: Start, finished: BatchFinished) -> int:
+            return await doing(ctx, 0.0)
+
+    app.add_runner(Bulk())
+    return app
+
+
+def work_until_told(spec: Spec) -> None:
+    """The whole life of a worker process: SIGTERM lets it drain."""
+    configure_logging("info", "console")
+    asyncio.run(_work(spec))
+
+
+async def _work(spec: Spec) -> None:
+    app = app_of(spec)
+    async with app:
+        options = WorkerOptions(
+            concurrency=spec.get("concurrency", 8), threads=2, grace=spec.get("grace", 10.0)
+        )
+        worker = app.worker(options)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+        await worker.run()
+
+
+def __getattr__(name: str) -> App:
+    if name != "app":
+        raise AttributeError(name)
+    return app_of(json.loads(Path(os.environ["FAULTS_SPEC"]).read_text()))
