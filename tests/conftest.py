@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
 from support import STORE_HOMES, StoreHome
@@ -52,7 +53,12 @@ def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
 @pytest.fixture
 def home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
     """Where this test's jobs live."""
-    return home_kind(tmp_path)
+    with servers.or_skip():
+        return home_kind(tmp_path)
+
+
+def pytest_sessionfinish() -> None:
+    servers.stop_all()
 
 
 @pytest.fixture

@@ -161,10 +161,12 @@ class Hand:
         await store.enlist(row)
         return hand
 
-    async def exchange(self, *finished: Transition, slots: int = 0) -> Exchange:
+    async def exchange(
+        self, *finished: Transition, slots: int = 0, turn: int | None = None
+    ) -> Exchange:
         """Hand in, and ask for up to `slots` jobs of any kind this worker knows."""
         demands = [Demand(self.queues, (Portion(self.kinds, slots),), slots)] if slots else []
-        return await self.store.exchange(self.id, finished, demands)
+        return await self.store.exchange(self.id, finished, demands, turn=turn)
 
     async def claim(self, slots: int = 1) -> list[Job]:
         return list((await self.exchange(slots=slots)).jobs)

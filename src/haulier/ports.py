@@ -264,9 +264,20 @@ class JobStore(JobReader, Protocol):
         ...
 
     async def exchange(
-        self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
+        self,
+        worker_id: str,
+        finished: Sequence[Transition],
+        demands: Sequence[Demand],
+        *,
+        turn: int | None = None,
     ) -> Exchange:
-        """Apply finished transitions and claim new jobs, in one transaction."""
+        """Apply finished transitions and claim new jobs, in one transaction.
+
+        `turn` rises from one exchange of a worker to its next. One that arrives after a later one
+        was served, because the network held it up, does nothing: all that it hands in comes back
+        as lost. So a worker whose exchange got no answer has to make only one more, and what it
+        holds then is all that it will ever hold of the one before.
+        """
         ...
 
     async def note(self, notes: Sequence[Note]) -> None:

@@ -292,8 +292,8 @@ class SlowAnswers(TroubledStore):
         super().__init__(store)
         self.claimed, self.deliver = asyncio.Event(), asyncio.Event()
 
-    async def exchange(self, *arguments: Any) -> Any:
-        reply = await self._store.exchange(*arguments)
+    async def exchange(self, *arguments: Any, **options: Any) -> Any:
+        reply = await self._store.exchange(*arguments, **options)
         if reply.jobs:
             self.claimed.set()
             await self.deliver.wait()
@@ -369,11 +369,11 @@ class SlowFinish(TroubledStore):
         super().__init__(store)
         self.asked = asyncio.Event()
 
-    async def exchange(self, worker_id: str, finished: Any, demands: Any) -> Any:
+    async def exchange(self, worker_id: str, finished: Any, demands: Any, **options: Any) -> Any:
         if finished and not self.asked.is_set():
             self.asked.set()
             await asyncio.Event().wait()
-        return await self._store.exchange(worker_id, finished, demands)
+        return await self._store.exchange(worker_id, finished, demands, **options)
 
 
 async def _cancel_requested(app: App, job_id: str) -> bool:

@@ -13,6 +13,7 @@ from haulier.cli.echo import address_of, http_server, listen
 from haulier.cli.output import command_body, store_option
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
+from haulier.stores.urls import shown
 
 if TYPE_CHECKING:
     from haulier.config import Settings
@@ -52,7 +53,8 @@ async def serve(user_app: str | None, **flags: Any) -> None:
                 server.should_exit = True
                 running.stop(now=times > 1)
 
-            click.echo(f"haulier serves {address_of(listener)}  (store {settings.store})", err=True)
+            where = f"{address_of(listener)}  (store {shown(settings.store)})"
+            click.echo(f"haulier serves {where}", err=True)
             with stopped_by_signals(stop):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(server.serve(sockets=[listener]))

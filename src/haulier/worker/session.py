@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -68,6 +68,7 @@ class Session:
         self._ended = False
         self._interrupted = False
         self._in_doubt = False
+        self._turn = 0
         self._bug: BaseException | None = None
         self._grace_over: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -135,11 +136,11 @@ class Session:
         try:
             await self._notes.flush()
             if self._finished or self._in_doubt:
-                await self._store.exchange(self.id, self._finished, ())
+                await self._exchange(self._finished, ())
             if self._in_doubt:
                 self._finished.clear()
                 self._give_back(await self._missed())
-                await self._store.exchange(self.id, self._finished, ())
+                await self._exchange(self._finished, ())
             await self._store.retire(self.id)
         except StoreError as error:
             # The expiry of the incarnation releases its jobs instead, a little later.
@@ -160,7 +161,7 @@ class Session:
             try:
                 if finished:
                     await self._notes.flush()
-                reply = await self._store.exchange(self.id, finished, self._demands())
+                reply = await self._exchange(finished, self._demands())
             except BaseException as error:
                 # Kept and handed in again: repeating a fenced transition does no harm.
                 self._finished = finished + self._finished
@@ -184,6 +185,12 @@ class Session:
             if not self._finished:
                 due = LONGEST_WAIT if reply.due_in is None else reply.due_in / MICROSECOND
                 await self._wait(min(due, LONGEST_WAIT))
+
+    async def _exchange(
+        self, finished: Sequence[Transition], demands: Sequence[Demand]
+    ) -> Exchange:
+        self._turn += 1
+        return await self._store.exchange(self.id, finished, demands, turn=self._turn)
 
     def _take(self, reply: Exchange) -> None:
         for transition in reply.lost:

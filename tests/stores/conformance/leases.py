@@ -229,6 +229,26 @@ class TestIncarnations:
         await store.sweep()
         assert not await hand.hand_in(second, Move.COMPLETE)
 
+    async def test_an_exchange_that_arrives_after_a_later_one_does_nothing(self, store, hand):
+        await store.insert(works(3))
+        first, second = (await hand.exchange(slots=2, turn=1)).jobs
+        assert not (await hand.exchange(move(first, Move.COMPLETE), turn=3)).lost
+        before = await store.get(second.id)
+
+        for late in (2, 3):
+            reply = await hand.exchange(move(second, Move.COMPLETE), slots=5, turn=late)
+            assert (len(reply.lost), reply.jobs) == (1, ())
+        assert await store.get(second.id) == before
+
+        reply = await hand.exchange(move(second, Move.COMPLETE), slots=5, turn=4)
+        assert (reply.lost, len(reply.jobs)) == ((), 1)
+
+    async def test_the_turns_of_one_worker_are_its_own(self, store, hand):
+        await store.insert(works(2))
+        other = await Hand.enlist(store)
+        assert len((await hand.exchange(slots=1, turn=9)).jobs) == 1
+        assert len((await other.exchange(slots=1, turn=1)).jobs) == 1
+
     async def test_an_unknown_incarnation_claims_nothing(self, store):
         await store.insert([work()])
         stranger = Hand(store, ["default"], ["work"])

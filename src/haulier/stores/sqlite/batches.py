@@ -14,18 +14,20 @@ from haulier.domain.event import DELETED, PAUSED, RESUMED
 from haulier.domain.ids import text_id
 from haulier.domain.moves import RULES, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
-from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
-from haulier.stores.sqlite.rows import (
+from haulier.stores.codes import (
     CANCELLED,
     FAILED,
     PARKED,
     PENDING,
     RUNNING,
     STATE_CODE,
+    rank_of,
+)
+from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
+from haulier.stores.sqlite.rows import (
     Row,
     fetch,
-    rank_of,
 )
 from haulier.stores.sqlite.settling import (
     CANCELLING,

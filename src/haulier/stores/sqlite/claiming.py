@@ -10,14 +10,16 @@ import apsw
 
 from haulier.domain.job import Job
 from haulier.domain.worker import Demand
-from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import ENTRY, Ledger
-from haulier.stores.sqlite.rows import (
+from haulier.stores.codes import (
     ALONE,
-    JOB_COLUMNS,
     PARKED,
     PENDING,
     RUNNING,
+)
+from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite.ledger import ENTRY, Ledger
+from haulier.stores.sqlite.rows import (
+    JOB_COLUMNS,
     Row,
     fetch,
     job_from_row,

@@ -11,6 +11,20 @@ from haulier.domain.event import CANCEL_REQUESTED
 from haulier.domain.job import JobError, JobState
 from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.stores.codes import (
+    CANCELLED,
+    FAILED,
+    HEAD,
+    ITEM,
+    PARKED,
+    PENDING,
+    REQUESTED,
+    RUNNING,
+    STATES,
+    error_to_text,
+    key_of,
+    rank_of,
+)
 from haulier.stores.sqlite import uniques
 from haulier.stores.sqlite.batches import (
     REMOVED,
@@ -22,19 +36,7 @@ from haulier.stores.sqlite.batches import (
 )
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
-    CANCELLED,
-    FAILED,
-    HEAD,
-    ITEM,
-    PARKED,
-    PENDING,
-    REQUESTED,
-    RUNNING,
-    STATES,
-    error_to_text,
     fetch,
-    key_of,
-    rank_of,
 )
 from haulier.stores.sqlite.settling import (
     CANCELLED_BY_REQUEST,

@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Flag
 from typing import Any, Generic, TypeVar
 
 import apsw
 
 from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
+from haulier.stores.watching import Change, Watchers
 
 T = TypeVar("T")
 Operation = Callable[[apsw.Connection], T]
@@ -29,16 +29,6 @@ GROUP_SECONDS = 0.02
 GROUP_OPERATIONS = 64
 FOREIGN_POLL_SECONDS = 0.01
 IDLE_POLL_SECONDS = 1.0
-
-
-class Change(Flag):
-    """What a commit may have changed, for those who wait."""
-
-    NOTHING = 0
-    READY = 1
-    SETTLED = 2
-    EVENTS = 4
-    ANY = 7
 
 
 Changes = Change | Callable[[T], Change]
@@ -206,13 +196,6 @@ class Lane:
 
 
 @dataclass(slots=True)
-class _Watcher:
-    loop: asyncio.AbstractEventLoop
-    notify: Callable[[], None]
-    change: Change
-
-
-@dataclass(slots=True)
 class _Group:
     """The calls of one transaction and what each of them came to."""
 
@@ -231,7 +214,7 @@ class Writer(Lane):
 
     def __init__(self, path: str) -> None:
         super().__init__("haulier-sqlite-writer", path, lambda: prepare(path))
-        self._watchers: list[_Watcher] = []
+        self._watchers = Watchers()
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None
         self._look_at = 0.0
@@ -239,21 +222,10 @@ class Writer(Lane):
     @contextlib.contextmanager
     def watch(self, notify: Callable[[], None], change: Change) -> Iterator[None]:
         """Call `notify` on the running loop whenever such a change may have happened."""
-        watcher = _Watcher(asyncio.get_running_loop(), notify, change)
-        self._watchers.append(watcher)
-        # Shortens the wait of a thread that went to sleep when nobody was watching.
-        self._calls.put(_Call(lambda _: None, lambda _value, _error: None, abandoned=True))
-        try:
+        with self._watchers.watch(notify, change):
+            # Shortens the wait of a thread that went to sleep when nobody was watching.
+            self._calls.put(_Call(lambda _: None, lambda _value, _error: None, abandoned=True))
             yield
-        finally:
-            self._watchers.remove(watcher)
-
-    def tell(self, change: Change) -> None:
-        """Wake those who wait for such a change."""
-        for watcher in tuple(self._watchers):
-            if watcher.change & change:
-                with contextlib.suppress(RuntimeError):
-                    watcher.loop.call_soon_threadsafe(watcher.notify)
 
     def _serve(self, db: apsw.Connection) -> None:
         self._seen_version = self._data_version(db)
@@ -304,7 +276,7 @@ class Writer(Lane):
             call.deliver(value, failure)
             if failure is None:
                 change |= call.change(value) if callable(call.change) else call.change
-        self.tell(change)
+        self._watchers.tell(change)
 
     def _probed(self, db: apsw.Connection, call: _Call[Any]) -> bool:
         """Whether a look without the write lock showed that there is nothing to write."""
@@ -351,7 +323,7 @@ class Writer(Lane):
         self._look_at = now + FOREIGN_POLL_SECONDS
         if version != self._seen_version:
             self._seen_version = version
-            self.tell(Change.ANY)
+            self._watchers.tell(Change.ANY)
 
     def _data_version(self, db: apsw.Connection) -> object:
         ((version,),) = db.execute("PRAGMA data_version").fetchall()

@@ -7,8 +7,14 @@ import apsw
 from haulier.domain.event import RESET, Event
 from haulier.domain.ids import text_id
 from haulier.exceptions import Problem, ValidationError
+from haulier.stores.codes import (
+    ROLES,
+)
 from haulier.stores.sqlite.ledger import ENTRY
-from haulier.stores.sqlite.rows import ROLES, Row, fetch
+from haulier.stores.sqlite.rows import (
+    Row,
+    fetch,
+)
 
 _AFTER = (
     "SELECT seq, n, at, type, kind, queue, role, batch, worker, error, body FROM events "

@@ -10,9 +10,14 @@ import apsw
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.moves import Transition
 from haulier.domain.worker import Demand, Exchange
+from haulier.stores.codes import (
+    RUNNING,
+)
 from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
 from haulier.stores.sqlite.moving import apply_all
-from haulier.stores.sqlite.rows import RUNNING, fetch
+from haulier.stores.sqlite.rows import (
+    fetch,
+)
 
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}"
 _ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? AND expires > ?"

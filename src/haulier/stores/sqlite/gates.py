@@ -10,7 +10,16 @@ import json
 
 import apsw
 
-from haulier.stores.sqlite.rows import ALONE, LET_IN, PARKED, PENDING, fetch, rank_of
+from haulier.stores.codes import (
+    ALONE,
+    LET_IN,
+    PARKED,
+    PENDING,
+    rank_of,
+)
+from haulier.stores.sqlite.rows import (
+    fetch,
+)
 
 PROMOTED_AT_ONCE = 1000
 

@@ -13,20 +13,22 @@ from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
-from haulier.stores.sqlite import control, gates, uniques
-from haulier.stores.sqlite.ledger import ENTRY, Ledger
-from haulier.stores.sqlite.rows import (
+from haulier.stores.codes import (
     HEAD,
     ON_LOST_CODE,
     PARKED,
     PENDING,
     ROLE_CODE,
     RUNNING,
-    Row,
-    fetch,
     rank_of,
     raw_once,
     retry_to_text,
+)
+from haulier.stores.sqlite import control, gates, uniques
+from haulier.stores.sqlite.ledger import ENTRY, Ledger
+from haulier.stores.sqlite.rows import (
+    Row,
+    fetch,
 )
 from haulier.stores.sqlite.settling import (
     CANCELLED_BY_REQUEST,

@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 import apsw
 
-from haulier.stores.sqlite.rows import FAILED, ITEM, RUNNING, fetch
+from haulier.stores.codes import (
+    FAILED,
+    ITEM,
+    RUNNING,
+)
+from haulier.stores.sqlite.rows import (
+    fetch,
+)
 
 ENTRY = Struct(">16sII")
 """What distinguishes the events of one row: job id, attempt, lease."""

@@ -12,13 +12,15 @@ from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import MICROSECOND
 from haulier.domain.moves import after_loss
 from haulier.domain.worker import Note, Renewal, WorkerRow
+from haulier.stores.codes import (
+    HEARD,
+    REQUESTED,
+    RUNNING,
+)
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
-    HEARD,
     JOB_COLUMNS,
-    REQUESTED,
-    RUNNING,
     fetch,
     job_from_row,
 )

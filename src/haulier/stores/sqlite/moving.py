@@ -10,10 +10,7 @@ import apsw
 from haulier.domain.ids import raw_id
 from haulier.domain.job import Job, Role
 from haulier.domain.moves import RULES, Move, Transition, runs_alone
-from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.batches import first_slices
-from haulier.stores.sqlite.ledger import ENTRY, Ledger, Subject, Touched
-from haulier.stores.sqlite.rows import (
+from haulier.stores.codes import (
     ALONE,
     CANCELLED,
     COMPLETED,
@@ -23,9 +20,14 @@ from haulier.stores.sqlite.rows import (
     RUNNING,
     STATE_CODE,
     error_to_text,
-    fetch,
     rank_of,
     raw_once,
+)
+from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite.batches import first_slices
+from haulier.stores.sqlite.ledger import ENTRY, Ledger, Subject, Touched
+from haulier.stores.sqlite.rows import (
+    fetch,
 )
 from haulier.stores.sqlite.settling import CANCELLED_BY_REQUEST, begin_cancel, follow_up
 

@@ -12,18 +12,20 @@ from haulier.domain.job import Job, JobError, JobState, Role
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
-from haulier.stores.sqlite.rows import (
-    BATCH_COLUMNS,
+from haulier.stores.codes import (
     HEAD,
-    JOB_COLUMNS,
     ROLE_CODE,
     RUNNING,
     STATE_CODE,
     STATES,
+    key_of,
+)
+from haulier.stores.sqlite.rows import (
+    BATCH_COLUMNS,
+    JOB_COLUMNS,
     batch_from_row,
     fetch,
     job_from_row,
-    key_of,
     worker_from_row,
 )
 

@@ -9,9 +9,18 @@ import apsw
 
 from haulier.domain.job import MICROSECOND, JobState
 from haulier.domain.retention import Keep, Retention
+from haulier.stores.codes import (
+    COMPLETED,
+    HEAD,
+    SINGLE,
+    STATE_CODE,
+)
 from haulier.stores.sqlite.batches import REMOVED, begin_delete, removed
 from haulier.stores.sqlite.ledger import Ledger
-from haulier.stores.sqlite.rows import COMPLETED, HEAD, SINGLE, STATE_CODE, Row, fetch
+from haulier.stores.sqlite.rows import (
+    Row,
+    fetch,
+)
 
 SLICE = 250
 """Jobs that one slice removes: a few milliseconds, so that no claim waits for long."""

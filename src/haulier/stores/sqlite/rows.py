@@ -1,40 +1,28 @@
-"""Between rows and values: the codes of states and roles, columns, and JSON columns."""
+"""Between rows and values: columns, and what is read from them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
-from functools import lru_cache
 from typing import Any
 
 import apsw
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import RANK_PER_PRIORITY, Job, JobError, JobState, OnLost, Role
-from haulier.domain.retry import RetryPolicy
+from haulier.domain.ids import text_id
+from haulier.domain.job import Job
 from haulier.domain.worker import WorkerRow
-from haulier.exceptions import JobNotFoundError
+from haulier.stores.codes import (
+    HEARD,
+    ON_LOST,
+    PARKED,
+    ROLES,
+    STATES,
+    error_from_text,
+    retry_from_text,
+    text_once,
+)
 
 Row = tuple[Any, ...]
-
-STATES = (
-    JobState.PENDING,
-    JobState.RUNNING,
-    JobState.COMPLETED,
-    JobState.FAILED,
-    JobState.CANCELLED,
-)
-STATE_CODE: Mapping[JobState, int] = {state: code for code, state in enumerate(STATES)}
-PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = range(5)
-
-ROLES = (Role.SINGLE, Role.HEAD, Role.ITEM)
-ROLE_CODE: Mapping[Role, int] = {role: code for code, role in enumerate(ROLES)}
-SINGLE, HEAD, ITEM = range(3)
-
-REQUESTED, HEARD = 1, 2
-"""How far the cancel of a running job is."""
 
 JOB_COLUMNS = (
     "id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost, "
@@ -43,64 +31,10 @@ JOB_COLUMNS = (
 )
 """In the order in which `job_from_row` expects them."""
 
-PARKED, LET_IN, ALONE = 1, 2, 3
-"""The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone."""
-
-ON_LOST = (OnLost.RETRY, OnLost.FAIL)
-ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}
-
-
-def rank_of(run_at: int, priority: int) -> int:
-    """A ready job's place in its queue: lower comes first (see RANK_PER_PRIORITY)."""
-    return run_at - priority * RANK_PER_PRIORITY
-
-
-def key_of(job_id: str) -> bytes:
-    """The stored form of an id; JobNotFoundError for a text that is no id at all."""
-    try:
-        return raw_id(job_id)
-    except ValueError:
-        raise JobNotFoundError(job_id) from None
-
-
-@lru_cache(maxsize=4096)
-def raw_once(text: str) -> bytes:
-    """The bytes of an id that many jobs share: a batch's, a worker's."""
-    return raw_id(text)
-
 
 def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) -> list[Row]:
     """All rows of a statement, typed as what the schema makes of them."""
     return db.execute(sql, bindings).fetchall()
-
-
-_ERROR = tuple(field.name for field in fields(JobError))
-
-
-@lru_cache(maxsize=1024)
-def _id_text(raw: bytes) -> str:
-    return text_id(raw)
-
-
-@lru_cache(maxsize=256)
-def retry_from_text(text: str) -> RetryPolicy:
-    return RetryPolicy.from_dict(json.loads(text))
-
-
-@lru_cache(maxsize=256)
-def retry_to_text(policy: RetryPolicy) -> str:
-    return json.dumps(policy.as_dict(), separators=(",", ":"))
-
-
-def error_to_text(error: JobError, now: int, *, lease: int = 0, worker: str | None = None) -> str:
-    """The error as the job's row keeps it, with what only the store knows of it."""
-    values = {name: getattr(error, name) for name in _ERROR}
-    values |= {"at": now, "lease": lease, "worker": worker}
-    return json.dumps(values, separators=(",", ":"))
-
-
-def error_from_text(text: str) -> JobError:
-    return JobError(**json.loads(text))
 
 
 def job_from_row(row: Row) -> Job:
@@ -113,10 +47,10 @@ def job_from_row(row: Row) -> Job:
             row[6],
             ROLES[row[7]],
             *row[8:14],
-            row[14] and _id_text(row[14]),
+            row[14] and text_once(row[14]),
             row[15],
             row[16] and retry_from_text(row[16]),
-            row[17] and _id_text(row[17]),
+            row[17] and text_once(row[17]),
             row[18] > 0,
             row[18] == HEARD,
             row[19] == PARKED,

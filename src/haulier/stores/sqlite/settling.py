@@ -15,19 +15,21 @@ from haulier.domain.event import CANCEL_REQUESTED, INSERTED
 from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import JobError
 from haulier.domain.moves import RULES, Move
-from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject, Touched
-from haulier.stores.sqlite.rows import (
+from haulier.stores.codes import (
     PENDING,
     REQUESTED,
     RUNNING,
     SINGLE,
     STATE_CODE,
     STATES,
-    Row,
     error_to_text,
-    fetch,
     rank_of,
+)
+from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject, Touched
+from haulier.stores.sqlite.rows import (
+    Row,
+    fetch,
 )
 
 CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING = range(1, 8)

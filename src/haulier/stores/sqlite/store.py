@@ -21,12 +21,15 @@ from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.stores.codes import (
+    key_of,
+)
 from haulier.stores.sqlite import batches, control, events, inserts, liveness, queries, retention
 from haulier.stores.sqlite.clock import SystemClock
 from haulier.stores.sqlite.connection import check_library, connect, translated
-from haulier.stores.sqlite.engine import Change, Changes, Lane, Writer
+from haulier.stores.sqlite.engine import Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
-from haulier.stores.sqlite.rows import key_of
+from haulier.stores.watching import Change
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class SqliteStore:
         self._clock = clock or SystemClock()
         self._writer = Writer(path)
         self._background: set[asyncio.Task[None]] = set()
+        self._turns: dict[str, int] = {}
         # A private in-memory database has one connection, so its reads go through the writer.
         self._reader: Lane = (
             self._writer
@@ -210,9 +214,16 @@ class SqliteStore:
         )
 
     async def exchange(
-        self, worker_id: str, finished: Sequence[Transition], demands: Sequence[Demand]
+        self,
+        worker_id: str,
+        finished: Sequence[Transition],
+        demands: Sequence[Demand],
+        *,
+        turn: int | None = None,
     ) -> Exchange:
         def run(db: apsw.Connection) -> Result:
+            if turn is not None and not self._takes_turn(worker_id, turn):
+                return Result(Exchange(lost=tuple(finished)))
             return exchange(db, self._clock.now(), self._clock.boot(), worker_id, finished, demands)
 
         def probe(db: apsw.Connection) -> Result | None:
@@ -229,6 +240,16 @@ class SqliteStore:
             self._drain_later(batch)
         return result.reply
 
+    def _takes_turn(self, worker_id: str, turn: int) -> bool:
+        """Whether this exchange is the latest of its worker.
+
+        All exchanges of a worker pass through its own store object, so its memory is enough.
+        """
+        if turn <= self._turns.get(worker_id, 0):
+            return False
+        self._turns[worker_id] = turn
+        return True
+
     async def note(self, notes: Sequence[Note]) -> None:
         await self._write(lambda db: liveness.note(db, self._clock.now(), notes), Change.SETTLED)
 
@@ -236,6 +257,7 @@ class SqliteStore:
         released = await self._write(
             lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.ANY
         )
+        self._turns.pop(worker_id, None)
         if released:
             await self._drain_all()
         return released
@@ -265,14 +287,7 @@ class SqliteStore:
         settled: bool = False,
         events: bool = False,
     ) -> AbstractContextManager[None]:
-        wanted = Change.NOTHING
-        for asked, change in (
-            (ready, Change.READY),
-            (settled, Change.SETTLED),
-            (events, Change.EVENTS),
-        ):
-            if asked:
-                wanted |= change
+        wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._writer.watch(notify, wanted)
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,13 @@ from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.exceptions import DuplicateJobError, IdempotencyConflictError
-from haulier.stores.sqlite.rows import PENDING, RUNNING, fetch
+from haulier.stores.codes import (
+    PENDING,
+    RUNNING,
+)
+from haulier.stores.sqlite.rows import (
+    fetch,
+)
 
 _SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
 

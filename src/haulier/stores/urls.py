@@ -1,0 +1,60 @@
+"""Store URLs: read, and shown to people without what is secret in them."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from haulier.exceptions import ConfigurationError
+
+MASK = "***"
+
+_SECRET_OPTIONS = frozenset({"password", "sslpassword", "passfile", "sslkey"})
+
+
+def shown(url: str) -> str:
+    """The URL with the password masked, for messages, tables and logs."""
+    parts = urlsplit(url)
+    place = parts.netloc
+    user, at, host = place.rpartition("@")
+    if at:
+        name, colon, _ = user.partition(":")
+        place = f"{name}{colon and ':' + MASK}@{host}"
+    options = [
+        (name, MASK if name in _SECRET_OPTIONS else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    query = urlencode(options, safe="*{}/:,")
+    shape = urlunsplit((parts.scheme, place, parts.path, query, parts.fragment))
+    # urlunsplit drops the empty place of `sqlite:///file`, which is part of how it is written.
+    if "://" in url and "://" not in shape:
+        shape = shape.replace(":", "://", 1)
+    return shape
+
+
+def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
+    """The URL for the driver, and the options in its query that are ours.
+
+    Raises ConfigurationError for one that is given twice or has no value.
+    """
+    parts = urlsplit(url)
+    theirs: list[tuple[str, str]] = []
+    ours: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in names:
+            theirs.append((name, value))
+        elif name in ours or not value:
+            raise ConfigurationError(f"the store URL's option {name} needs exactly one value")
+        else:
+            ours[name] = value
+    query = urlencode(theirs)
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment)), ours
+
+
+def positive_int(options: dict[str, str], name: str, default: int) -> int:
+    """An option that is a whole number, 1 or more; raises ConfigurationError."""
+    text = options.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigurationError(f"the store URL's option {name} is a number, 1 or more")
+    return int(text)
