@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -133,8 +134,9 @@ class Witness:
 
     # ── Between the transactions of one verb ─────────────────────────────────────────────────
 
-    def count_slices(self, verb: str) -> None:
-        """Make every transaction that the store begins a pass of the point `<verb> slice`."""
+    @contextlib.contextmanager
+    def slices(self, verb: str) -> Iterator[None]:
+        """Within the block each transaction that the store makes passes the point `<verb> slice`."""
         name = SLICES[type(self._store).__name__]
         found = getattr(self._store, name)
 
@@ -144,9 +146,10 @@ class Witness:
             return answer
 
         setattr(self._store, name, call)
-
-    def stop_counting(self) -> None:
-        delattr(self._store, SLICES[type(self._store).__name__])
+        try:
+            yield
+        finally:
+            delattr(self._store, name)
 
 
 class _Heartbeat:

@@ -32,7 +32,6 @@ from haulier.worker.lanes import WorkerOptions
 Spec = dict[str, Any]
 
 AT_ONCE = RetryPolicy(max_attempts=4, delay=0, cap=0)
-KINDS = ("work", "thread_work", "told", "bulk", "bulk.item", "bulk.finish")
 
 
 class Start(BaseModel):
@@ -152,7 +151,10 @@ async def _work(spec: Spec) -> None:
     app = app_of(spec)
     async with app:
         options = WorkerOptions(
-            concurrency=spec.get("concurrency", 8), threads=2, grace=spec.get("grace", 10.0)
+            queues=tuple(spec.get("queues", ("default",))),
+            concurrency=spec.get("concurrency", 8),
+            threads=2,
+            grace=spec.get("grace", 10.0),
         )
         worker = app.worker(options)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
