@@ -40,3 +40,17 @@ def dice(request: pytest.FixtureRequest) -> random.Random:
         seed = random.randrange(1_000_000)
     print("seed", seed)
     return random.Random(seed)
+
+
+@pytest.fixture
+def faults_long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long runs are asked for."""
+    return bool(request.config.getoption("faults_long"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what belongs to the long runs alone."""
+    if config.getoption("faults_long"):
+        return
+    for item in [item for item in items if item.get_closest_marker("faults_long")]:
+        items.remove(item)

@@ -28,7 +28,7 @@ LOST = {Move.LOSE, Move.LOSE_LAST}
 class Report:
     """What a run came to. `findings` is empty when all is well.
 
-    repeated: starts of a job beyond its first. lost: accepted, and without a fate. unexplained:
+    repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and without a fate. unexplained:
     jobs taken from workers that had no trouble, and starts without a claim of their own. stale:
     writes under a lease that was over, and accepted. refused: those that were not, by the store
     and by the sink. released, again: seconds from a kill until each job was free, and claimed.
@@ -37,6 +37,7 @@ class Report:
     jobs: int = 0
     kills: int = 0
     repeated: int = 0
+    taken: int = 0
     lost: int = 0
     unexplained: int = 0
     stale: int = 0
@@ -49,7 +50,8 @@ class Report:
         return (
             f"{self.kills} kills over {self.jobs} jobs: {self.lost} lost, {self.unexplained} "
             f"unexplained duplicates, {self.stale} stale writes accepted; {self.repeated} repeated "
-            f"starts, {self.refused} stale writes refused; free again {_spread(self.released)}, "
+            f"starts, {self.taken} jobs of lost workers, {self.refused} stale writes refused; "
+            f"free again {_spread(self.released)}, "
             f"claimed again {_spread(self.again)}"
         )
 
@@ -81,6 +83,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
     report.repeated = len(run.starts) - len({job for job, *_ in run.starts})
     report.refused = sum(line["what"] == "effect" and not line["accepted"] for line in lines)
     report.refused += sum(entry.ok is False for entry in run.entries)
+    report.taken = sum(event.type in LOST for event in run.events)
     run.measure(report)
     return report
 
@@ -113,9 +116,7 @@ class _Run:
                 self.pid_of[line["worker"]] = line["by"]
             case "start":
                 self.starts.append((line["job"], line["lease"], line["worker"]))
-                entry = Entry(
-                    What.CLAIM, line["job"], worker=line["worker"], lease=line["lease"]
-                )
+                entry = Entry(What.CLAIM, line["job"], worker=line["worker"], lease=line["lease"])
                 self.entries.append(entry)
             case "end":
                 self.ended.add((line["job"], line["lease"]))
@@ -125,7 +126,7 @@ class _Run:
                     self.entries.append(entry)
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
-            case "kill":
+            case "kill" | "stop":
                 self.struck.setdefault(line["pid"], self._wall(line["at"]))
             case "crash":
                 self.struck.setdefault(line["by"], self._wall(line["at"]))
@@ -179,9 +180,7 @@ class _Run:
 
     def stale(self) -> Iterator[str]:
         """The store took nothing under a lease that was over, nor did the sink."""
-        over = {
-            (event.job_id, event.lease) for event in self.events if event.type in LOST
-        }
+        over = {(event.job_id, event.lease) for event in self.events if event.type in LOST}
         ended = {
             (event.job_id, event.lease - RULES[Move(event.type)].lease)
             for event in self.events

@@ -96,6 +96,16 @@ class Run:
             os.kill(pid, signal.SIGKILL)
             self.sink.forget(pid)
 
+    def stop(self, child: Child) -> None:
+        """SIGSTOP: the process stands still until it is told to go on."""
+        self.log.write("stop", pid=child.pid)
+        child.stopped = True
+        child.send(signal.SIGSTOP)
+
+    def wake(self, child: Child) -> None:
+        child.stopped = False
+        child.send(signal.SIGCONT)
+
     @contextmanager
     def trouble(self, after: float) -> Iterator[None]:
         """While this lasts, and `after` seconds more, workers may lose their jobs."""
@@ -112,7 +122,9 @@ class Run:
         """Wait until every job has its fate."""
 
         async def none_left() -> bool:
-            return not [key for key, n in (await self.store.counts()).items() if n and not key[3].final]
+            return not [
+                key for key, n in (await self.store.counts()).items() if n and not key[3].final
+            ]
 
         await wait_until(none_left, timeout)
 

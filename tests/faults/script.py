@@ -25,6 +25,8 @@ from support import wait_until
 TOLD = BatchPolicy(finish=FinishCallback(kind="told"))
 BULK = BatchPolicy(finish=FinishCallback(kind="bulk.finish"))
 DONE, CANCELLED = JobState.COMPLETED, JobState.CANCELLED
+FEW, MANY = 12, 1200
+
 ASIDE = "aside"
 """A kind that no worker knows: such jobs wait until somebody cancels them."""
 
@@ -37,14 +39,20 @@ NEVER_KEPT = {
 class Names:
     """The jobs of one script, by their labels."""
 
-    def __init__(self, root: str, many: int = 12) -> None:
+    def __init__(self, root: str, large: str = "") -> None:
         self.root = root
-        self.many = many
+        self.large = large
 
     def id(self, label: str) -> str:
         return derived_id(self.root, label)
 
-    def job(self, label: str, kind: str = "work", *, queue: str = "default", **payload: Any) -> NewJob:
+    def many(self, label: str) -> int:
+        """The items of that batch: several slices of them if it is the large one."""
+        return MANY if label == self.large else FEW
+
+    def job(
+        self, label: str, kind: str = "work", *, queue: str = "default", **payload: Any
+    ) -> NewJob:
         return NewJob(self.id(label), kind, json.dumps(payload).encode(), queue=queue)
 
     def jobs(self, label: str, count: int, kind: str = "work", **payload: Any) -> list[NewJob]:
@@ -71,10 +79,10 @@ class Names:
 
         end(DONE, *(f"plain {n}" for n in range(6)), *(f"flaky {n}" for n in range(2)))
         end(DONE, "open", *(f"open/{n}" for n in range(10)), "bulk")
-        end(CANCELLED, "dropped", *(f"dropped/{n}" for n in range(self.many)))
-        end(None, "deleted", *(f"deleted/{n}" for n in range(self.many)), "single")
-        end(None, "pruned", *(f"pruned/{n}" for n in range(self.many)), "short 0", "short 1")
-        end(DONE, "held 0", "held 1", "retried", *(f"retried/{n}" for n in range(self.many)))
+        end(CANCELLED, "dropped", *(f"dropped/{n}" for n in range(self.many("dropped"))))
+        end(None, "deleted", *(f"deleted/{n}" for n in range(self.many("deleted"))), "single")
+        end(None, "pruned", *(f"pruned/{n}" for n in range(self.many("pruned"))), "short 0", "short 1")
+        end(DONE, "held 0", "held 1", "retried", *(f"retried/{n}" for n in range(self.many("retried"))))
         end(DONE, "requeued")
         return fates
 
@@ -85,10 +93,10 @@ async def prepare(store: JobStore, names: Names) -> None:
     ends = [names.job("single"), names.job("requeued", how="broken")]
     await store.insert([*held, *ends, *names.jobs("short", 2, "thread_work")])
     for label, kind in (("deleted", ASIDE), ("pruned", "pruned")):
-        items = names.items(label, names.many, ASIDE)
+        items = names.items(label, names.many(label), ASIDE)
         await store.open_batch(names.head(label, kind), items, sealed=True)
         await store.cancel([names.id(label)])
-    broken = names.items("retried", names.many, how="broken")
+    broken = names.items("retried", names.many("retried"), how="broken")
     await store.open_batch(names.head("retried"), broken, policy=TOLD, sealed=True)
 
 
@@ -104,7 +112,7 @@ async def begin(store: Witness, names: Names, lost: list[str]) -> None:
     await store.seal(names.id("open"))
     await store.insert([names.head("bulk", "bulk", items=4)], policy=BULK)
     dropped = names.id("dropped")
-    items = names.items("dropped", names.many, ASIDE)
+    items = names.items("dropped", names.many("dropped"), ASIDE)
     await store.open_batch(names.head("dropped"), items, policy=TOLD, sealed=True)
     with contextlib.suppress(JobStateError):
         with store.slices("pause"):
@@ -168,5 +176,5 @@ async def _follow(spec: dict[str, Any]) -> None:
     log = Log(spec["log"])
     crash = Crash(spec.get("point", ""), spec.get("passes", 1), log)
     async with Witness(open_store(spec["store"], ttl=spec["ttl"]), log, crash) as store:
-        await PARTS[spec["part"]](store, Names(spec["root"], spec["many"]), spec["lost"])
+        await PARTS[spec["part"]](store, Names(spec["root"], spec["large"]), spec["lost"])
     log.write("done", part=spec["part"])

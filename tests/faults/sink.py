@@ -13,6 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Self
 
+from support import wait_until
+
 
 class Sink:
     """Takes effects, and knows which process is busy with which claims.
@@ -27,7 +29,7 @@ class Sink:
         self.over = 0
         self._highest: dict[str, int] = {}
         self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
@@ -36,9 +38,9 @@ class Sink:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await wait_until(lambda: not self._writers)
 
     @property
     def refused(self) -> int:
@@ -49,10 +51,7 @@ class Sink:
         self.busy.pop(pid, None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._writers.add(writer)
         try:
             while line := await reader.readline():
                 writer.write(b"1\n" if self._take(json.loads(line)) else b"0\n")
@@ -60,6 +59,7 @@ class Sink:
             return
         finally:
             writer.close()
+            self._writers.discard(writer)
 
     def _take(self, request: dict) -> bool:
         job, lease, pid = request["job"], request["lease"], request["pid"]

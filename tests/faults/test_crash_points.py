@@ -23,9 +23,6 @@ TTL = 1.0
 AT_ONCE = 8
 """Runs side by side: most of their time they wait for a ttl to pass."""
 
-MANY = 1200
-"""Items of the batches that are worked on in slices; there are at least two of these."""
-
 BY_OPERATORS = {
     "insert": 3,
     "open_batch": 2,
@@ -43,7 +40,15 @@ BY_OPERATORS = {
 """The verbs of producers and operators, and how often the script calls each."""
 
 BEGINS = ("insert", "open_batch", "seal", "pause", "resume", "cancel", "retire", "sweep")
-SLICED = ("pause", "resume", "cancel", "retry_failed", "delete", "prune")
+SLICED = {
+    "pause": "dropped",
+    "resume": "dropped",
+    "cancel": "dropped",
+    "retry_failed": "retried",
+    "delete": "deleted",
+    "prune": "pruned",
+}
+"""The verbs that work on whole batches in slices, and on which batch the script tries each."""
 
 BY_WORKERS = {
     "enlist": 1,
@@ -99,14 +104,14 @@ class TestOperators:
     ):
         await all_of(
             [
-                self.cut_off(nursery, place, f"{verb} slice", dice.randint(1, 2), MANY)
-                for verb in SLICED
+                self.cut_off(nursery, place, f"{verb} slice", dice.randint(1, 2), large)
+                for verb, large in SLICED.items()
             ]
         )
 
-    async def cut_off(self, nursery, place, point: str, passes: int, many: int = 12) -> None:
+    async def cut_off(self, nursery, place, point: str, passes: int, large: str = "") -> None:
         name = point.replace(" ", "-")
-        names = Names(new_id(), many)
+        names = Names(new_id(), large)
         async with Run(nursery, place.folder, place.url(name), ttl=TTL, name=name) as run:
             try:
                 await self.script(run, names, point, passes)
@@ -119,7 +124,7 @@ class TestOperators:
         lost = await self.two_that_died(run)
         verb = point.rpartition(" ")[0]
         for part in ("begin", "go_on"):
-            told = {"part": part, "root": names.root, "many": names.many, "lost": lost}
+            told = {"part": part, "root": names.root, "large": names.large, "lost": lost}
             if (verb in BEGINS) == (part == "begin"):
                 first = run.start("script:follow", point=point, passes=passes, **told)
                 await first.ended(60)

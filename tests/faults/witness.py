@@ -82,7 +82,12 @@ class Witness:
         return answer
 
     async def open_batch(
-        self, head: NewJob, items: Sequence[NewJob], *, policy: BatchPolicy | None = None, sealed: bool
+        self,
+        head: NewJob,
+        items: Sequence[NewJob],
+        *,
+        policy: BatchPolicy | None = None,
+        sealed: bool,
     ) -> Inserted:
         self._crash.reach("open_batch before")
         self._enqueue([head, *items], policy, None)
@@ -136,7 +141,7 @@ class Witness:
 
     @contextlib.contextmanager
     def slices(self, verb: str) -> Iterator[None]:
-        """Within the block each transaction that the store makes passes the point `<verb> slice`."""
+        """Within the block each transaction of the store passes the point `<verb> slice`."""
         name = SLICES[type(self._store).__name__]
         found = getattr(self._store, name)
 
@@ -165,5 +170,3 @@ class _Heartbeat:
 
     def close(self) -> None:
         self._heartbeat.close()
-
-
