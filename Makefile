@@ -30,8 +30,14 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/pyvenv.cfg
 demo: $(VENV)/.demo
 	$(BIN)/haulier demo $(ARGS)
 
+# Tests that kill processes and servers are alone on the machine; all others share it.
 test: check
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -q -n 3 --ignore=tests/faults
+	$(BIN)/python -m pytest tests/faults
+endif
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -57,3 +57,22 @@ def test_all_profiles_want_a_store_each(tmp_path):
     done = haulier(tmp_path, "bench", "--profile", "all", "--store", "sqlite:///one.db")
     assert done.returncode == 2
     assert "leave out --store" in done.stderr
+
+
+@pytest.mark.parametrize("profile", ["noop", "batch", "retry", "latency", "backlog"])
+def test_a_store_that_is_no_file_has_the_same_figures_but_no_fsync(tmp_path, profile):
+    options = ("--profile", profile, *TINY, "--store", "sqlite://")
+    figures = haulier_json(tmp_path, "bench", *options)
+    for name in FIGURES[profile]:
+        assert figures[name] > 0, name
+    assert not [name for name in figures if "fsync" in name]
+    done = haulier(tmp_path, "bench", *options)
+    assert "not measured: the store is no file of this machine" in done.stdout
+    assert "nothing is written to disk" in done.stdout
+
+
+@pytest.mark.parametrize("options", [("--profile", "writers"), ("--processes", "1")])
+def test_a_store_in_memory_is_not_for_several_processes(tmp_path, options):
+    done = haulier(tmp_path, "bench", *TINY, *options, "--store", "sqlite://")
+    assert done.returncode == 2
+    assert "cannot be shared with another process" in done.stderr

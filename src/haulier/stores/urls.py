@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from haulier.exceptions import ConfigurationError
 
@@ -24,11 +24,7 @@ def shown(url: str) -> str:
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     query = urlencode(options, safe="*{}/:,")
-    shape = urlunsplit((parts.scheme, place, parts.path, query, parts.fragment))
-    # urlunsplit drops the empty place of `sqlite:///file`, which is part of how it is written.
-    if "://" in url and "://" not in shape:
-        shape = shape.replace(":", "://", 1)
-    return shape
+    return _joined(parts, place, query)
 
 
 def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
@@ -47,7 +43,15 @@ def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
         else:
             ours[name] = value
     query = urlencode(theirs)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment)), ours
+    return _joined(parts, parts.netloc, query), ours
+
+
+def _joined(parts: SplitResult, place: str, query: str) -> str:
+    """The URL again. urlunsplit would drop the empty place of `sqlite:////folder/file`."""
+    tail = f"?{query}" if query else ""
+    if parts.fragment:
+        tail += f"#{parts.fragment}"
+    return f"{parts.scheme}://{place}{parts.path}{tail}" if parts.scheme else parts.path + tail
 
 
 def positive_int(options: dict[str, str], name: str, default: int) -> int:

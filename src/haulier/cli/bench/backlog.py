@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from haulier.app import App
-from haulier.cli.bench.measure import Countdown, Figures
+from haulier.cli.bench.measure import Countdown, Figures, file_of
 from haulier.worker.lanes import WorkerOptions
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class _Bench:
     async def fill(self, count: int, queue: str = "default") -> None:
         await self.app.enqueue_many("noop", ({"number": n} for n in range(count)), queue=queue)
 
+    async def fill_others(self, count: int) -> None:
+        for number in range(OTHER_QUEUES):
+            await self.fill(count // OTHER_QUEUES, queue=f"other{number}")
+
     async def round(self, jobs: int, concurrency: int) -> None:
         """Run so many of those first in the line; from the first to the last of them."""
         await self.fill(jobs)
@@ -44,22 +48,17 @@ class _Bench:
 
 
 async def backlog(url: str, load: Load) -> tuple[Figures, Lines]:
-    """Rounds on three stores in turn, since a machine is faster at one time than at another."""
-    async with contextlib.AsyncExitStack() as stack:
-        # The others lie on the same disk as the one that was given.
-        beside = Path(url.removeprefix("sqlite:///")).parent
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=beside))
-        empty, others, same = (
-            _Bench(each) for each in (url, f"sqlite:///{folder}/a.db", f"sqlite:///{folder}/b.db")
-        )
-        for each in (empty, others, same):
-            await stack.enter_async_context(each.app)
-        for number in range(OTHER_QUEUES):
-            await others.fill(load.present // OTHER_QUEUES, queue=f"other{number}")
-        await same.fill(load.present)
-        for _ in range(load.rounds):
-            for each in (empty, others, same):
-                await each.round(load.jobs, load.concurrency)
+    """Rounds on an empty store and beside two backlogs.
+
+    In files these are three stores, and their rounds take turns, since a machine is faster at one
+    time than at another. Elsewhere it is the given store, and they come one after the other.
+    """
+    file = file_of(url)
+    empty, others, same = (
+        await _one_after_the_other(url, load)
+        if file is None
+        else await _in_turn(url, file.parent, load)
+    )
     figures: Figures = {
         "jobs": load.jobs,
         "rounds": load.rounds,
@@ -75,6 +74,34 @@ async def backlog(url: str, load: Load) -> tuple[Figures, Lines]:
         (f"{load.present:,} in other queues", _against(figures, "other_queues")),
         (f"{load.present:,} in the same queue", _against(figures, "same_queue")),
     ]
+
+
+async def _in_turn(url: str, folder: Path, load: Load) -> tuple[_Bench, _Bench, _Bench]:
+    async with contextlib.AsyncExitStack() as stack:
+        # The others lie on the same disk as the one that was given.
+        beside = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=folder))
+        empty, others, same = (
+            _Bench(each) for each in (url, f"sqlite:///{beside}/a.db", f"sqlite:///{beside}/b.db")
+        )
+        for each in (empty, others, same):
+            await stack.enter_async_context(each.app)
+        await others.fill_others(load.present)
+        await same.fill(load.present)
+        for _ in range(load.rounds):
+            for each in (empty, others, same):
+                await each.round(load.jobs, load.concurrency)
+    return empty, others, same
+
+
+async def _one_after_the_other(url: str, load: Load) -> tuple[_Bench, _Bench, _Bench]:
+    empty, others, same = (_Bench(url) for _ in range(3))
+    for bench, backlog in ((empty, None), (others, others.fill_others), (same, same.fill)):
+        async with bench.app:
+            if backlog is not None:
+                await backlog(load.present)
+            for _ in range(load.rounds):
+                await bench.round(load.jobs, load.concurrency)
+    return empty, others, same
 
 
 def _ratio(one: _Bench, other: _Bench) -> float:

@@ -8,14 +8,14 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-from haulier.cli.bench.measure import Figures, fsync, peak_memory
+from haulier.cli.bench.measure import Figures, file_of, fsync, peak_memory
 from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
+from haulier.stores.urls import shown
 
 PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
 
@@ -82,7 +82,11 @@ class Load:
 @click.option(
     "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 86_400), help="writers"
 )
-@click.option("--store", help="A store of its own for the run.  [default: a new SQLite file]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="A store for this run alone; its jobs stay there.  [default: a new SQLite file]",
+)
 @json_option
 @command_body
 async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> None:
@@ -142,22 +146,39 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "backlog": backlog,
         "writers": writers,
     }
-    with _own_store(store) as (url, folder):
-        disk = fsync(folder)
+    with _own_store(store) as url:
+        disk, disk_line = _disk(url)
         figures, lines = await profiles[name](url, load)
-    if "latency_p50_ms" in figures:
+    if disk and "latency_p50_ms" in figures:
         beyond = round(figures["latency_p50_ms"] - disk["fsync_p50_ms"], 3)
         figures["latency_p50_beyond_fsync_ms"] = beyond
         lines.append(("beyond the fsync", f"p50 {beyond:.2f} ms"))
-    disk_line = f"p50 {disk['fsync_p50_ms']:.2f} ms, p99 {disk['fsync_p99_ms']:.2f} ms"
-    store_line = ("store", f"{url}  (synchronous=FULL)")
-    return {"store": url, **disk, **figures}, [store_line, *lines, ("disk's own fsync", disk_line)]
+    store_line = ("store", f"{shown(url)}  ({_durability(url)})")
+    return {"store": shown(url), **disk, **figures}, [store_line, *lines, disk_line]
 
 
 @contextlib.contextmanager
-def _own_store(url: str | None) -> Iterator[tuple[str, Path]]:
+def _own_store(url: str | None) -> Iterator[str]:
     if url is not None:
-        yield url, Path.cwd()
+        yield url
         return
     with tempfile.TemporaryDirectory(prefix="haulier-bench-") as folder:
-        yield f"sqlite:///{folder}/bench.db", Path(folder)
+        yield f"sqlite:///{folder}/bench.db"
+
+
+def _disk(url: str) -> tuple[Figures, tuple[str, str]]:
+    """What the disk under the store takes, if that is a file of this machine."""
+    file = file_of(url)
+    if file is None:
+        return {}, ("disk's own fsync", "not measured: the store is no file of this machine")
+    disk = fsync(file.parent)
+    told = f"p50 {disk['fsync_p50_ms']:.2f} ms, p99 {disk['fsync_p99_ms']:.2f} ms"
+    return disk, ("disk's own fsync", told)
+
+
+def _durability(url: str) -> str:
+    if file_of(url) is not None:
+        return "synchronous=FULL"
+    if url.startswith("sqlite:"):
+        return "nothing is written to disk"
+    return "as durable as its server is set up to be"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from haulier.app import App
@@ -52,6 +53,13 @@ async def all_settled(app: App) -> None:
             if not any(n for (*_, state), n in counts.items() if not state.final):
                 return
             await changed.wait()
+
+
+def file_of(url: str) -> Path | None:
+    """The file behind a store's URL; None if it is in memory or on a server."""
+    parts = urlsplit(url)
+    path = unquote(parts.path[1:])
+    return Path(path) if parts.scheme == "sqlite" and path else None
 
 
 def fsync(folder: Path) -> dict[str, float]:

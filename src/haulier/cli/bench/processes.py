@@ -1,4 +1,4 @@
-"""What several processes do on one SQLite file."""
+"""What several processes do on one store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from haulier.app import App
 from haulier.cli.bench.measure import Figures, all_settled
-from haulier.exceptions import HaulierError
+from haulier.exceptions import ConfigurationError, HaulierError
 from haulier.worker.lanes import WorkerOptions
 
 if TYPE_CHECKING:
@@ -41,10 +41,11 @@ app = make_app()
 
 async def end_to_end(url: str, load: Load) -> tuple[Figures, Lines]:
     """Jobs enqueued and run at the same time, by this process alone and with further workers."""
+    environment = _environment(url)
     own = make_app(url)
     async with own:
         alone = await _rate(own, load)
-        async with _workers(own, url, load):
+        async with _workers(own, environment, load):
             together = await _rate(own, load)
     figures: Figures = {
         "more_processes": load.processes,
@@ -61,6 +62,13 @@ async def end_to_end(url: str, load: Load) -> tuple[Figures, Lines]:
     ]
 
 
+def _environment(url: str) -> dict[str, str]:
+    """What tells other processes the store: unlike an argument, nobody else can read it."""
+    if url == "sqlite://":
+        raise ConfigurationError("a store in memory cannot be shared with another process")
+    return os.environ | {"HAULIER_STORE": url, "HAULIER_LOG_LEVEL": "error"}
+
+
 async def _rate(own: App, load: Load) -> float:
     began = time.perf_counter()
     async with own.working(WorkerOptions(concurrency=load.concurrency)):
@@ -70,10 +78,9 @@ async def _rate(own: App, load: Load) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _workers(own: App, url: str, load: Load) -> AsyncIterator[None]:
+async def _workers(own: App, environment: dict[str, str], load: Load) -> AsyncIterator[None]:
     """Further worker processes, running when the block begins."""
     arguments = ("worker", f"{__name__}:app", "--concurrency", str(load.concurrency))
-    environment = os.environ | {"HAULIER_STORE": url, "HAULIER_LOG_LEVEL": "error"}
     children = [
         await asyncio.create_subprocess_exec(
             sys.executable, "-m", "haulier", *arguments, env=environment
@@ -95,15 +102,16 @@ async def _workers(own: App, url: str, load: Load) -> AsyncIterator[None]:
 
 async def writers(url: str, load: Load) -> tuple[Figures, Lines]:
     """Several processes that only enqueue and count: no call may find the store locked."""
+    environment = _environment(url)
     async with make_app(url):
         children = [
             await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 __name__,
-                url,
                 str(load.seconds),
                 stdout=asyncio.subprocess.PIPE,
+                env=environment,
             )
             for _ in range(load.writers)
         ]
@@ -143,4 +151,4 @@ async def write_for(url: str, seconds: float) -> Figures:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(write_for(sys.argv[1], float(sys.argv[2])))))  # noqa: T201
+    print(json.dumps(asyncio.run(write_for(os.environ["HAULIER_STORE"], float(sys.argv[1])))))  # noqa: T201
