@@ -101,10 +101,10 @@ class _Run:
         self.ended: set[tuple[str, int]] = set()
         self.pid_of: dict[str, int] = {}
         self.struck: dict[int, int] = {}
-        self.trouble: list[tuple[int, int]] = []
-        self.effects: list[tuple[str, int, bool]] = []
         # Events are stamped by the wall clock of this machine, lines by the monotonic one.
         self._offset = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self.trouble: list[tuple[int, int]] = []
+        self.effects: list[tuple[str, int, bool]] = []
         for line in lines:
             self._take(line)
 
@@ -167,16 +167,18 @@ class _Run:
                 yield f"job {job}: started {times} times under the lease {lease}"
         for event in self.events:
             if event.type in LOST and not self._excused(event):
-                yield (
-                    f"job {event.job_id}: taken at event {event.seq} from {event.worker} "
-                    f"(process {self.pid_of.get(event.worker or '')}), which had no trouble"
-                )
+                struck = self._struck(event)
+                why = "which had no trouble" if struck is None else "before it was struck"
+                yield f"job {event.job_id}: taken at event {event.seq} from {event.worker}, {why}"
 
     def _excused(self, event: Event) -> bool:
-        struck = self.struck.get(self.pid_of.get(event.worker or "", 0))
+        struck = self._struck(event)
         if struck is not None and struck <= event.at:
             return True
         return any(begin <= event.at <= end for begin, end in self.trouble)
+
+    def _struck(self, event: Event) -> int | None:
+        return self.struck.get(self.pid_of.get(event.worker or "", 0))
 
     def stale(self) -> Iterator[str]:
         """The store took nothing under a lease that was over, nor did the sink."""
@@ -194,6 +196,15 @@ class _Run:
                 yield f"job {entry.job}: {entry.move} accepted under {entry.lease}, which was lost"
             if entry.ok is False and place not in ended:
                 yield f"job {entry.job}: {entry.move} refused under its own lease {entry.lease}"
+        yield from self._stale_effects()
+
+    def _stale_effects(self) -> Iterator[str]:
+        highest: dict[str, int] = {}
+        for job, lease, accepted in self.effects:
+            if accepted and lease < highest.get(job, 0):
+                yield f"job {job}: an effect under {lease} accepted after one under {highest[job]}"
+            elif accepted:
+                highest[job] = lease
 
     def untold(self) -> Iterator[str]:
         """Effects under each lease come from its own start, and leases rise."""
@@ -211,7 +222,7 @@ class _Run:
         for event in self.events:
             if event.type in LOST:
                 before[event.job_id] += 1
-                struck = self.struck.get(self.pid_of.get(event.worker or "", 0))
+                struck = self._struck(event)
                 if struck is not None:
                     report.released.append((event.at - struck) / 1e6)
                     if before[event.job_id] == 1:

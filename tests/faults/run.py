@@ -56,7 +56,7 @@ class Run:
         self._stack.callback(self.log.close)
         # A folder with a short name: the addresses of sockets are limited to a hundred letters.
         short = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="haulier-"))
-        self.sink = await self._stack.enter_async_context(Sink(Path(short) / "sink"))
+        self.sink = await self._stack.enter_async_context(Sink(Path(short) / "sink", self.log))
         await self._stack.enter_async_context(self.store)
         self._stack.push_async_callback(self._end_all)
         return self

@@ -13,18 +13,19 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Self
 
+from faults.log import Log
 from support import wait_until
 
 
 class Sink:
     """Takes effects, and knows which process is busy with which claims.
 
-    effects: (job, lease, accepted), in the order in which they came.
+    busy: what each process has begun and not ended. over: how many attempts came to their end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, log: Log) -> None:
         self.path = path
-        self.effects: list[tuple[str, int, bool]] = []
+        self._log = log
         self.busy: dict[int, set[tuple[str, int]]] = defaultdict(set)
         self.over = 0
         self._highest: dict[str, int] = {}
@@ -41,10 +42,6 @@ class Sink:
         for writer in self._writers:
             writer.close()
         await wait_until(lambda: not self._writers)
-
-    @property
-    def refused(self) -> int:
-        return sum(not accepted for *_, accepted in self.effects)
 
     def forget(self, pid: int) -> None:
         """That process is gone."""
@@ -66,7 +63,8 @@ class Sink:
         accepted = lease >= self._highest.get(job, 0)
         if accepted:
             self._highest[job] = lease
-        self.effects.append((job, lease, accepted))
+        # Written down here, where their order is decided, and by no worker that has its answer.
+        self._log.write("effect", job=job, lease=lease, accepted=accepted)
         if request["last"]:
             self.busy[pid].discard((job, lease))
             self.over += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from faults.log import Log
 from faults.sink import SinkClient
 from faults.witness import Crash, Witness
 from haulier.app import App
-from haulier.exceptions import LeaseLostError
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import PermanentError
 from haulier.runners.base import BaseTaskRunner, BatchFinished
@@ -30,6 +30,9 @@ from haulier.telemetry import configure_logging
 from haulier.worker.lanes import WorkerOptions
 
 Spec = dict[str, Any]
+
+EVERY = 0.05
+"""Seconds between the effects of a job that holds on."""
 
 AT_ONCE = RetryPolicy(max_attempts=4, delay=0, cap=0)
 
@@ -54,31 +57,44 @@ class Doing:
 
     async def __call__(self, ctx: Context, seconds: float, how: str = "well") -> int:
         self._begin(ctx)
+        try:
+            return await self._do(ctx, seconds, how)
+        except asyncio.CancelledError:
+            self.log.write("halted", job=ctx.job.id, lease=ctx.lease)
+            raise
+
+    async def _do(self, ctx: Context, seconds: float, how: str) -> int:
         await self._effect(ctx)
-        if how == "hold" and ctx.lease == 1:
-            await asyncio.Event().wait()
+        while how == "hold" and ctx.lease == 1:
+            await asyncio.sleep(EVERY)
+            await self._effect(ctx)
         await asyncio.sleep(seconds / 2)
         ctx.progress(50)
         self.crash.reach("job in the middle")
         await asyncio.sleep(seconds / 2)
+        await self._effect(ctx, last=True)
         if how == "flaky" and ctx.job.attempt == 1:
-            await self._effect(ctx, last=True)
             raise ValueError("at the first attempt it always fails")
         if how == "broken" and ctx.lease == 1:
-            await self._effect(ctx, last=True)
             raise PermanentError("broken")
-        await self._effect(ctx, last=True)
         self._end(ctx)
         return ctx.lease
 
-    def in_thread(self, ctx: Context, seconds: float) -> int:
+    def in_thread(self, ctx: Context, seconds: float, how: str = "well") -> int:
         self._begin(ctx)
-        self.sink.effect_in_thread(_request(ctx, last=False))
+        accepted = self.sink.effect_in_thread(_request(ctx, last=False))
+        while how == "stubborn" and ctx.lease == 1 and accepted:
+            time.sleep(EVERY)
+            accepted = self.sink.effect_in_thread(_request(ctx, last=False))
+        if not accepted:
+            # It heeds nobody; only the sink is left to tell it.
+            self.log.write("halted", job=ctx.job.id, lease=ctx.lease)
+            return 0
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             ctx.progress(50)
             time.sleep(0.01)
-        self._tell(ctx, self.sink.effect_in_thread(_request(ctx, last=True)))
+        self.sink.effect_in_thread(_request(ctx, last=True))
         self._end(ctx)
         return ctx.lease
 
@@ -88,12 +104,8 @@ class Doing:
         self.crash.reach("job started")
 
     async def _effect(self, ctx: Context, *, last: bool = False) -> None:
-        self._tell(ctx, await self.sink.effect(_request(ctx, last=last)))
-
-    def _tell(self, ctx: Context, accepted: bool) -> None:
-        self.log.write("effect", job=ctx.job.id, lease=ctx.lease, accepted=accepted)
-        if not accepted:
-            raise LeaseLostError("the sink has seen a higher lease")
+        # Refused or not, a job of these tests goes on: it is its worker that has to stop it.
+        await self.sink.effect(_request(ctx, last=last))
 
     def _end(self, ctx: Context) -> None:
         self.log.write("end", job=ctx.job.id, lease=ctx.lease)
@@ -117,8 +129,8 @@ def app_of(spec: Spec) -> App:
         return await doing(ctx, seconds, how)
 
     @app.task(retry=AT_ONCE)
-    def thread_work(ctx: Context, seconds: float = 0.0) -> int:
-        return doing.in_thread(ctx, seconds)
+    def thread_work(ctx: Context, seconds: float = 0.0, how: str = "well") -> int:
+        return doing.in_thread(ctx, seconds, how)
 
     @app.task(retry=AT_ONCE)
     async def told(ctx: Context, finished: BatchFinished) -> int:
@@ -164,4 +176,7 @@ async def _work(spec: Spec) -> None:
 def __getattr__(name: str) -> App:
     if name != "app":
         raise AttributeError(name)
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        # libfaketime 0.9.10 spoils the system call behind this function, and no other way to wait.
+        time.sleep = lambda seconds: select.select([], [], [], seconds)
     return app_of(json.loads(Path(os.environ["FAULTS_SPEC"]).read_text()))
