@@ -81,8 +81,20 @@ class Names:
         end(DONE, "open", *(f"open/{n}" for n in range(10)), "bulk")
         end(CANCELLED, "dropped", *(f"dropped/{n}" for n in range(self.many("dropped"))))
         end(None, "deleted", *(f"deleted/{n}" for n in range(self.many("deleted"))), "single")
-        end(None, "pruned", *(f"pruned/{n}" for n in range(self.many("pruned"))), "short 0", "short 1")
-        end(DONE, "held 0", "held 1", "retried", *(f"retried/{n}" for n in range(self.many("retried"))))
+        end(
+            None,
+            "pruned",
+            *(f"pruned/{n}" for n in range(self.many("pruned"))),
+            "short 0",
+            "short 1",
+        )
+        end(
+            DONE,
+            "held 0",
+            "held 1",
+            "retried",
+            *(f"retried/{n}" for n in range(self.many("retried"))),
+        )
         end(DONE, "requeued")
         return fates
 

@@ -36,8 +36,28 @@ def _file(ground: Ground, name: str, port: int | None) -> str:
     return f"sqlite:///{ground.folder}/{name}.db"
 
 
+def _prefix(ground: Ground, name: str, port: int | None) -> str:
+    return f"redis://127.0.0.1:{port or _port(ground)}/0?prefix={name}:"
+
+
+def _schema(ground: Ground, name: str, port: int | None) -> str:
+    schema = name.replace("-", "_")
+    return f"postgresql://haulier@127.0.0.1:{port or _port(ground)}/postgres?schema={schema}"
+
+
+def _port(ground: Ground) -> int:
+    assert ground.server is not None
+    return ground.server.port
+
+
+def _redis() -> servers.Server:
+    # What was answered is on the disk: only so a server that is killed loses nothing for sure.
+    return servers.RedisServer("redis", servers.machine_redis(), appendfsync="always")
+
+
 STORES: dict[str, Kind] = {
     "sqlite": Kind(_file),
+    "redis": Kind(_prefix, _redis),
 }
 
 WITH_SERVER = [name for name, kind in STORES.items() if kind.make is not None]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
 
-from faults.nursery import TESTS
+from faults.daemons import command
+from faults.log import read
 from faults.run import Run
 from faults.script import TOLD, Names
 from haulier.services.ids import new_id
-from processes import Daemon, running
 from support import wait_until
 
 TTL = 2.0
+HOUR = 3600
+EACH = 25
+"""Jobs between two jumps."""
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 HOURS = ("+3600", "-3600", "+0", "-3600", "+3600")
 
@@ -50,16 +51,6 @@ class Clock:
         draft.replace(self._file)
 
 
-@contextlib.contextmanager
-def worker(run: Run, clock: Clock) -> Iterator[Daemon]:
-    spec = run.folder / "spec.json"
-    spec.write_text(json.dumps(run.spec()))
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    more = {"FAULTS_SPEC": str(spec), "PYTHONPATH": path, **clock.env}
-    with running(run.folder, "worker", "faults.work:app", "--concurrency", "8", **more) as daemon:
-        yield daemon
-
-
 async def test_no_jump_of_a_wall_clock_costs_a_lease(nursery, place, faketime, faults_long):
     clocks = [
         Clock(faketime, place.folder / f"clock-{n}", start) for n, start in enumerate(HOURS[:2])
@@ -68,27 +59,41 @@ async def test_no_jump_of_a_wall_clock_costs_a_lease(nursery, place, faketime, f
         # What has no server is on one machine, and that has one clock.
         clocks = clocks[:1] * 2
     async with Run(nursery, place.folder, place.url("jobs"), ttl=TTL) as run:
-        with worker(run, clocks[0]) as one, worker(run, clocks[1]) as other:
+        with (
+            command(run, "worker", "--concurrency", "8", **clocks[0].env) as one,
+            command(run, "worker", "--concurrency", "8", **clocks[1].env) as other,
+        ):
             await wait_until(lambda: both_alive(run), 30)
             names = Names(new_id())
             # Each jump meets jobs that run: these last longer than the ttl.
             await run.store.insert(names.jobs("long", 4, seconds=TTL * 2))
-            items = names.items("batch", 150, seconds=0.2)
+            turns = HOURS * (6 if faults_long else 1)
+            items = names.items("batch", EACH * len(turns), seconds=0.1)
             await run.store.open_batch(names.head("batch"), items, policy=TOLD, sealed=True)
-            for turn, offset in enumerate(HOURS * (6 if faults_long else 1)):
-                over = run.sink.over
-                await wait_until(lambda least=over + 25: run.sink.over >= least or all_over(run), 30)
+            for turn, offset in enumerate(turns):
+                await wait_until(lambda least=turn * EACH: run.sink.over >= least, 30)
                 clocks[turn % 2].turn(offset)
             await run.rest()
             report = await run.prove()
             assert (report.taken, report.repeated) == (0, 0), one.says() + other.says()
             assert [row.alive for row in await run.store.workers()] == [True, True]
+            seen = wall_clocks(run)
+            assert (min(seen), max(seen)) == (
+                pytest.approx(-HOUR, abs=5),
+                pytest.approx(HOUR, abs=5),
+            )
             for daemon in (one, other):
                 assert "incarnation lost" not in daemon.says()
 
 
-def all_over(run: Run) -> bool:
-    return not any(run.sink.busy.values())
+def wall_clocks(run: Run) -> list[float]:
+    """By how many seconds the wall clock of a worker differed from ours, at each start of a job."""
+    offset = time.time() - time.monotonic()
+    return [
+        line["wall"] - line["at"] / 1e6 - offset
+        for line in read(run.path)
+        if line["what"] == "start"
+    ]
 
 
 async def both_alive(run: Run) -> bool:

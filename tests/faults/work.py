@@ -100,7 +100,8 @@ class Doing:
 
     def _begin(self, ctx: Context) -> None:
         job = ctx.job
-        self.log.write("start", job=job.id, lease=job.lease, worker=job.worker)
+        told = {"lease": job.lease, "worker": job.worker, "wall": time.time()}
+        self.log.write("start", job=job.id, **told)
         self.crash.reach("job started")
 
     async def _effect(self, ctx: Context, *, last: bool = False) -> None:
