@@ -1,1 +1,1 @@
-"""Real processes over every store: killed, stopped, cut off, and proved by a checker to lose nothing."""
+"""Real processes over every store: killed, stopped, cut off; a checker proves the rest."""

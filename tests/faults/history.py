@@ -28,10 +28,11 @@ LOST = {Move.LOSE, Move.LOSE_LAST}
 class Report:
     """What a run came to. `findings` is empty when all is well.
 
-    repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and without a fate. unexplained:
-    jobs taken from workers that had no trouble, and starts without a claim of their own. stale:
-    writes under a lease that was over, and accepted. refused: those that were not, by the store
-    and by the sink. released, again: seconds from a kill until each job was free, and claimed.
+    repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
+    without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
+    claim of their own. stale: writes under a lease that was over, and accepted. refused: those that
+    were not, by the store and by the sink. released, again: seconds from a kill until each job was
+    free, and claimed again.
     """
 
     jobs: int = 0
@@ -115,23 +116,27 @@ class _Run:
             case "enlist":
                 self.pid_of[line["worker"]] = line["by"]
             case "start":
-                self.starts.append((line["job"], line["lease"], line["worker"]))
-                entry = Entry(What.CLAIM, line["job"], worker=line["worker"], lease=line["lease"])
-                self.entries.append(entry)
+                self._started(line)
             case "end":
                 self.ended.add((line["job"], line["lease"]))
             case "hand_in":
-                for job, lease, move in line["moves"]:
-                    entry = Entry(What.FINISH, job, line["ok"], lease=lease, move=Move(move))
-                    self.entries.append(entry)
+                self._handed_in(line)
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
-            case "kill" | "stop":
-                self.struck.setdefault(line["pid"], self._wall(line["at"]))
-            case "crash":
-                self.struck.setdefault(line["by"], self._wall(line["at"]))
+            case "kill" | "stop" | "crash":
+                self.struck.setdefault(line.get("pid", line["by"]), self._wall(line["at"]))
             case "trouble":
                 self.trouble.append((self._wall(line["since"]), self._wall(line["until"])))
+
+    def _started(self, line: Line) -> None:
+        job, lease, worker = line["job"], line["lease"], line["worker"]
+        self.starts.append((job, lease, worker))
+        self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
+
+    def _handed_in(self, line: Line) -> None:
+        for job, lease, move in line["moves"]:
+            entry = Entry(What.FINISH, job, line["ok"], lease=lease, move=Move(move))
+            self.entries.append(entry)
 
     def _enqueued(self, line: Line) -> None:
         self.heads.update(line["heads"])

@@ -1,4 +1,4 @@
-"""A process that enqueues jobs and small batches, as fast as they are worked off, until it is killed."""
+"""A process that enqueues jobs and batches as fast as they are worked off, until it is killed."""
 
 from __future__ import annotations
 

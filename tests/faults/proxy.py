@@ -1,7 +1,7 @@
 """A TCP proxy between processes and a server, which does to connections what networks do.
 
-It runs in the event loop of a test, or by itself: `python -m faults.proxy SERVER_PORT` prints its own
-port, and does what the lines of its standard input say (`blackhole`, `heal`, `delay 0.2`, …).
+It runs in the event loop of a test, or by itself: `python -m faults.proxy SERVER_PORT` prints its
+own port, and does what the lines of its standard input say (`blackhole`, `heal`, `delay 0.2`, …).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from faults.witness import Crash, Witness
 from haulier.ports import JobStore
 from haulier.stores import open_store
 from processes import alive
-from simulation.history import look
+from simulation.history import MANY, look
 from support import wait_until
 
 TTL = 3.0
@@ -120,6 +120,7 @@ class Run:
 
     async def rest(self, timeout: float = 60) -> None:
         """Wait until every job has its fate."""
+        await self._seal_all()
 
         async def none_left() -> bool:
             return not [
@@ -127,6 +128,12 @@ class Run:
             ]
 
         await wait_until(none_left, timeout)
+
+    async def _seal_all(self) -> None:
+        """Close the batches that a producer opened and died over."""
+        for batch in await self.store.batches(limit=MANY):
+            if batch.kind == "work" and not batch.sealed:
+                await self.store.seal(batch.id)
 
     async def prove(self) -> Report:
         """The checker's report, which must be without findings."""

@@ -30,7 +30,7 @@ class Size:
 
 
 SHORT = Size(jobs=600, kills=24, every=0.25, longest=0.3)
-LONG = Size(jobs=20_000, kills=500, every=0.4, longest=0.6)
+LONG = Size(jobs=20_000, kills=500, every=0.6, longest=0.4)
 BY_DEFAULT = Size(jobs=600, kills=10, every=4.0, longest=1.0, ttl=15.0)
 
 

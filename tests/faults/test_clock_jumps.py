@@ -1,4 +1,4 @@
-"""Wall clocks that differ and jump by an hour while workers run: no lease is lost, no job runs twice."""
+"""Wall clocks differ and jump by an hour while workers run: no lease is lost, no job runs twice."""
 
 from __future__ import annotations
 

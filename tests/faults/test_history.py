@@ -95,8 +95,10 @@ RIGHT = {
         TAKEN,
     ),
     "a sleeper that comes back": (
-        [*WORKERS, enqueue(), start(1), kill(what="stop"), *BY_ANOTHER]
-        + [effect(1, accepted=False), hand_in(1, ok=False)],
+        [
+            *(*WORKERS, enqueue(), start(1), kill(what="stop"), *BY_ANOTHER),
+            *(effect(1, accepted=False), hand_in(1, ok=False)),
+        ],
         TAKEN,
     ),
     "taken while the network was away": (
