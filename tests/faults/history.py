@@ -17,9 +17,9 @@ from faults.log import Line
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import RULES, Move
-from simulation.checker import batches_agree, callbacks_of, counters_agree
+from simulation.checker import batches_agree, counters_agree
 from simulation.event_log import check_events
-from simulation.history import Entry, Final, What
+from simulation.history import Entry, Final, What, callbacks_of
 
 LOST = {Move.LOSE, Move.LOSE_LAST}
 

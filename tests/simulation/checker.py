@@ -10,13 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from haulier.domain.ids import derived_id
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import RULES, Move
 from simulation.event_log import check_events
-from simulation.history import Entry, Final, What
-
-MOST_ROUNDS = 1000
+from simulation.history import Entry, Final, What, callbacks_of
 
 
 def check(history: Sequence[Entry], final: Final) -> list[str]:
@@ -215,16 +212,3 @@ def batches_agree(calls_back: Collection[str], final: Final) -> Iterator[str]:
             yield f"batch {batch_id}: {len(made)} finish callbacks"
         elif made and batch.finish_job != made[-1]:
             yield f"batch {batch_id}: its last callback is {batch.finish_job}, not {made[-1]}"
-
-
-def callbacks_of(final: Final) -> dict[str, list[str]]:
-    """The ids of the callbacks of each batch, round by round."""
-    found: dict[str, list[str]] = {}
-    for batch_id in final.batches:
-        found[batch_id] = []
-        for number in range(MOST_ROUNDS):
-            job_id = derived_id(batch_id, f"finish/{number}")
-            if job_id not in final.jobs:
-                break
-            found[batch_id].append(job_id)
-    return found
