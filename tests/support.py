@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import psycopg
+
+import servers
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import MICROSECOND, Job, JobError, NewJob, Role
@@ -17,6 +22,8 @@ from haulier.domain.worker import Demand, Exchange, Portion, WorkerRow
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
+from haulier.stores.postgres import PostgresStore
+from haulier.stores.postgres.connection import Place
 from haulier.stores.sqlite import SqliteStore
 from haulier.testing import FakeClock
 
@@ -83,9 +90,61 @@ class SqliteMemory:
         return SqliteStore(":memory:", ttl=ttl, clock=None if real_time else self.clock)
 
 
+class Postgres:
+    """A schema of the shared server, emptied: that takes milliseconds, to make one a lot more."""
+
+    several = True
+    server = "postgres"
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = FakeClock()
+        self.url = servers.server_url(self.server)
+        _empty(self.url)
+
+    def client(self, *, ttl: float = TTL, real_time: bool = False) -> PostgresStore:
+        clock = None if real_time else self.clock
+        return PostgresStore(Place.from_url(self.url), ttl=ttl, clock=clock)
+
+
+class PostgresWheel(Postgres):
+    """The same on the newest version."""
+
+    server = "postgres-wheel"
+
+
+_KEPT_TABLES = ("history", "store")
+
+
+@functools.cache
+def _connected(url: str) -> psycopg.Connection:
+    """The tests' own connection to a server; before it is made, there is a store."""
+
+    async def make() -> None:
+        async with PostgresStore(Place.from_url(url)):
+            pass
+
+    # In a thread, for there may be a loop here already.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, make()).result()
+    return psycopg.connect(url, autocommit=True)
+
+
+def _empty(url: str) -> None:
+    db = _connected(url)
+    found = db.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'haulier'::regnamespace "
+        "AND relkind IN ('r', 'p') AND relname <> ALL (%s)",
+        [list(_KEPT_TABLES)],
+    )
+    tables = ", ".join(f"haulier.{name}" for (name,) in found)
+    db.execute(f"TRUNCATE {tables}; UPDATE haulier.history SET last = 0")
+
+
 STORE_HOMES: dict[str, Callable[[Path], StoreHome]] = {
     "sqlite-file": SqliteFile,
     "sqlite-memory": SqliteMemory,
+    "postgres": Postgres,
+    "postgres-wheel": PostgresWheel,
 }
 
 

@@ -18,13 +18,24 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     `ttl` (seconds) is how long a worker of this process lives without renewing its row.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
-    as long as it is open. Raises ConfigurationError for any other scheme.
+    as long as it is open. `postgresql://user@host/database` (extra `postgres`). Raises
+    ConfigurationError for any other scheme.
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
         from haulier.stores.sqlite import SqliteStore
 
         return SqliteStore.from_url(url, ttl=ttl)
+    if scheme in ("postgresql", "postgres"):
+        try:
+            from haulier.stores.postgres import PostgresStore
+        except ModuleNotFoundError as error:
+            if error.name != "asyncpg":
+                raise
+            raise ConfigurationError(
+                "a PostgreSQL store needs its driver: pip install 'haulier[postgres]'"
+            ) from None
+        return PostgresStore.from_url(url, ttl=ttl)
     raise ConfigurationError(
         f"a store URL starts with sqlite://, not {scheme or url.split(':', 1)[0]!r}"
     )

@@ -1,0 +1,121 @@
+"""The schema: numbered steps, run once each, by whoever first opens the store with them."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from haulier.exceptions import ConfigurationError
+from haulier.stores.postgres.connection import OLDEST_SERVER, Connection, Place
+
+PROTOCOL = 1
+"""What workers and the functions of the schema say to each other; a step that breaks it raises the
+lowest one that the store accepts."""
+
+STEPS = (
+    "01_tables",
+    "02_settling",
+    "03_moving",
+    "04_claiming",
+    "05_inserting",
+    "06_control",
+    "07_draining",
+    "08_upkeep",
+)
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
+
+_VERBS = (
+    "exchange",
+    "insert_jobs",
+    "seal",
+    "cancel_jobs",
+    "requeue_jobs",
+    "begin_retry",
+    "switch_batch",
+    "delete_job",
+    "drain_batch",
+    "end_worker",
+    "apply_moves",
+    "note",
+    "number_events",
+    "prune_jobs",
+    "prune_results",
+    "prune_rest",
+)
+
+# Each function runs with the store's own schema as its search path, whoever calls it. Those that
+# clients call use plans for tables that grow from nothing to millions of rows within minutes, faster
+# than statistics follow: always by an index, row by row. What they call inherits that.
+_SETTINGS = """
+DO $$
+DECLARE
+    f record;
+    setting text;
+BEGIN
+    FOR f IN SELECT p.oid::regprocedure AS id, p.proname AS name
+             FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+             WHERE p.pronamespace = current_schema()::regnamespace AND l.lanname = 'plpgsql'
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path FROM CURRENT', f.id);
+        CONTINUE WHEN f.name <> ALL ('{VERBS}');
+        FOREACH setting IN ARRAY ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin',
+                                       'enable_bitmapscan', 'enable_hashagg', 'jit']
+        LOOP
+            EXECUTE format('ALTER FUNCTION %s SET %s = off', f.id, setting);
+        END LOOP;
+        EXECUTE format('ALTER FUNCTION %s SET plan_cache_mode = force_generic_plan', f.id);
+    END LOOP;
+END $$
+""".replace("VERBS", ",".join(_VERBS))
+
+
+async def prepare(place: Place, connection: Connection) -> None:
+    """Bring the store to the newest step. A store that is there already is only looked at.
+
+    Raises ConfigurationError for a server that is too old or a store that is too new.
+    """
+    if connection.get_server_version().major < OLDEST_SERVER:
+        raise ConfigurationError(
+            f"the store {place.shown} is PostgreSQL {connection.get_server_version().major}; "
+            f"haulier needs {OLDEST_SERVER} or later"
+        )
+    if await _step(place, connection) >= len(STEPS):
+        return
+    async with connection.transaction():
+        await connection.execute(_LOCK, place.schema)
+        # Another process may just have done it.
+        step = await _step(place, connection)
+        if step >= len(STEPS):
+            return
+        if step == 0:
+            await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{place.schema}"')
+        await connection.execute(f'SET LOCAL search_path = "{place.schema}", pg_temp')
+        for name in STEPS[step:]:
+            await connection.execute(_text(name))
+        await connection.execute(_SETTINGS)
+        await connection.execute("DELETE FROM store")
+        await connection.execute(
+            "INSERT INTO store (step, protocol) VALUES ($1, $2)", len(STEPS), PROTOCOL
+        )
+
+
+def _text(name: str) -> str:
+    files = resources.files("haulier.stores.schema")
+    return files.joinpath(f"postgres_{name}.sql").read_text("utf-8")
+
+
+async def _step(place: Place, connection: Connection) -> int:
+    """How far the schema is; 0 when there is none."""
+    # Asked for first: an error would end the transaction.
+    if await connection.fetchval("SELECT to_regclass($1)::text", f'"{place.schema}".store') is None:
+        return 0
+    row = await connection.fetchrow(f'SELECT step, protocol FROM "{place.schema}".store')
+    if row is None:
+        return 0
+    step, protocol = row
+    if protocol > PROTOCOL:
+        raise ConfigurationError(
+            f"the store {place.shown} (schema step {step}) serves protocol {protocol} and later, "
+            f"this haulier speaks {PROTOCOL}: upgrade haulier"
+        )
+    return int(step)

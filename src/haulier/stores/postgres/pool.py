@@ -1,0 +1,144 @@
+"""A few connections, shared: every call has a deadline, and leaves nothing under way behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncpg
+
+from haulier.exceptions import StoreClosedError, StoreUnavailableError
+from haulier.stores.postgres.connection import RETRIED, Connection, Place, translated
+
+T = TypeVar("T")
+Work = Callable[[Connection], Awaitable[T]]
+
+GRACE = 1.0
+"""Seconds that a call which was cancelled waits for what it had asked for."""
+
+LONGEST_PAUSE = 0.1
+"""Seconds between two tries of what collided with another transaction."""
+
+
+class Pool:
+    """At most `size` connections, opened when they are needed.
+
+    One that failed, or did not answer in time, is not used again; when one breaks, those that lie
+    idle go too, for what broke it most likely was the server.
+    """
+
+    def __init__(self, place: Place, deadline: float) -> None:
+        self._place = place
+        self._deadline = deadline
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(place.pool)
+        self._open = False
+
+    def open(self) -> None:
+        self._open = True
+
+    async def close(self) -> None:
+        """Close what lies idle; what is at work is closed when it comes back."""
+        self._open = False
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=GRACE)
+            connection.terminate()
+
+    async def run(self, work: Work[T]) -> T:
+        """Do a piece of work on a connection; raises StoreUnavailableError after the deadline.
+
+        Work that collided with another transaction is done again.
+        """
+        if not self._open:
+            raise StoreClosedError(f"the store {self._place.shown} is closed")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._deadline
+        pause = 0.002
+        with translated(self._place):
+            while True:
+                try:
+                    return await self._once(work, give_up)
+                except asyncpg.PostgresError as error:
+                    if error.sqlstate not in RETRIED or loop.time() + pause > give_up:
+                        raise
+                await asyncio.sleep(random.uniform(0, pause))
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _once(self, work: Work[T], give_up: float) -> T:
+        try:
+            async with asyncio.timeout_at(give_up), self._free:
+                # A task of its own: a caller that is cancelled must not leave a statement behind
+                # that may still be done while others already go on.
+                task = asyncio.ensure_future(self._work(work, give_up))
+                try:
+                    return await asyncio.shield(task)
+                except BaseException:
+                    if not task.done():
+                        await self._end(task)
+                    raise
+        except TimeoutError:
+            raise StoreUnavailableError(
+                f"the store {self._place.shown} did not answer within {self._deadline:g} s"
+            ) from None
+
+    async def _end(self, task: asyncio.Task[T]) -> None:
+        """Wait a little for work that nobody waits for any more, then cut it off."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task], timeout=GRACE)
+        task.cancel()
+        await asyncio.wait([task])
+        with contextlib.suppress(BaseException):
+            task.result()
+
+    async def _work(self, work: Work[T], give_up: float) -> T:
+        connection = await self._take(give_up)
+        try:
+            async with self._place.session(connection):
+                value = await work(connection)
+        except asyncpg.PostgresError as error:
+            if (error.sqlstate or "").startswith(("08", "57P")):
+                self._broken(connection)
+            else:
+                self._give_back(connection)
+            raise
+        except (OSError, asyncpg.InterfaceError) as error:
+            if isinstance(error, ValueError):
+                self._give_back(connection)
+            else:
+                self._broken(connection)
+            raise
+        except asyncio.CancelledError:
+            connection.terminate()
+            raise
+        except BaseException:
+            # Of the work itself; a transaction that it had open was rolled back.
+            self._give_back(connection)
+            raise
+        self._give_back(connection)
+        return value
+
+    async def _take(self, give_up: float) -> Connection:
+        while self._idle:
+            # The last one used, so that those which are too many stay unused.
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        left = give_up - asyncio.get_running_loop().time()
+        return await self._place.connect("store", max(0.1, min(left, self._deadline)))
+
+    def _give_back(self, connection: Connection) -> None:
+        if self._open and not connection.is_closed() and not connection.is_in_transaction():
+            self._idle.append(connection)
+        else:
+            connection.terminate()
+
+    def _broken(self, connection: Connection) -> None:
+        connection.terminate()
+        idle, self._idle = self._idle, []
+        for each in idle:
+            each.terminate()

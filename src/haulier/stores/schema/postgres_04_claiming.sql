@@ -1,0 +1,389 @@
+-- The PostgreSQL store, step 4: claiming, and the exchange, which is the hot path: finished
+-- transitions in, newly claimed jobs out, one round trip, one transaction.
+
+-- Scheduled jobs that are due, locked; each with its batch.
+CREATE FUNCTION lock_due(p_now bigint, OUT seqs bigint[], OUT batches uuid[]) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT array_agg(d.seq), array_agg(DISTINCT d.batch) FILTER (WHERE d.batch IS NOT NULL)
+    INTO seqs, batches
+    FROM (SELECT j.seq, j.batch FROM jobs_live j
+          WHERE j.state = 0 AND j.rank IS NULL AND j.gate IS NULL AND j.run_at <= p_now
+          ORDER BY j.run_at LIMIT 1000 FOR UPDATE SKIP LOCKED) d;
+END $$;
+
+-- Put due jobs into the line, or in front of their batch's gate. They are locked, and so are their
+-- batches: a pause or resume that is under way cannot pass them by.
+CREATE FUNCTION promote(p_now bigint, p_seqs bigint[], p_batches uuid[])
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    gates uuid[];
+    b uuid;
+BEGIN
+    SELECT coalesce(array_agg(id), '{}') INTO gates FROM batches
+    WHERE id = ANY (p_batches) AND gated;
+    UPDATE jobs_live SET rank = rank_of(run_at, priority)
+    WHERE seq = ANY (p_seqs) AND state = 0 AND rank IS NULL AND gate IS NULL
+      AND (batch IS NULL OR batch <> ALL (gates));
+    IF gates <> '{}' THEN
+        UPDATE jobs_live SET gate = 1
+        WHERE seq = ANY (p_seqs) AND state = 0 AND rank IS NULL AND gate IS NULL
+          AND batch = ANY (gates);
+        FOREACH b IN ARRAY gates LOOP
+            PERFORM let_in(p_now, b);
+        END LOOP;
+    END IF;
+END $$;
+
+-- When the next job becomes due that is not in the line yet.
+CREATE FUNCTION next_due(p_now bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT least(
+        (SELECT min(run_at) FROM jobs_live WHERE state = 0 AND rank IS NULL AND gate IS NULL),
+        (SELECT min(run_at) FROM jobs_live WHERE gate = 3 AND state = 0 AND run_at > p_now)));
+END $$;
+
+-- ── In the line ──────────────────────────────────────────────────────────────────────────────
+
+-- Lock the first so many jobs of a line that nobody else is just taking.
+CREATE FUNCTION pick(p_queue text, p_kind text, p_slots integer, p_pausing uuid[])
+RETURNS bigint[] LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_pausing IS NULL THEN
+        RETURN (SELECT array_agg(seq) FROM (
+            SELECT seq FROM jobs_live
+            WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
+            ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
+    END IF;
+    -- A batch that is just being paused still has items in the line. A claim takes those away that
+    -- it meets: passing over them would cost every claim the same way again.
+    UPDATE jobs_live SET rank = NULL, gate = 1
+    WHERE seq IN (SELECT seq FROM (
+        SELECT seq, batch FROM jobs_live
+        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_pausing));
+    RETURN (SELECT array_agg(seq) FROM (
+        SELECT seq FROM jobs_live
+        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
+          AND (batch IS NULL OR batch <> ALL (p_pausing))
+        ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
+END $$;
+
+-- What a worker could start: lines of ready jobs, one per queue and kind, each belonging to a
+-- portion and a demand, which have so many slots.
+CREATE TYPE demand AS (
+    demand integer, portion integer, queue text, kind text, portion_slots integer, slots integer);
+
+-- Lock what one demand asks for; `more`: others took some of it just now.
+CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], OUT seqs bigint[], OUT more boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    lines demand[];
+    place integer;
+    planned integer;
+    picked bigint[];
+BEGIN
+    more := false;
+    seqs := '{}';
+    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE EXISTS (
+        SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
+        AND j.rank IS NOT NULL);
+    IF cardinality(lines) = 1 THEN
+        picked := pick(lines[1].queue, lines[1].kind,
+                       least(lines[1].slots, lines[1].portion_slots), p_pausing);
+        seqs := coalesce(picked, '{}');
+        RETURN;
+    END IF;
+    -- Merged into one line by rank, so that none of them starves another: how many of each.
+    FOR place, planned IN
+        SELECT c.place, count(*) FROM (
+            SELECT m.place, m.slots, row_number() OVER (ORDER BY m.rank, m.seq) AS nth
+            FROM (
+                SELECT l.ordinality AS place, l.slots, l.portion_slots, j.rank, j.seq,
+                       row_number() OVER (PARTITION BY l.portion ORDER BY j.rank, j.seq) AS nth
+                FROM unnest(lines) WITH ORDINALITY l, LATERAL (
+                    SELECT rank, seq FROM jobs_live j
+                    WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
+                      AND j.rank IS NOT NULL
+                    ORDER BY rank, seq LIMIT least(l.slots, l.portion_slots)) j) m
+            WHERE m.nth <= m.portion_slots) c
+        WHERE c.nth <= c.slots GROUP BY c.place
+    LOOP
+        picked := pick(lines[place].queue, lines[place].kind, planned, p_pausing);
+        seqs := seqs || picked;
+        more := more OR coalesce(cardinality(picked), 0) < planned;
+    END LOOP;
+END $$;
+
+-- ── Alone ────────────────────────────────────────────────────────────────────────────────────
+
+-- The first job to be run alone that this worker could take, or is to run dry for. `mine`: it does
+-- so already, or is idle.
+CREATE FUNCTION suitable_loner(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT seq bigint, OUT idle boolean, OUT reserved boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 0) THEN
+        RETURN;
+    END IF;
+    idle := NOT EXISTS (SELECT FROM jobs_live WHERE worker = p_worker AND state = 1);
+    SELECT l.seq, l.waiter IS NOT DISTINCT FROM p_worker INTO seq, reserved
+    FROM (
+        SELECT j.seq, j.run_at, j.queue, j.kind, j.waiter,
+               EXISTS (SELECT FROM workers w WHERE w.id = j.waiter AND w.ended_at IS NULL
+                       AND w.expires > p_now) AS waits
+        FROM jobs_live j
+        WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
+          AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
+          AND NOT EXISTS (
+              SELECT FROM batches b WHERE b.id = j.batch AND (b.paused OR b.concurrency <=
+                  b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
+                               WHERE d.batch = b.id)))
+        ORDER BY j.run_at LIMIT 100) l
+    WHERE idle OR l.waiter = p_worker OR NOT l.waits
+    ORDER BY l.run_at LIMIT 1;
+END $$;
+
+-- Lock a job that runs alone, for a worker without any other; NULL: claim as usual.
+--
+-- A worker that is busy gets nothing more until it has run dry, so that one that never would be
+-- idle takes it too. An idle one comes first.
+CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[])
+RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+    loner record;
+    held bigint;
+BEGIN
+    IF EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 1 AND worker = p_worker) THEN
+        RETURN '{}';
+    END IF;
+    loner := suitable_loner(p_now, p_worker, p_lines);
+    IF loner.seq IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT seq INTO held FROM jobs_live
+    WHERE seq = loner.seq AND gate = 3 AND state = 0 FOR UPDATE SKIP LOCKED;
+    IF held IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF loner.idle THEN
+        RETURN ARRAY[held];
+    END IF;
+    IF NOT loner.reserved THEN
+        UPDATE jobs_live SET waiter = p_worker WHERE seq = held;
+    END IF;
+    RETURN '{}';
+END $$;
+
+-- ── The exchange ─────────────────────────────────────────────────────────────────────────────
+
+-- A job as a claim tells it. The last row of an exchange is no job: its message holds the rest of
+-- the answer, as JSON.
+CREATE TYPE claimed AS (
+    id text, seq bigint, kind text, queue text, payload bytea, state smallint, version integer,
+    role smallint, priority integer, run_at bigint, attempt integer, lease integer, lost integer,
+    key text, batch text, "position" integer, retry text, worker text, cancel smallint,
+    gate smallint, named boolean, on_lost smallint, created_at bigint, started_at bigint,
+    finished_at bigint, progress integer, message text, result bytea, error text, error_at bigint);
+
+CREATE FUNCTION answer(p_told json) RETURNS claimed LANGUAGE plpgsql AS $$
+DECLARE
+    last claimed;
+BEGIN
+    last.message := p_told::text;
+    RETURN last;
+END $$;
+
+-- Whether a claim would find something, asked without a lock.
+CREATE FUNCTION anything_to_claim(p_now bigint, p_worker uuid, p_lines demand[])
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    loner record;
+BEGIN
+    IF EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 1 AND worker = p_worker) THEN
+        RETURN false;
+    END IF;
+    loner := suitable_loner(p_now, p_worker, p_lines);
+    IF loner.seq IS NOT NULL THEN
+        RETURN NOT loner.reserved OR loner.idle;
+    END IF;
+    RETURN EXISTS (
+        SELECT FROM unnest(p_lines) l WHERE EXISTS (
+            SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
+            AND j.rank IS NOT NULL));
+END $$;
+
+CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT coalesce(array_agg(id), '{}') FROM jobs_live
+            WHERE worker = p_worker AND state = 1 AND cancel > 0);
+END $$;
+
+-- Lock a worker's row against its end, and take its turn; false if a later exchange was served.
+--
+-- `p_doubt`: exchanges up to this turn got no answer. Their last one may still be under way, so
+-- this waits for it, and none that comes later does anything.
+CREATE FUNCTION take_turn(p_worker uuid, p_turn bigint, p_doubt bigint)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    served bigint;
+BEGIN
+    IF p_doubt IS NOT NULL THEN
+        PERFORM 1 FROM workers WHERE id = p_worker FOR UPDATE;
+        UPDATE workers SET turn = p_doubt WHERE id = p_worker AND turn < p_doubt;
+    END IF;
+    -- This lock lets heartbeats pass.
+    SELECT turn INTO served FROM workers WHERE id = p_worker FOR KEY SHARE;
+    RETURN p_turn IS NULL OR served IS NULL OR p_turn > served;
+END $$;
+
+CREATE FUNCTION lives(p_now bigint, p_worker uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM workers
+                   WHERE id = p_worker AND ended_at IS NULL AND expires > p_now);
+END $$;
+
+CREATE FUNCTION exchange(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
+    p_seqs bigint[], p_leases integer[], p_results bytea[], p_moves jsonb,
+    p_demands integer[], p_portions integer[], p_queues text[], p_kinds text[],
+    p_portion_slots integer[], p_slots integer[], p_wanted integer)
+RETURNS SETOF claimed LANGUAGE plpgsql AS $$
+DECLARE
+    v_now bigint := coalesce(p_now, clock_us());
+    lines demand[];
+    alive boolean := lives(v_now, p_worker);
+    nothing boolean := cardinality(p_seqs) = 0 AND p_moves IS NULL;
+    due record;
+    applied record;
+    picked record;
+    got integer := 0;
+    due_at bigint;
+BEGIN
+    IF p_wanted > 0 THEN
+        SELECT array_agg(u::demand) INTO lines
+        FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_portion_slots, p_slots) u;
+    END IF;
+    IF nothing AND p_doubt IS NULL THEN
+        due_at := CASE WHEN p_wanted > 0 THEN next_due(v_now) END;
+        IF NOT alive OR p_wanted = 0 OR (
+            coalesce(due_at > v_now, true) AND NOT anything_to_claim(v_now, p_worker, lines)
+            AND NOT EXISTS (SELECT FROM batches
+                            WHERE gated AND NOT paused AND batch_size IS NOT NULL))
+        THEN
+            RETURN NEXT answer(json_build_object('alive', alive, 'due_in', due_at - v_now,
+                'cancels', CASE WHEN alive THEN to_json(cancels_of(p_worker)) END));
+            RETURN;
+        END IF;
+    END IF;
+    IF NOT take_turn(p_worker, p_turn, p_doubt) THEN
+        RETURN NEXT answer('{"alive": true, "late": true}');
+        RETURN;
+    END IF;
+    -- Asked again, now that nobody can end it.
+    alive := lives(v_now, p_worker);
+    IF alive AND p_wanted > 0 THEN
+        due := lock_due(v_now);
+    ELSE
+        SELECT NULL::bigint[] AS seqs, NULL::uuid[] AS batches INTO due;
+    END IF;
+    -- Applied before the claim, so that a finish callback is among what it finds.
+    applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
+                           coalesce(due.batches, '{}'));
+    IF alive AND p_wanted > 0 THEN
+        IF due.seqs IS NOT NULL THEN
+            PERFORM promote(v_now, due.seqs, due.batches);
+        END IF;
+        picked := pick_jobs(v_now, p_worker, lines);
+        IF cardinality(picked.seqs) > 0 THEN
+            RETURN QUERY SELECT * FROM claim_these(v_now, p_worker, picked.seqs);
+            got := cardinality(picked.seqs);
+            picked.more := let_in_after(v_now, picked.seqs) OR picked.more;
+        END IF;
+        IF got < p_wanted THEN
+            due_at := CASE WHEN picked.more THEN v_now ELSE next_due(v_now) END;
+        END IF;
+    END IF;
+    RETURN NEXT answer(json_build_object(
+        'alive', alive, 'due_in', CASE WHEN due_at IS NOT NULL THEN greatest(due_at - v_now, 0) END,
+        'cancels', cancels_of(p_worker),
+        'lost_done', applied.lost_done, 'lost_moves', applied.lost_moves,
+        'settled', applied.settled, 'ready', applied.ready, 'drain', applied.drain));
+END $$;
+
+-- Lock the jobs that a worker is to get.
+CREATE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    batch uuid;
+    pausing uuid[];
+    number integer;
+    one record;
+BEGIN
+    more := false;
+    -- What a claim could not let in because another one held the batch.
+    FOR batch IN SELECT id FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL
+                 FOR UPDATE SKIP LOCKED
+    LOOP
+        PERFORM let_in(p_now, batch);
+    END LOOP;
+    seqs := pick_loner(p_now, p_worker, p_lines);
+    IF seqs IS NOT NULL THEN
+        RETURN;
+    END IF;
+    seqs := '{}';
+    SELECT array_agg(id) INTO pausing FROM batches WHERE draining > 0 AND draining = 4;
+    FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
+        one := pick_lines((SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number),
+                          pausing);
+        seqs := seqs || one.seqs;
+        more := more OR one.more;
+    END LOOP;
+END $$;
+
+-- Claim locked jobs. Counters of their batches are appended, so that a claim waits for no batch.
+CREATE FUNCTION claim_these(p_now bigint, p_worker uuid, p_seqs bigint[])
+RETURNS SETOF claimed LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY WITH c AS (
+        UPDATE jobs_live SET state = 1, attempt = attempt + 1, lease = lease + 1,
+            worker = p_worker, started_at = p_now, finished_at = NULL, progress = NULL,
+            message = NULL, waiter = NULL
+        WHERE seq = ANY (p_seqs) AND state = 0
+        RETURNING *),
+    said AS (
+        INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, worker, body)
+        SELECT count(*), p_now, 'claim', kind, queue, role, batch, 0, 1, p_worker,
+               string_agg(entry(id, attempt, lease), ''::bytea ORDER BY rank, seq)
+        FROM c GROUP BY kind, queue, role, batch),
+    counted AS (
+        INSERT INTO batch_deltas
+        SELECT batch, 0, -count(*), count(*), 0, 0, 0, p_now
+        FROM c WHERE role = 2 AND batch IS NOT NULL GROUP BY batch),
+    freed AS (
+        DELETE FROM uniques u USING c WHERE c.uniq IS NOT NULL AND u.job = c.id AND u.scope = 0)
+    SELECT id::text, seq, kind, queue, payload, state, version, role, priority, run_at, attempt,
+        lease, lost, key, batch::text, position, retry, worker::text, cancel, gate,
+        uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress, message, result,
+        error, error_at
+    FROM c ORDER BY rank, seq;
+END $$;
+
+-- After a claim there is room again in batches of which one claim takes only so many. Whose batch
+-- another one holds is let in by the next claim; true if there was room, or may be.
+CREATE FUNCTION let_in_after(p_now bigint, p_seqs bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    sized uuid[];
+    batch uuid;
+    count integer := 0;
+BEGIN
+    SELECT array_agg(id) INTO sized FROM batches
+    WHERE gated AND NOT paused AND batch_size IS NOT NULL;
+    IF sized IS NULL THEN
+        RETURN false;
+    END IF;
+    SELECT array_agg(DISTINCT j.batch) INTO sized FROM jobs_live j
+    WHERE j.seq = ANY (p_seqs) AND j.batch = ANY (sized);
+    FOR batch IN SELECT id FROM batches WHERE id = ANY (sized) FOR UPDATE SKIP LOCKED LOOP
+        count := count + let_in(p_now, batch);
+        sized := array_remove(sized, batch);
+    END LOOP;
+    RETURN count > 0 OR sized <> '{}';
+END $$;
