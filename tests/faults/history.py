@@ -8,7 +8,7 @@ like in general is proved by the simulation's checker; here is what only real tr
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -101,7 +101,7 @@ class _Run:
         self.starts: list[tuple[str, int, str]] = []
         self.ended: set[tuple[str, int]] = set()
         self.pid_of: dict[str, int] = {}
-        self.struck: dict[int, int] = {}
+        self.struck: dict[int, list[int]] = defaultdict(list)
         # Events are stamped by the wall clock of this machine, lines by the monotonic one.
         self._offset = time.time_ns() // 1000 - time.monotonic_ns() // 1000
         self.trouble: list[tuple[int, int]] = []
@@ -124,7 +124,7 @@ class _Run:
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
             case "kill" | "stop" | "crash":
-                self.struck.setdefault(line.get("pid", line["by"]), self._wall(line["at"]))
+                self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
             case "trouble":
                 self.trouble.append((self._wall(line["since"]), self._wall(line["until"])))
 
@@ -172,18 +172,19 @@ class _Run:
                 yield f"job {job}: started {times} times under the lease {lease}"
         for event in self.events:
             if event.type in LOST and not self._excused(event):
-                struck = self._struck(event)
-                why = "which had no trouble" if struck is None else "before it was struck"
+                later = self.struck[self.pid_of.get(event.worker or "", 0)]
+                why = "before it was struck" if later else "which had no trouble"
                 yield f"job {event.job_id}: taken at event {event.seq} from {event.worker}, {why}"
 
     def _excused(self, event: Event) -> bool:
-        struck = self._struck(event)
-        if struck is not None and struck <= event.at:
+        if self._struck(event) is not None:
             return True
         return any(begin <= event.at <= end for begin, end in self.trouble)
 
     def _struck(self, event: Event) -> int | None:
-        return self.struck.get(self.pid_of.get(event.worker or "", 0))
+        """When the worker of a loss was struck last, before that loss."""
+        strikes = self.struck[self.pid_of.get(event.worker or "", 0)]
+        return max((strike for strike in strikes if strike <= event.at), default=None)
 
     def stale(self) -> Iterator[str]:
         """The store took nothing under a lease that was over, nor did the sink."""

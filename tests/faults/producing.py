@@ -13,8 +13,8 @@ from haulier.exceptions import StoreError
 from haulier.services.ids import new_id
 from haulier.stores import open_store
 
-WAITING = 60
-"""Jobs that wait at most: so few that a job which is free again is soon claimed."""
+AT_ONCE = 20
+"""Unfinished jobs up to which more are enqueued: so few that one that is free again is claimed."""
 
 PAUSE = 0.02
 
@@ -31,7 +31,7 @@ async def _produce(spec: dict[str, Any]) -> None:
     async with store:
         while True:
             try:
-                if await _waiting(store) < WAITING:
+                if await _unfinished(store) < AT_ONCE:
                     await _enqueue(store, dice, spec["longest"])
             except StoreError:
                 # What it was about to enqueue may be there or not, which the log says.
@@ -39,9 +39,9 @@ async def _produce(spec: dict[str, Any]) -> None:
             await asyncio.sleep(PAUSE)
 
 
-async def _waiting(store: Witness) -> int:
+async def _unfinished(store: Witness) -> int:
     counts = await store.counts()
-    return sum(n for (*_, state), n in counts.items() if state == "pending")
+    return sum(n for (*_, state), n in counts.items() if not state.final)
 
 
 async def _enqueue(store: Witness, dice: random.Random, longest: float) -> None:

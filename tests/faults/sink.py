@@ -29,6 +29,7 @@ class Sink:
         self.busy: dict[int, set[tuple[str, int]]] = defaultdict(set)
         self.over = 0
         self._highest: dict[str, int] = {}
+        self._gone: set[int] = set()
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -44,7 +45,8 @@ class Sink:
         await wait_until(lambda: not self._writers)
 
     def forget(self, pid: int) -> None:
-        """That process is gone."""
+        """That process is gone. What it still had on the way makes it busy no more."""
+        self._gone.add(pid)
         self.busy.pop(pid, None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +70,7 @@ class Sink:
         if request["last"]:
             self.busy[pid].discard((job, lease))
             self.over += 1
-        else:
+        elif pid not in self._gone:
             self.busy[pid].add((job, lease))
         return accepted
 

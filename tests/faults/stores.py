@@ -50,6 +50,10 @@ def _port(ground: Ground) -> int:
     return ground.server.port
 
 
+def _postgres() -> servers.Server:
+    return servers.PostgresServer("postgres", servers.machine_postgres())
+
+
 def _redis() -> servers.Server:
     # What was answered is on the disk: only so a server that is killed loses nothing for sure.
     return servers.RedisServer("redis", servers.machine_redis(), appendfsync="always")
@@ -57,6 +61,7 @@ def _redis() -> servers.Server:
 
 STORES: dict[str, Kind] = {
     "sqlite": Kind(_file),
+    "postgres": Kind(_schema, _postgres),
     "redis": Kind(_prefix, _redis),
 }
 

@@ -29,8 +29,8 @@ class Size:
     ttl: float = 3.0
 
 
-SHORT = Size(jobs=600, kills=24, every=0.25, longest=0.3)
-LONG = Size(jobs=20_000, kills=500, every=0.6, longest=0.4)
+SHORT = Size(jobs=600, kills=24, every=0.4, longest=0.15)
+LONG = Size(jobs=20_000, kills=500, every=0.6, longest=0.3)
 BY_DEFAULT = Size(jobs=600, kills=10, every=4.0, longest=1.0, ttl=15.0)
 
 
@@ -47,7 +47,8 @@ class Storm:
         self.asleep: set[asyncio.Task[None]] = set()
 
     def worker(self) -> Child:
-        return self.run.start()
+        # Together more slots than there are jobs at once: what is free again finds one.
+        return self.run.start(concurrency=16)
 
     def produces(self) -> Child:
         seed = self.dice.randrange(1_000_000)

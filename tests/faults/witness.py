@@ -17,7 +17,7 @@ from haulier.domain.moves import Transition
 from haulier.domain.worker import Demand, Exchange, Renewal, WorkerRow
 from haulier.ports import Heartbeat, Inserted, JobStore
 
-SLICES = {"SqliteStore": "_write", "RedisStore": "_write"}
+SLICES = {"SqliteStore": "_write", "PostgresStore": "_write", "RedisStore": "_write"}
 """The method of each kind of store that is called once for each transaction."""
 
 
