@@ -183,6 +183,7 @@ class JobStore(JobReader, Protocol):
         *,
         fence: Fence | None = None,
         policy: BatchPolicy | None = None,
+        connection: object | None = None,
     ) -> Inserted:
         """Insert jobs in one transaction.
 
@@ -191,6 +192,10 @@ class JobStore(JobReader, Protocol):
         unless it holds: raises LeaseLostError. A job whose unique name is held by another is dealt
         with as its `Conflict` says: raises DuplicateJobError or IdempotencyConflictError, and then
         nothing was inserted. Two jobs of one call may hold the same name: the first one has it.
+
+        With the caller's own `connection` to the store's database, in the transaction that is open
+        on it: the jobs are there once the caller commits. Raises ConfigurationError for one that is
+        of no use to this store.
         """
         ...
 

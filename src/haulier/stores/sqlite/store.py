@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -115,11 +116,26 @@ class SqliteStore:
         *,
         fence: Fence | None = None,
         policy: BatchPolicy | None = None,
+        connection: object | None = None,
     ) -> Inserted:
-        return await self._write(
-            lambda db: inserts.insert(db, self._clock.now(), jobs, fence, policy),
-            Change.READY,
-        )
+        def run(db: apsw.Connection) -> Inserted:
+            return inserts.insert(db, self._clock.now(), jobs, fence, policy)
+
+        if connection is not None:
+            # On the event loop: the transaction is the caller's, and so is its time.
+            own = self._checked(connection)
+            with translated(self.path), own:
+                return run(own)
+        return await self._write(run, Change.READY)
+
+    def _checked(self, connection: object) -> apsw.Connection:
+        """The caller's connection; ConfigurationError if it does not lead to this store."""
+        if not isinstance(connection, apsw.Connection):
+            what = f"{type(connection).__module__}.{type(connection).__qualname__}"
+            raise ConfigurationError(f"connection must be an apsw.Connection, not {what}")
+        if self.path == MEMORY or not Path(connection.filename).samefile(self.path):
+            raise ConfigurationError(f"connection does not lead to the store {self.path}")
+        return connection
 
     async def open_batch(
         self,
