@@ -97,7 +97,6 @@ class Place:
             # The driver quotes parts of what it could not read.
             raise ConfigurationError(f"{self.shown} is not a PostgreSQL URL") from error
 
-
     @contextlib.asynccontextmanager
     async def session(self, connection: Connection) -> AsyncIterator[None]:
         """Within the block, statements run with this store's settings.
@@ -117,7 +116,7 @@ _REFUSALS: dict[str, type[HaulierError]] = {
     "HL002": JobStateError,
     "HL003": LeaseLostError,
 }
-_CONFLICTS: dict[str, type[DuplicateJobError] | type[IdempotencyConflictError]] = {
+_CONFLICTS: dict[str, type[DuplicateJobError | IdempotencyConflictError]] = {
     "HL004": DuplicateJobError,
     "HL005": IdempotencyConflictError,
 }

@@ -80,9 +80,7 @@ class Signals:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._task = self._sender = None
 
-    def watch(
-        self, notify: Callable[[], None], change: Change
-    ) -> AbstractContextManager[None]:
+    def watch(self, notify: Callable[[], None], change: Change) -> AbstractContextManager[None]:
         """Within the block, call `notify` on the running loop whenever there was such a change."""
         return self._watchers.watch(notify, change)
 
@@ -112,7 +110,9 @@ class Signals:
             self._sender = None
 
     async def _say(self, change: Change) -> None:
-        await self._ask("SELECT pg_notify($1, $2)", self._place.schema, f"{change.value} {self._me}")
+        await self._ask(
+            "SELECT pg_notify($1, $2)", self._place.schema, f"{change.value} {self._me}"
+        )
 
     async def _ask(self, sql: str, *values: object) -> object:
         async with self._speaking:

@@ -145,7 +145,9 @@ class PostgresStore:
 
     async def seal(self, batch_id: str) -> None:
         batch = uuid_of(batch_id)
-        await self._write(lambda db: db.execute("SELECT seal($1, $2)", self._now, batch), Change.ANY)
+        await self._write(
+            lambda db: db.execute("SELECT seal($1, $2)", self._now, batch), Change.ANY
+        )
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return await self._operate(operations.cancel, job_ids)
@@ -157,9 +159,7 @@ class PostgresStore:
         self, operation: operations.Operation, job_ids: Sequence[str]
     ) -> dict[str, JobState]:
         """Do it to each, then go on with the batches of those that are heads."""
-        states, heads = await self._write(
-            lambda db: operation(db, self._now, job_ids), Change.ANY
-        )
+        states, heads = await self._write(lambda db: operation(db, self._now, job_ids), Change.ANY)
         for head in heads:
             await self._drain(head)
             with contextlib.suppress(JobNotFoundError):
