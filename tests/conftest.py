@@ -29,7 +29,8 @@ PATIENCE = 5.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
-    parser.addoption("--seed", type=int, help="simulate this one history again")
+    parser.addoption("--seed", type=int, help="draw this one history again")
+    parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
