@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -200,8 +199,8 @@ def _empty(url: str, schema: str) -> None:
 STORE_HOMES: dict[str, Callable[[Path], StoreHome]] = {
     "sqlite-file": SqliteFile,
     "sqlite-memory": SqliteMemory,
-    "redis": partial(RedisPrefix, "redis"),
-    "valkey": partial(RedisPrefix, "valkey"),
+    "redis": functools.partial(RedisPrefix, "redis"),
+    "valkey": functools.partial(RedisPrefix, "valkey"),
     "postgres": Postgres,
     "postgres-wheel": PostgresWheel,
 }

@@ -56,11 +56,16 @@ _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+"}
 
 
+_FAMILIES = [
+    (re.compile(re.sub("<([a-z]+)>", lambda part: _PARTS[part[1]], family.pattern)), family)
+    for family in KEYS
+]
+
+
 def family_of(key: str) -> Key | None:
     """The family that a key without its prefix belongs to; None for one that is not ours."""
-    for family in KEYS:
-        pattern = re.sub("<([a-z]+)>", lambda part: _PARTS[part[1]], family.pattern)
-        if re.fullmatch(pattern, key):
+    for pattern, family in _FAMILIES:
+        if pattern.fullmatch(key):
             return family
     return None
 

@@ -158,7 +158,8 @@ async def events(history: History, after: str | None, limit: int) -> list[Event]
 
 def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     last = int(row[0].partition(b"-")[0])
-    _, n, _, at, _, event, _, kind, _, queue, _, role, _, batch, _, worker, _, error, _, jobs = row[1]
+    # Names and values in turn, in the order in which the ledger writes them.
+    n, at, event, kind, queue, role, batch, worker, error, jobs = row[1][1::2]
     at, event, kind, queue = int(at), text_of(event), text_of(kind), text_of(queue)
     batch_id = text_of(batch) if batch else None
     worker_id = text_of(worker) if worker else None

@@ -1,4 +1,4 @@
-"""The Lua scripts: put together from the files of the schema, with the domain's tables above them."""
+"""The Lua scripts: put together from the files of the schema, under the domain's tables."""
 
 from __future__ import annotations
 

@@ -36,6 +36,8 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+local function key(name) return PREFIX .. name end
+
 -- Who calls, and the place in the history that it remembers: epoch, last event, when that was.
 local CALLER, EPOCH, LAST, LAST_AT = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local taken = 5
@@ -44,6 +46,10 @@ local function arg()
   taken = taken + 1
   return ARGV[taken]
 end
+
+-- When memory is full the server refuses a script's first write, unless that is a removal; then the
+-- rest is allowed too. What makes jobs end, or go, must work even then.
+local function though_full() call('HDEL', key('history'), 'none') end
 
 -- The next argument; nil when it is empty.
 local function optional()
@@ -76,7 +82,6 @@ local function must_be_open()
   if h[1] == 'frozen' or h[1] == 'moved' or h[1] == 'receiving' then refuse('frozen', h[2]) end
 end
 
-local function key(name) return PREFIX .. name end
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function batch_key(id) return PREFIX .. 'batch:' .. id end
 
