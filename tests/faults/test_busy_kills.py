@@ -51,8 +51,7 @@ class Storm:
         return self.run.start(concurrency=16)
 
     def produces(self) -> Child:
-        seed = self.dice.randrange(1_000_000)
-        return self.run.start("producing:produce", seed=seed, longest=self.size.longest)
+        return self.run.produce(self.dice, longest=self.size.longest)
 
     async def rage(self) -> None:
         """Strike until there were enough kills and enough jobs."""

@@ -93,8 +93,7 @@ async def test_whatever_the_network_does_every_job_has_one_fate(nursery, served,
         straight, over = served.url("jobs"), served.url("jobs", proxy.port)
         async with Run(nursery, served.folder, straight, url=over, ttl=TTL) as run:
             workers = [run.start(concurrency=4) for _ in range(2)]
-            seed = dice.randrange(1_000_000)
-            producer = run.start("producing:produce", seed=seed, longest=0.3)
+            producer = run.produce(dice, longest=0.3)
             weather = Weather(proxy, served.kind, dice)
             for fault in dice.sample(FAULTS, len(FAULTS)) * (6 if faults_long else 1):
                 await wait_until(lambda least=run.sink.over + 15: run.sink.over >= least, 40)

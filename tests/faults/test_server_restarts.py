@@ -29,8 +29,7 @@ async def test_workers_and_api_outlive_every_restart_and_claim_again_within_five
     url = served.url("jobs")
     async with Run(nursery, served.folder, url, ttl=TTL) as run, api(run, PATIENCE) as web:
         workers = [run.start(concurrency=4) for _ in range(2)]
-        seed = dice.randrange(1_000_000)
-        run.start("producing:produce", seed=seed, longest=0.3)
+        producer = run.produce(dice, longest=0.3)
         back = []
         for _ in range(restarts):
             least = run.sink.over + 20
@@ -39,7 +38,7 @@ async def test_workers_and_api_outlive_every_restart_and_claim_again_within_five
         assert all(worker.alive for worker in workers)
         assert web.daemon.process.poll() is None
         assert (await web.ask()).status_code == 200
-        run.kill(run.children[-1])
+        run.kill(producer)
         await run.rest()
         report = await run.prove()
         print(
