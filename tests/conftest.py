@@ -14,7 +14,7 @@ from hypothesis import settings
 import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
-from support import STORE_HOMES, StoreHome
+from support import STORE_HOMES, RedisPrefix, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
@@ -49,6 +49,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
     """Makes homes for stores, once per kind of store."""
     return STORE_HOMES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def no_stray_keys() -> Iterator[None]:
+    """Fail a test that leaves keys in Redis which the key map does not know, or orphans."""
+    yield
+    RedisPrefix.check_all()
 
 
 @pytest.fixture
