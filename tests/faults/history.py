@@ -30,9 +30,9 @@ class Report:
 
     repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
     without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
-    claim of their own. stalls: how often the machine let a process stand still. stale: writes under a lease that was over, and accepted. refused: those that
-    were not, by the store and by the sink. released, again: seconds from a kill until each job was
-    free, and claimed again.
+    claim of their own. stalls: how often the machine let a process stand still. stale: writes under
+    a lease that was over, and accepted. refused: those that were not, by the store and by the sink.
+    released, again: seconds from a kill until each job was free, and claimed again.
     """
 
     jobs: int = 0
