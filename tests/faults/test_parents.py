@@ -10,7 +10,7 @@ KILLS = 3
 
 
 async def test_what_a_dead_child_had_is_free_at_once_although_the_ttl_is_that_by_default(
-    nursery, place, dice, faults_long
+    nursery, place, dice, faults_long, tell
 ):
     async with Run(nursery, place.folder, place.url("jobs"), ttl=15.0) as run:
         kills = KILLS * (3 if faults_long else 1)
@@ -23,7 +23,7 @@ async def test_what_a_dead_child_had_is_free_at_once_although_the_ttl_is_that_by
             run.kill(producer)
             await run.rest()
             report = await run.prove()
-            print(f"{place.kind}: {report}")
+            tell(f"{place.kind}: {report}")
             assert report.kills == kills + 1
             assert max(report.released) < 2, parent.says()
             assert parent.process.poll() is None
