@@ -14,7 +14,7 @@ from hypothesis import settings
 import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
-from support import STORE_HOMES, StoreHome
+from support import STORE_HOMES, RedisPrefix, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
@@ -29,7 +29,8 @@ PATIENCE = 5.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
-    parser.addoption("--seed", type=int, help="simulate this one history again")
+    parser.addoption("--seed", type=int, help="draw this one history again")
+    parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,6 +49,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
     """Makes homes for stores, once per kind of store."""
     return STORE_HOMES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def no_stray_keys() -> Iterator[None]:
+    """Fail a test that leaves keys in Redis which the key map does not know, or orphans."""
+    yield
+    RedisPrefix.check_all()
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                # A group of its own: to kill PostgreSQL is to kill all its processes.
+                # A group of its own, which no signal from the terminal reaches.
                 start_new_session=True,
                 **self._identity(),
             )
@@ -88,22 +88,27 @@ class Server:
         """End it as a power cut ends a process: nothing is written any more."""
         process = self._process
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             process.wait(PATIENCE)
             self._process = None
 
     def pause(self) -> None:
         """Let all its processes stand still."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def unpause(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End it for good and remove its data."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and to all that it has started."""
+        for pid in (self.pid, *_children(self.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -191,6 +196,20 @@ class RedisServer(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
+
+
+def _children(parent: int) -> list[int]:
+    """Processes that this one has started: PostgreSQL's are no members of its group."""
+    if not Path("/proc/self/stat").exists():
+        told = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, check=False)
+        return [int(pid) for pid in told.stdout.split()]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name in brackets: the state, then the parent.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _within_reach(binaries: Path, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from haulier.exceptions import (
     LeaseLostError,
     StoreCorruptError,
     StoreError,
+    StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
 )
@@ -115,6 +116,7 @@ _REFUSALS: dict[str, type[HaulierError]] = {
     "HL001": JobNotFoundError,
     "HL002": JobStateError,
     "HL003": LeaseLostError,
+    "HL006": StoreFrozenError,
 }
 _CONFLICTS: dict[str, type[DuplicateJobError | IdempotencyConflictError]] = {
     "HL004": DuplicateJobError,
