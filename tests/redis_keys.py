@@ -13,6 +13,7 @@ from haulier.stores.codes import (
     COMPLETED,
     FAILED,
     HEAD,
+    ITEM,
     LET_IN,
     PARKED,
     PENDING,
@@ -20,7 +21,7 @@ from haulier.stores.codes import (
     SINGLE,
     STATES,
 )
-from haulier.stores.redis.keys import family_of
+from haulier.stores.redis.keys import family_of, unescaped
 
 COUNTERS = ("total", *STATES)
 PERIOD = 2
@@ -107,8 +108,8 @@ def _of(keys: Keyspace, *, states: tuple[int, ...] = (), roles: tuple[int, ...] 
 
 
 def _check_indexes(keys: Keyspace) -> None:
-    assert keys.members("jobs").keys() == keys.jobs.keys()
     top = (SINGLE, HEAD)
+    assert keys.members("below").keys() == _of(keys, roles=(ITEM,))
     assert keys.members("top").keys() == _of(keys, roles=top)
     assert keys.members("dead").keys() == _of(keys, states=(FAILED,))
     finished: dict[str, set[str]] = defaultdict(set)
@@ -124,6 +125,8 @@ def _check_indexes(keys: Keyspace) -> None:
     for name in keys.all:
         if name.startswith("errors:"):
             assert name.removeprefix("errors:") in keys.jobs, f"{name} is orphaned"
+    beside = {n.removeprefix("payload:") for n in keys.all if n.startswith("payload:")}
+    assert beside == {job_id for job_id, row in keys.jobs.items() if "payload" not in row}
 
 
 def _check_lines(keys: Keyspace) -> None:
@@ -132,7 +135,7 @@ def _check_lines(keys: Keyspace) -> None:
     for line, places in keys.under("ready:").items():
         for place in places:
             row = keys.jobs[place[16:]]
-            assert line == f"{row['queue']}:{row['kind']}"
+            assert [unescaped(part) for part in line.split(":")] == [row["queue"], row["kind"]]
             assert _num(row, "gate") in (0, LET_IN)
             standing[place] += 1
     for batch, places in keys.under("parked:").items():
@@ -224,8 +227,9 @@ def _check_names(keys: Keyspace) -> None:
 
 def _check_counts(keys: Keyspace) -> None:
     expected = Counter(
-        f"{row['queue']}:{row['kind']}:{_num(row, 'role')}:{row['state']}"
+        (row["queue"], row["kind"], str(_num(row, "role")), row["state"])
         for row in keys.jobs.values()
     )
     found = keys.client.hgetall(keys.prefix + "counts")
-    assert {field: int(n) for field, n in found.items()} == expected
+    told = {tuple(map(unescaped, field.split(":"))): int(n) for field, n in found.items()}
+    assert told == expected

@@ -50,7 +50,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
         )
         for axis, (server, rows) in zip(axes[:, 0], panels.items(), strict=True):
             _panel(axis, TITLES[server], rows)
-        axes[-1, 0].set_xlabel("no-op jobs a second, one worker process (logarithmic)")
+        axes[-1, 0].set_xlabel(
+            "no-op jobs a second, one worker process (logarithmic)          * at most once"
+        )
         figure.savefig(path, format="svg", metadata={"Date": None})
         plt.close(figure)
     # The library leaves blanks at line ends.
@@ -79,6 +81,7 @@ def _panel(axis: Any, title: str, rows: list[dict[str, Any]]) -> None:
             va="center",
         )
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set_xlim(left=100, right=3 * max(100_000, *medians))
     axis.set_title(title, loc="left", fontweight="bold", fontsize=10)
     axis.tick_params(axis="y", length=0)

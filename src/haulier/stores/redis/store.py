@@ -25,7 +25,7 @@ from haulier.stores.codes import STATES
 from haulier.stores.redis import check, inbox, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
-from haulier.stores.redis.history import History
+from haulier.stores.redis.history import History, Loss
 from haulier.stores.redis.packing import (
     canonical,
     known_id,
@@ -330,6 +330,11 @@ class RedisStore:
         return await reading.workers(self._history)
 
     # ── Beside ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of acknowledged history that this process has noticed, the first one first."""
+        return tuple(self._history.losses)
 
     @property
     def _ttl_us(self) -> int:

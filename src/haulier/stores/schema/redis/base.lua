@@ -5,8 +5,9 @@
 -- Key map, each behind the prefix (by default `haulier:`):
 --   history               hash    epoch, generation, seq (last job's number), last (last event's), at, notes
 --   job:<id>              hash    one job; fields that have their default are left out
+--   payload:<id>          string  its payload, when that is too long for its hash to stay compact
 --   errors:<id>           hash    lease -> the error that claim ended with, as JSON
---   jobs top dead         zset    number -> id: all jobs; all but items; all that failed
+--   top below dead        zset    number -> id: all jobs but items; all items; all that failed
 --   ready:<queue>:<kind>  zset    rank -> place: the line that claims take from
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
@@ -107,6 +108,13 @@ local function many(command, at, values)
   for i = 1, #values, 1000 do
     call(command, at, unpack(values, i, math.min(i + 999, #values)))
   end
+end
+
+-- All of a job, in the order of JOB_FIELDS.
+local function row_of(id, at)
+  local row = call('HMGET', at, unpack(JOB_FIELDS))
+  if not row[F_PAYLOAD] then row[F_PAYLOAD] = call('GET', PREFIX .. 'payload:' .. id) end
+  return row
 end
 
 -- What the rest of a script has to know of a job; nil for one that is not there.
