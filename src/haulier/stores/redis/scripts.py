@@ -181,10 +181,13 @@ def _tables() -> str:
         "LOSSES": losses,
         "STATES": [state.value for state in codes.STATES],
         "ROLES": [role.value for role in codes.ROLES],
-        "JOB_FIELDS": list(JOB_FIELDS),
+        "JOB_FIELDS": {name: number for number, name in enumerate(JOB_FIELDS, start=1)},
         "BATCH_FIELDS": list(BATCH_FIELDS),
     }
-    return " ".join(f"local {name} = {_lua(value)}" for name, value in tables.items()) + "\n"
+    lines = [f"local {name} = {_lua(value)}" for name, value in tables.items()]
+    nothing = ", ".join(["false"] * len(JOB_FIELDS))
+    lines.append(f"local function NO_FIELDS() return {{{nothing}}} end")
+    return " ".join(lines) + "\n"
 
 
 def _loss(lost: int, on_lost: OnLost) -> dict[str, Any]:

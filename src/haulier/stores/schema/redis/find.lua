@@ -46,13 +46,7 @@ return run(function()
       and (not worker or (h[1] == '1' and h[6] == worker))
       and (not batch or h[7] == batch)
       and (not err or string.sub(h[8] or '', 1, #err) == err) then
-      local row
-      if payloads == 1 then
-        row = row_of(id, job_key(id))
-      else
-        row = call('HMGET', job_key(id), unpack(JOB_FIELDS))
-        row[F_PAYLOAD] = 'null'
-      end
+      local row = row_of(id, job_key(id), payloads == 0)
       row[#row + 1] = id
       rows[#rows + 1] = row
     end
