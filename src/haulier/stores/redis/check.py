@@ -75,6 +75,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("XRANGE", 5, "-", "+"),
     ("XTRIM", 5, "MINID", 2),
     ("SET", 6, "v", "PX", 1000),
+    ("GET", 6),
     ("EXISTS", 6),
     ("DEL", 1, 2, 3, 4, 5, 6),
 )
