@@ -74,7 +74,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                # A group of its own: to kill PostgreSQL is to kill all its processes.
+                # A group of its own, which no signal from the terminal reaches.
                 start_new_session=True,
                 **self._identity(),
             )
@@ -88,22 +88,27 @@ class Server:
         """End it as a power cut ends a process: nothing is written any more."""
         process = self._process
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             process.wait(PATIENCE)
             self._process = None
 
     def pause(self) -> None:
         """Let all its processes stand still."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def unpause(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """End it for good and remove its data."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and to all that it has started."""
+        for pid in (self.pid, *_children(self.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _command(self) -> list[str]:
         raise NotImplementedError
@@ -193,6 +198,20 @@ class RedisServer(Server):
             return False
 
 
+def _children(parent: int) -> list[int]:
+    """Processes that this one has started: PostgreSQL's are no members of its group."""
+    if not Path("/proc/self/stat").exists():
+        told = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, check=False)
+        return [int(pid) for pid in told.stdout.split()]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # After the name in brackets: the state, then the parent.
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
 def _within_reach(binaries: Path, folder: Path) -> Path:
     """The binaries where the unprivileged user can run them; copied if they lie in root's home."""
     if os.geteuid() != 0 or all(path.stat().st_mode & 0o005 == 0o005 for path in binaries.parents):
@@ -246,6 +265,20 @@ MAKERS: dict[str, Callable[[], Server]] = {
     "redis": lambda: RedisServer("redis", machine_redis()),
     "valkey": lambda: RedisServer("valkey", wheel_valkey()),
 }
+
+
+def second_versions() -> frozenset[str]:
+    """The kinds whose sibling, of another version, is there and enough for most runs."""
+    pairs = (("postgres", machine_postgres, "postgres-wheel"), ("redis", machine_redis, "valkey"))
+    second = set()
+    for first, find, other in pairs:
+        try:
+            present = _FROM_ENVIRONMENT[first] in os.environ or find()
+        except MissingServerError:
+            present = False
+        second.add(other if present else first)
+    return frozenset(second)
+
 
 _FROM_ENVIRONMENT = {"postgres": "HAULIER_TEST_POSTGRES", "redis": "HAULIER_TEST_REDIS"}
 

@@ -152,13 +152,23 @@ class App:
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 
     async def enqueue(
-        self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
+        self,
+        task: Task[..., Any] | str,
+        payload: Payload | None = None,
+        *,
+        connection: object | None = None,
+        **options: Unpack[Options],
     ) -> str:
         """Insert one job and return its id. It is durable when this returns.
 
+        With a `connection` of your own to the store's database, the job belongs to the transaction
+        that is open on it: it is there once you commit, and never was if you roll back. For
+        PostgreSQL a connection of asyncpg or an async one of SQLAlchemy over asyncpg, for SQLite
+        one of apsw.
+
         Raises InvalidTaskTypeError, or ValidationError with the fields at fault.
         """
-        return await self.jobs.enqueue(_kind(task), payload or {}, options)
+        return await self.jobs.enqueue(_kind(task), payload or {}, options, connection=connection)
 
     async def enqueue_many(
         self,

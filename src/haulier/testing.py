@@ -154,8 +154,10 @@ class _InlineJobs(JobManager):
         super().__init__(jobs.store, jobs.registry, jobs.sealer)
         self._solo = solo
 
-    async def enqueue(self, kind: str, payload: Payload, options: Options) -> str:
-        job_id = await super().enqueue(kind, payload, options)
+    async def enqueue(
+        self, kind: str, payload: Payload, options: Options, *, connection: object | None = None
+    ) -> str:
+        job_id = await super().enqueue(kind, payload, options, connection=connection)
         await self._solo.work_off(slots=TOGETHER)
         return job_id
 

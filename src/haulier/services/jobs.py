@@ -54,10 +54,13 @@ class JobManager:
 
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 
-    async def enqueue(self, kind: str, payload: Payload, options: Options) -> str:
+    async def enqueue(
+        self, kind: str, payload: Payload, options: Options, *, connection: object | None = None
+    ) -> str:
         """Insert one job and return its id; for a bulk kind this is its head job.
 
-        The id is another job's if that one holds the unique name or the idempotency key.
+        The id is another job's if that one holds the unique name or the idempotency key. With a
+        `connection` of the caller's, in the transaction that is open on it.
         """
         definition = self.registry.get(kind)
         plan = plan_of(definition, options, batch=definition.role is Role.HEAD)
@@ -69,7 +72,7 @@ class JobManager:
         else:
             job = self._new_job(definition, checked, plan, job_id)
         policy = plan.batch_policy(_own_finish(definition, plan))
-        inserted = await self.store.insert([job], policy=policy)
+        inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
 
     async def enqueue_many(

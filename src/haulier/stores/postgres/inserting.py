@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
+import asyncpg.pool
+
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import NewJob, Role
 from haulier.domain.unique import Conflict, Scope
+from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
 from haulier.stores.codes import ON_LOST_CODE, PENDING, ROLE_CODE, retry_to_text
 from haulier.stores.postgres.connection import Connection
+from haulier.stores.watching import Change
 
 ROUNDS = 16
 """Finish callbacks of one batch whose ids are known beforehand; later ones have random ids."""
@@ -21,7 +26,7 @@ _CONFLICTS = {Conflict.SKIP: 0, Conflict.REPLACE: 1, Conflict.REJECT: 2, Conflic
 
 _ARGUMENTS = 32
 _INSERT = (
-    f"SELECT new, jobs::text[], instead::text[] FROM insert_jobs("
+    "SELECT new, jobs::text[], instead::text[] FROM {schema}insert_jobs("
     f"{', '.join(f'${n}' for n in range(1, _ARGUMENTS + 1))})"
 )
 
@@ -35,10 +40,11 @@ async def insert(
     policy: BatchPolicy | None = None,
     state: int = PENDING,
     own_expander: bool = True,
+    schema: str = "",
 ) -> Inserted:
-    """Insert jobs in one call of one function."""
+    """Insert jobs in one call of one function; on a foreign connection, name the `schema`."""
     new, refused, instead = await connection.fetchrow(
-        _INSERT,
+        _INSERT.format(schema=schema),
         now,
         *_columns(jobs),
         *_names(jobs),
@@ -48,6 +54,37 @@ async def insert(
         fence and fence.lease,
     )
     return Inserted(new, dict(zip(refused, instead, strict=True)))
+
+
+async def insert_within(
+    connection: object, schema: str, now: int | None, jobs: Sequence[NewJob], **options: Any
+) -> Inserted:
+    """Insert jobs in the transaction that the caller has open; workers hear of its commit."""
+    driver = await _driver_of(connection)
+    inserted = await insert(driver, now, jobs, schema=f'"{schema}".', **options)
+    await driver.execute(
+        "SELECT pg_notify($1, $2)", schema, str((Change.READY | Change.EVENTS).value)
+    )
+    return inserted
+
+
+async def _driver_of(connection: object) -> Connection:
+    """The asyncpg connection behind what the caller has."""
+    if isinstance(connection, (asyncpg.Connection, asyncpg.pool.PoolConnectionProxy)):
+        return connection
+    if hasattr(connection, "sync_session"):
+        # A session of SQLAlchemy.
+        connection = await connection.connection()  # type: ignore[attr-defined]
+    if hasattr(connection, "get_raw_connection") and hasattr(connection, "exec_driver_sql"):
+        # One of SQLAlchemy begins its transaction with its first statement, which this may be.
+        await connection.exec_driver_sql("SELECT 1")
+        driver = (await connection.get_raw_connection()).driver_connection
+        if isinstance(driver, asyncpg.Connection):
+            return driver
+    raise ConfigurationError(
+        "connection must be one of asyncpg, or an async one of SQLAlchemy over asyncpg, "
+        f"not {type(connection).__module__}.{type(connection).__qualname__}"
+    )
 
 
 def _columns(jobs: Sequence[NewJob]) -> tuple[list[Any], ...]:

@@ -20,6 +20,8 @@ STEPS = (
     "06_control",
     "07_draining",
     "08_upkeep",
+    "09_enqueue",
+    "10_transfer",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
@@ -41,11 +43,12 @@ _VERBS = (
     "prune_jobs",
     "prune_results",
     "prune_rest",
+    "enqueue",
 )
 
 # Each function runs with the store's own schema as its search path, whoever calls it. Those that
-# clients call use plans for tables that grow from nothing to millions of rows within minutes, faster
-# than statistics follow: always by an index, row by row. What they call inherits that.
+# clients call use plans for tables that grow from nothing to millions of rows within minutes, more
+# quickly than statistics follow: always by an index, row by row. What they call inherits that.
 _SETTINGS = """
 DO $$
 DECLARE

@@ -184,7 +184,7 @@ async def events(connection: Connection, after: str | None, limit: int) -> list[
     """Events after a cursor; a `reset` for one that cannot be gone on from."""
     await connection.execute("SELECT number_events()")
     # One moment for all of it: meanwhile old ones may be removed, and new ones numbered.
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with _moment(connection):
         epoch, last = await connection.fetchrow("SELECT epoch, last FROM history")
         oldest = await connection.fetchrow("SELECT seq - n, at FROM events ORDER BY seq LIMIT 1")
         before = oldest[0] if oldest else last
@@ -206,6 +206,13 @@ async def events(connection: Connection, after: str | None, limit: int) -> list[
         if len(found) >= limit:
             break
     return found[:limit]
+
+
+def _moment(connection: Connection) -> Any:
+    """A transaction whose statements all see the same; within another one, only nearly so."""
+    if connection.is_in_transaction():
+        return connection.transaction()
+    return connection.transaction(isolation="repeatable_read", readonly=True)
 
 
 def _unpacked(epoch: str, row: Row, seen: int) -> list[Event]:

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 import asyncpg
 
 from haulier.exceptions import HaulierError
-from haulier.stores.postgres.connection import Connection, Place, translated
+from haulier.stores.postgres.connection import BROKEN, Connection, Place, translated
+from haulier.stores.postgres.pool import Pool
 from haulier.stores.watching import Change, Watchers
 
 QUIET = 0.02
@@ -37,44 +38,53 @@ FIRST = 2.0
 LONGEST_PAUSE = 5.0
 """Seconds between two tries to listen again."""
 
+_NOTIFY = "SELECT pg_notify($1, $2)"
+
 # Every change takes a number from it, committed or not, so a look costs next to nothing.
-_MARK = "SELECT last_value FROM journal_id_seq"
+_MARK = "SELECT last_value + is_called::integer FROM journal_id_seq"
+
+_TROUBLE = (*BROKEN, TimeoutError, HaulierError, asyncpg.PostgresError)
 
 
 class Signals:
     """Tells watchers of this process and of others what changed."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, pool: Pool) -> None:
         self._place = place
+        self._pool = pool
         self._watchers = Watchers()
         self._me = secrets.token_hex(4)
         self._task: asyncio.Task[None] | None = None
         self._listener: Connection | None = None
-        self._speaking = asyncio.Lock()
+        self._listens = asyncio.Event()
+        self._echo = asyncio.Event()
+        self._asking = asyncio.Lock()
         self._unsaid = Change.NOTHING
         self._sender: asyncio.Task[None] | None = None
         self._spoke = 0.0
-        self._echo = asyncio.Event()
-        self._listens = asyncio.Event()
-        self._mark: int | None = None
+        self._mark: object = None
+        self._moved = False
         self._heard = False
 
     async def open(self) -> None:
         """Begin to listen; without success within a moment it goes on in the background."""
         self._listens.clear()
+        if self._place.pooled:
+            await self._look()
+            self._task = asyncio.create_task(self._keep_looking())
+            return
         self._task = asyncio.create_task(self._keep_listening())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST):
                 await self._listens.wait()
 
     async def close(self) -> None:
-        """What is still unsaid is said first, if somebody listens to us."""
+        """What is still unsaid is said first, if that can be done at once."""
+        if self._unsaid:
+            with contextlib.suppress(*_TROUBLE):
+                async with asyncio.timeout(FIRST):
+                    await self._say()
         tasks = [task for task in (self._sender, self._task) if task is not None]
-        if self._unsaid and self._listener is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(1.0):
-                    await self._say(self._unsaid)
-        self._unsaid = Change.NOTHING
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -89,8 +99,10 @@ class Signals:
         if not change:
             return
         self._watchers.tell(change)
+        # What this process did itself is no reason to look; who only looks must not miss others.
+        self._heard |= self._listener is not None
         self._unsaid |= change
-        if self._sender is None and self._listener is not None:
+        if self._sender is None and self._task is not None:
             self._sender = asyncio.create_task(self._speak())
 
     async def _speak(self) -> None:
@@ -99,51 +111,47 @@ class Signals:
         try:
             await asyncio.sleep(max(0.0, self._spoke + QUIET - loop.time()))
             while self._unsaid:
-                change, self._unsaid = self._unsaid, Change.NOTHING
                 self._spoke = loop.time()
-                await self._say(change)
+                await self._say()
                 await asyncio.sleep(QUIET)
-        except (OSError, TimeoutError, HaulierError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except _TROUBLE:
             # Who is not told will look; the watchdog sees to the connection.
-            pass
+            self._unsaid = Change.NOTHING
         finally:
             self._sender = None
 
-    async def _say(self, change: Change) -> None:
-        await self._ask(
-            "SELECT pg_notify($1, $2)", self._place.schema, f"{change.value} {self._me}"
-        )
+    async def _say(self) -> None:
+        change, self._unsaid = self._unsaid, Change.NOTHING
+        await self._ask(_NOTIFY, self._place.schema, f"{change.value} {self._me}")
 
     async def _ask(self, sql: str, *values: object) -> object:
-        async with self._speaking:
-            if self._listener is None:
-                return None
-            return await self._listener.fetchval(sql, *values, timeout=PATIENCE)
+        """Ask on the connection that listens, which lies idle else, or on any."""
+        async with self._asking:
+            listener = self._listener
+            if listener is not None:
+                return await listener.fetchval(sql, *values, timeout=PATIENCE)
+        return await self._pool.run(lambda db: db.fetchval(sql, *values))
 
     # ── Listening ────────────────────────────────────────────────────────────────────────────
 
     async def _keep_listening(self) -> None:
         """Listen, and listen again whenever the connection breaks or is deaf."""
-        pause = 0.05
+        pause = LOOK
         while True:
             try:
                 await self._listen()
-                pause = 0.05
-            except (OSError, TimeoutError, HaulierError, asyncpg.PostgresError) as error:
-                await self._hang_up()
-                self._log(error)
-            except asyncpg.InterfaceError as error:
-                await self._hang_up()
+            except _TROUBLE as error:
                 self._log(error)
             finally:
-                await self._hang_up()
-            # Meanwhile anything may have happened.
-            self._watchers.tell(Change.ANY)
-            await asyncio.sleep(random.uniform(pause / 2, pause))
+                listener, self._listener = self._listener, None
+                if listener is not None:
+                    listener.terminate()
+                    pause = LOOK
+            await self._look_for(random.uniform(pause / 2, pause))
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _listen(self) -> None:
-        """Returns when the connection breaks or does not hear its own words any more."""
+        """Returns when the connection breaks, raises when it does not hear its own words."""
         with translated(self._place):
             connection = await self._place.connect("listener", PATIENCE)
         try:
@@ -155,44 +163,55 @@ class Signals:
             raise
         self._listener = connection
         self._listens.set()
+        # Before that anything may have happened.
         self._watchers.tell(Change.ANY)
-        if self._unsaid and self._sender is None:
-            self._sender = asyncio.create_task(self._speak())
         while not connection.is_closed():
             await asyncio.sleep(PROOF)
             await self._look()
             self._echo.clear()
-            await self._ask("SELECT pg_notify($1, $2)", self._place.schema, f"0 {self._me}")
+            await self._ask(_NOTIFY, self._place.schema, f"0 {self._me}")
             async with asyncio.timeout(PATIENCE):
                 await self._echo.wait()
-
-    async def _look(self) -> None:
-        """Whether anything changed of which nobody told: its author may have died before it."""
-        mark = await self._ask(_MARK)
-        if isinstance(mark, int) and mark != self._mark:
-            silent = self._mark is not None and not self._heard
-            self._mark = mark
-            if silent:
-                self._watchers.tell(Change.ANY)
-        self._heard = False
 
     def _hear(self, connection: object, pid: int, channel: str, payload: object) -> None:
         del connection, pid, channel
         number, _, author = str(payload).partition(" ")
-        self._heard = True
         if author == self._me:
             self._echo.set()
             return
-        # Without a number it came from enqueue(), in somebody's own transaction.
-        change = Change(int(number)) if number.isdigit() and int(number) <= 7 else Change.ANY
-        self._watchers.tell(change)
+        self._heard = True
+        self._watchers.tell(
+            Change(int(number) & Change.ANY.value) if number.isdigit() else Change.ANY
+        )
 
-    async def _hang_up(self) -> None:
-        connection, self._listener = self._listener, None
-        if connection is not None:
-            connection.terminate()
+    # ── Looking ──────────────────────────────────────────────────────────────────────────────
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await self._look_for(LONGEST_PAUSE)
+
+    async def _look_for(self, seconds: float) -> None:
+        """Look again and again for so long, while nothing is heard."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while loop.time() < until:
+            await asyncio.sleep(LOOK)
+            with contextlib.suppress(*_TROUBLE):
+                await self._look()
+
+    async def _look(self) -> None:
+        """Whether anything changed of which nobody told: its author may have died before it.
+
+        A number is taken before its change is committed, so who sees it looks once more.
+        """
+        mark = await self._ask(_MARK)
+        moved = self._mark is not None and mark != self._mark
+        if (moved or self._moved) and not self._heard:
+            self._watchers.tell(Change.ANY)
+        self._mark, self._moved, self._heard = mark, moved, False
 
     def _log(self, error: BaseException) -> None:
+        # Loaded only now: it is slow to load, and short commands open stores too.
         import structlog
 
         log = structlog.get_logger("haulier.store")

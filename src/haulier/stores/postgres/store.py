@@ -13,19 +13,31 @@ from typing import Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
-from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob
+from haulier.domain.finding import Finding
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Move, Transition
-from haulier.domain.retention import Retention
+from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError, StoreUnavailableError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+    Transferable,
+)
+from haulier.stores import checking
 from haulier.stores.codes import RUNNING
-from haulier.stores.postgres import exchanging, inserting, migrations, operations, queries
-from haulier.stores.postgres.connection import Connection, Place
+from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
+from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.postgres.rows import uuid_of
 from haulier.stores.postgres.signals import Signals
+from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
@@ -54,7 +66,7 @@ class PostgresStore:
         self._deadline = deadline
         self._clock = clock
         self._pool = Pool(place, deadline)
-        self._signals = Signals(place)
+        self._signals = Signals(place, self._pool)
         self._background: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
@@ -115,7 +127,13 @@ class PostgresStore:
         *,
         fence: Fence | None = None,
         policy: BatchPolicy | None = None,
+        connection: object | None = None,
     ) -> Inserted:
+        if connection is not None:
+            with translated(self._place):
+                return await inserting.insert_within(
+                    connection, self._place.schema, self._now, jobs, fence=fence, policy=policy
+                )
         return await self._write(
             lambda db: inserting.insert(db, self._now, jobs, fence=fence, policy=policy),
             Change.READY,
@@ -211,20 +229,25 @@ class PostgresStore:
         removed = 0
         for kind, rule in rules.items():
             for state, keep in rule.by_state():
-                slice_ = partial(operations.prune, kind=kind, state=state, keep=keep)
-                while True:
-                    count, heads = await self._pool.run(lambda db: slice_(db, self._now))
-                    if not count:
-                        break
-                    removed += count
-                    for head in heads:
-                        await self._drain(head)
-                    self._signals.tell(Change.SETTLED | Change.EVENTS)
+                removed += await self._prune(kind, state, keep)
             if rule.result_ttl is not None:
                 ttl = round(rule.result_ttl * MICROSECOND)
                 await self._repeat("SELECT prune_results($1, $2, $3)", kind, ttl)
         await self._repeat("SELECT prune_rest($1)")
         return removed
+
+    async def _prune(self, kind: str, state: JobState, keep: Keep) -> int:
+        removed = 0
+        while True:
+            count, heads = await self._pool.run(
+                lambda db: operations.prune(db, self._now, kind=kind, state=state, keep=keep)
+            )
+            if not count:
+                return removed
+            removed += count
+            for head in heads:
+                await self._drain(head)
+            self._signals.tell(Change.SETTLED | Change.EVENTS)
 
     async def _repeat(self, sql: str, *values: object) -> None:
         """Slice after slice, until there is nothing left."""
@@ -314,6 +337,17 @@ class PostgresStore:
         wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._signals.watch(notify, wanted)
 
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
+
+    async def check(self) -> list[Finding]:
+        found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: self._pool.run(check.touch))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
     async def get(self, job_id: str) -> Job:
@@ -349,7 +383,7 @@ class PostgresStore:
     async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
         return await self._pool.run(lambda db: queries.batches(db, limit, cursor))
 
-    async def counts(self) -> dict[tuple[str, str, queries.Role, JobState], int]:
+    async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._pool.run(queries.counts)
 
     async def workers(self) -> list[WorkerRow]:

@@ -18,6 +18,7 @@ from haulier.exceptions import (
     StoreFullError,
     StoreUnavailableError,
 )
+from haulier.stores.marks import refusal as frozen
 
 _UNAVAILABLE = (
     driver.ConnectionError,
@@ -82,6 +83,8 @@ def refusal(code: str, text: str, job_id: str) -> HaulierError:
             return DuplicateJobError(text, job_id)
         case "conflict":
             return IdempotencyConflictError(text, job_id)
+        case "frozen":
+            return frozen(text)
         case "schema":
             return ConfigurationError(text)
         case _:

@@ -7,6 +7,7 @@ unnoticed: every script is told how far its caller has seen, and does nothing wh
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -51,6 +52,10 @@ class History:
     def key(self, name: str) -> str:
         return self.address.prefix + name
 
+    def pattern(self, name: str) -> str:
+        """What matches the keys whose names begin so."""
+        return re.sub(r"([\\*?\[\]])", r"\\\1", self.key(name)) + "*"
+
     async def open(self) -> None:
         self.pool.open()
         try:
@@ -64,6 +69,10 @@ class History:
 
     async def call(self, *command: Any) -> Any:
         return await self.pool.call(*command, deadline=self._deadline)
+
+    async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers to several commands that go out together."""
+        return await self.pool.pipeline(commands, deadline=self._deadline)
 
     async def script(self, verb: str, *args: Any) -> Any:
         """What a verb's script returned; raises the error that it was refused with."""
@@ -87,7 +96,8 @@ class History:
         _, last, at, epoch, generation, *value = reply
         epoch = epoch.decode()
         if epoch != self.epoch:
-            if self.epoch:
+            # Without a new generation it was opened again after a copy: nothing is lost.
+            if self.epoch and generation > self._generation:
                 self._report(Loss(epoch, None), "another process found that the store lost history")
             self.epoch, self.last, self._last_at = epoch, last, at
         elif last > self.last:

@@ -46,6 +46,7 @@ KEYS = (
     Key("alive", "zset", "those that live by when they expire"),
     Key("ended", "zset", "those that ended by when"),
     Key("events", "stream", "what happened; alike events share an entry"),
+    Key("names", "zset", "unique names in order, while a copy reads them"),
     Key("inbox:<queue>", "list", "jobs that producers of any language push, as JSON"),
     Key("rejected", "list", "what was refused of an inbox, with the reason"),
 )
@@ -68,6 +69,11 @@ def family_of(key: str) -> Key | None:
         if pattern.fullmatch(key):
             return family
     return None
+
+
+def escaped(name: str) -> str:
+    """A queue or kind as it is spelt in keys."""
+    return name.replace("%", "%25").replace(":", "%3A")
 
 
 def unescaped(name: str) -> str:

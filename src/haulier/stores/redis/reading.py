@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haulier.domain.batch import Batch
@@ -122,7 +122,11 @@ async def batches(history: History, limit: int, cursor: str | None) -> list[Batc
 
 
 async def counts(history: History) -> dict[tuple[str, str, Role, JobState], int]:
-    flat = await history.call("HGETALL", history.key("counts"))
+    return counted(await history.call("HGETALL", history.key("counts")))
+
+
+def counted(flat: Sequence[bytes]) -> dict[tuple[str, str, Role, JobState], int]:
+    """The counters behind the fields and values of their hash."""
     found = {}
     for field, n in zip(flat[::2], flat[1::2], strict=True):
         queue, kind, role, state = field.decode().split(":")

@@ -82,6 +82,7 @@ CONSTANTS: dict[str, int] = {
 }
 
 _CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_TRANSFER = ("base", "ledger", "transfer")
 _MOVING = (*_CORE, "moving")
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -109,8 +110,26 @@ PARTS: dict[str, tuple[str, ...]] = {
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
     "events": ("base", "ledger"),
+    "standing": _TRANSFER,
+    "freeze": _TRANSFER,
+    "receive": _TRANSFER,
+    "advance": _TRANSFER,
+    "thaw": _TRANSFER,
+    "read_jobs": _TRANSFER,
+    "read_events": _TRANSFER,
+    "look": ("base", "ledger"),
+    "probe": ("base", "ledger"),
 }
 """Every verb's script, and what it is built on."""
+
+
+OPEN_ONLY = frozenset(
+    {
+        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch", "retry"),
+        *("prune", "enlist"),
+    }
+)
+"""Verbs that a store refuses while a copy lets nothing of it change."""
 
 
 class Script(NamedTuple):
@@ -125,7 +144,9 @@ class Script(NamedTuple):
 def script(verb: str) -> Script:
     """The script of a verb."""
     files = resources.files("haulier.stores.schema").joinpath("redis")
-    bodies = [files.joinpath(f"{part}.lua").read_text("utf-8") for part in (*PARTS[verb], verb)]
+    guard = ("open_only",) if verb in OPEN_ONLY else ()
+    parts = (*PARTS[verb], *guard, verb)
+    bodies = [files.joinpath(f"{part}.lua").read_text("utf-8") for part in parts]
     text = _tables() + "\n".join(map(_without_comments, bodies))
     source = _CONSTANT.sub(lambda found: str(CONSTANTS[found.group()]), text).encode()
     return Script(verb, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())

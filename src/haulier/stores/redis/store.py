@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
@@ -19,8 +20,9 @@ from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.services.ids import new_id
+from haulier.stores import checking
 from haulier.stores.codes import STATES
-from haulier.stores.redis import inbox, reading, safety
+from haulier.stores.redis import check, inbox, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History, Loss
@@ -36,6 +38,7 @@ from haulier.stores.redis.packing import (
     pack_policy,
 )
 from haulier.stores.redis.rows import job_from_row
+from haulier.stores.redis.transfer import RedisTransfer
 from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
 
@@ -262,6 +265,30 @@ class RedisStore:
         events: bool = False,
     ) -> AbstractContextManager[None]:
         return self._listener.watch(notify, Change.of(ready=ready, settled=settled, events=events))
+
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> RedisTransfer:
+        return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
+
+    async def _take_inboxes(self) -> None:
+        """Of all queues: what was pushed before is to be copied too."""
+        pattern = self._history.pattern("inbox:")
+        queues, cursor = set(), 0
+        while True:
+            cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            start = len(self._history.key("inbox:"))
+            queues |= {key.decode()[start:] for key in keys}
+            if not int(cursor):
+                break
+        await self._move_inboxes(queues)
+
+    async def check(self) -> list[Finding]:
+        now = None if self._clock is None else self._clock.now()
+        found = await check.look(self._history, self.transferable(), now)
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: check.touch(self._history))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

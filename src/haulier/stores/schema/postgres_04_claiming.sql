@@ -257,6 +257,9 @@ DECLARE
     got integer := 0;
     due_at bigint;
 BEGIN
+    IF NOT gives_jobs() THEN
+        p_wanted := 0;
+    END IF;
     IF p_wanted > 0 THEN
         SELECT array_agg(u::demand) INTO lines
         FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_portion_slots, p_slots) u;

@@ -82,6 +82,14 @@ local function refuse(code, text, id)
   error({refused = {1, code, text, id or ''}})
 end
 
+-- Whether the script's verb is refused while nothing may change; see open_only.
+local open_only = false
+
+local function must_be_open()
+  local h = call('HMGET', KEYS[1], 'stage', 'mark')
+  if h[1] == 'frozen' or h[1] == 'moved' or h[1] == 'receiving' then refuse('frozen', h[2]) end
+end
+
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function batch_key(id) return PREFIX .. 'batch:' .. id end
 

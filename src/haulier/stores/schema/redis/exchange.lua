@@ -1,8 +1,15 @@
 -- The hot path: finished transitions in, newly claimed jobs out, one round trip.
 -- Keys: worker:<id>, cancels:<worker>, inbox:<queue>, and those of moving and claiming.
 
+local function must_be_here()
+  local h = call('HMGET', key('history'), 'stage', 'mark')
+  if h[1] == 'moved' or h[1] == 'receiving' then refuse('frozen', h[2]) end
+  return not (h[1] == 'draining' or h[1] == 'frozen')
+end
+
 return run(function()
   though_full()
+  local gives_jobs = must_be_here()
   local worker, turn = arg(), number()
   local h = call('HMGET', key('worker:' .. worker), 'expires', 'ended', 'turn')
   local alive = h[1] and not h[2] and tonumber(h[1]) > now
@@ -15,6 +22,7 @@ return run(function()
   for _ = 1, number() do apply_one() end
   local demands = read_demands()
   local wanted = wanted_by(demands)
+  if not gives_jobs then wanted = 0 end
   -- Concluded before the claim, so that a finish callback is among what it finds.
   local _, drain_later = conclude()
   local jobs, more, due = {}, false, nil

@@ -140,7 +140,10 @@ end
 -- with the place in the history. `anyhow`: also if it was lost.
 local function run(verb, anyhow)
   if not anyhow and is_behind(place_in_history()) then return {2} end
-  local ok, value = pcall(verb)
+  local ok, value = pcall(function()
+    if open_only then must_be_open() end
+    return verb()
+  end)
   if ok then
     publish()
     local last, at, epoch, generation = place_in_history()

@@ -73,6 +73,8 @@ local function counts_text(b)
 end
 
 local function call_back(b, state)
+  -- A copy of the store brings callbacks along, but not how many there were.
+  while call('EXISTS', job_key(callback_id(b.id, b.round))) == 1 do b.round = b.round + 1 end
   local id = callback_id(b.id, b.round)
   local priority = num(call('HGET', job_key(b.id), 'priority'))
   local seq = call('HINCRBY', key('history'), 'seq', 1)

@@ -1,0 +1,56 @@
+-- The PostgreSQL store, step 9: enqueue, for any driver and any language, inside the caller's own
+-- transaction.
+
+-- Insert one job and return its id; if another job holds `unique_name` while it is pending or
+-- running, that one's id. The payload is a JSON object, checked against the kind's own model when
+-- the job runs. `delay` counts from now, `run_at` names an instant. An `id` that is there already
+-- changes nothing. `bulk`: the kind is a bulk kind, whose job expands into items.
+--
+-- With the rights of the schema's owner, so that a producer needs no right to the tables.
+CREATE FUNCTION enqueue(kind text, payload jsonb DEFAULT '{}', queue text DEFAULT 'default',
+    priority integer DEFAULT 0, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL,
+    key text DEFAULT NULL, unique_name text DEFAULT NULL, id uuid DEFAULT NULL,
+    bulk boolean DEFAULT false, version integer DEFAULT 1)
+RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    now_us bigint := clock_us();
+    job uuid := coalesce(id, new_id(now_us));
+    body bytea := convert_to(payload::text, 'UTF8');
+    names text[] := CASE WHEN unique_name IS NOT NULL
+                         THEN ARRAY[format('unique:%s:%s', kind, unique_name)] ELSE '{}' END;
+    done record;
+BEGIN
+    PERFORM check_enqueue('kind', kind), check_enqueue('queue', queue);
+    IF jsonb_typeof(payload) IS DISTINCT FROM 'object' THEN
+        PERFORM refuse('22023', 'payload must be a JSON object');
+    ELSIF length(body) > 262144 THEN
+        PERFORM refuse('22023', format('payload has %s bytes; it may have 262144', length(body)));
+    ELSIF priority IS NULL OR abs(priority) > 10000 THEN
+        PERFORM refuse('22023', 'priority must be from -10000 to 10000');
+    ELSIF run_at IS NOT NULL AND delay IS NOT NULL THEN
+        PERFORM refuse('22023', 'run_at cannot be given together with delay');
+    ELSIF NOT (delay BETWEEN interval '0' AND interval '3650 days') OR NOT isfinite(run_at) THEN
+        PERFORM refuse('22023', 'delay must be from 0 up to ten years, and run_at an instant');
+    ELSIF length(key) NOT BETWEEN 1 AND 200 OR length(unique_name) NOT BETWEEN 1 AND 200 THEN
+        PERFORM refuse('22023', 'key and unique_name must have 1 to 200 characters');
+    END IF;
+    done := insert_jobs(now_us, ARRAY[job], ARRAY[kind], ARRAY[queue],
+        ARRAY[CASE WHEN bulk THEN 1 ELSE 0 END]::smallint[], ARRAY[version], ARRAY[body],
+        ARRAY[priority], ARRAY[(extract(epoch FROM run_at) * 1000000)::bigint],
+        ARRAY[coalesce((extract(epoch FROM delay) * 1000000)::bigint, 0)], ARRAY[key],
+        ARRAY[NULL]::uuid[], ARRAY[NULL]::integer[], ARRAY[NULL]::text[], ARRAY[0]::smallint[],
+        CASE WHEN names = '{}' THEN '{}' ELSE ARRAY[1] END, names, ARRAY[1]::smallint[],
+        ARRAY[0]::smallint[], ARRAY[0]::bigint[], ARRAY[''::bytea], 0::smallint, true,
+        NULL, NULL, NULL, NULL, NULL, '{}', '{}', NULL, NULL);
+    -- Told when, and only if, the caller's transaction is committed.
+    PERFORM pg_notify(current_schema, '5');
+    RETURN coalesce(done.instead[1], job);
+END $$;
+
+CREATE FUNCTION check_enqueue(what text, value text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF value IS NULL OR length(value) > 200 OR value !~ '^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$' THEN
+        PERFORM refuse('22023', format(
+            '%s %L is not a dotted name of letters, digits and underscores', what, left(value, 60)));
+    END IF;
+END $$;
