@@ -17,7 +17,7 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import JobNotFoundError, StoreError
+from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.services.ids import new_id
 from haulier.stores import checking
@@ -106,7 +106,10 @@ class RedisStore:
         *,
         fence: Fence | None = None,
         policy: BatchPolicy | None = None,
+        connection: object | None = None,
     ) -> Inserted:
+        if connection is not None:
+            raise ConfigurationError("a Redis store has no transactions of yours to take part in")
         fenced = (canonical(fence.job_id), fence.lease) if fence else ("", "")
         new, instead = await self._write(
             "insert", *fenced, *pack_policy(policy), *pack_jobs(jobs), change=Change.READY
