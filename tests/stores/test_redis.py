@@ -1,4 +1,4 @@
-"""What only a Redis store has: its server, its keys, inboxes, channels, and what a failover loses."""
+"""What only a Redis store has: its server, its keys, inboxes, channels, and losses."""
 
 from __future__ import annotations
 
@@ -362,7 +362,9 @@ class TestServer:
                 control.config_set("maxmemory", "0")
                 await store.insert([work()])
 
-    async def test_scripts_that_the_server_has_lost_are_given_to_it_again(self, store, hand, client):
+    async def test_scripts_that_the_server_has_lost_are_given_to_it_again(
+        self, store, hand, client
+    ):
         await store.insert(works(2))
         client.script_flush()
         job = await hand.claim_one()
@@ -529,7 +531,7 @@ class TestUsers:
 
     async def test_a_wrong_password_is_told_without_it(self, server):
         url = self.limited(server).replace(SECRET, "wrong-word")
-        with pytest.raises(ConfigurationError, match="WRONGPASS|invalid") as caught:
+        with pytest.raises(ConfigurationError, match=r"WRONGPASS|invalid") as caught:
             await RedisStore(url).__aenter__()
         assert "wrong-word" not in str(caught.value)
         assert "worker:***@" in str(caught.value)
@@ -723,7 +725,9 @@ class TestKeyMap:
         assert family_of("ready:a%3Ab:work").type == "zset"
 
     async def test_names_with_colons_keep_to_their_own_lines(self, store, hand):
-        await store.insert([work("b:c", queue="a"), work("c", queue="a:b"), work("50%3A", queue="a")])
+        await store.insert(
+            [work("b:c", queue="a"), work("c", queue="a:b"), work("50%3A", queue="a")]
+        )
         told = {(queue, kind) for queue, kind, _, _ in await store.counts()}
         assert told == {("a", "b:c"), ("a:b", "c"), ("a", "50%3A")}
         other = await Hand.enlist(store, queues=["a"], kinds=["b:c"])

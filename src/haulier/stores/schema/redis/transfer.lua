@@ -27,7 +27,8 @@ local function is_idle()
 end
 
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')), call('HLEN', key('uniques')),
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+    call('HLEN', key('uniques')),
     call('XLEN', key('events'))}
 end
 
