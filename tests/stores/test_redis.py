@@ -724,6 +724,34 @@ class TestKeyMap:
         assert family_of("what") is None
         assert family_of("ready:a%3Ab:work").type == "zset"
 
+    @pytest.mark.parametrize(
+        ("command", "what"),
+        [
+            (("SET", "{p}strange", "1"), "key map"),
+            (("SET", "{p}jobs:{id}", "1"), "key map"),
+            (("DEL", "{p}job:{id}"), ""),
+            (("HSET", "{p}errors:" + uuid7(5, bytes(10)), "1", "x"), "orphaned"),
+            (("ZREM", "{p}scheduled", "{id}"), ""),
+            (("HINCRBY", "{p}counts", "default:work:0:0", "1"), ""),
+            (("HSET", "{p}uniques", "x", "{id}|1||"), ""),
+            (("EXPIRE", "{p}job:{id}", "1000"), ""),
+        ],
+    )
+    async def test_what_belongs_to_nothing_or_is_missing_is_found_out(
+        self, store, home, client, command, what
+    ):
+        job = work(delay=MICROSECOND)
+        await store.insert([job, work()])
+        check(Keyspace(client, home.prefix))
+        places = {"p": home.prefix, "id": job.id}
+
+        client.execute_command(*(part.format_map(places) for part in command))
+        try:
+            with pytest.raises((AssertionError, KeyError), match=what or None):
+                check(Keyspace(client, home.prefix))
+        finally:
+            Keyspace(client, home.prefix).clear()
+
     async def test_names_with_colons_keep_to_their_own_lines(self, store, hand):
         await store.insert(
             [work("b:c", queue="a"), work("c", queue="a:b"), work("50%3A", queue="a")]
