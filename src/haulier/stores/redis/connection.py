@@ -101,7 +101,7 @@ class Pool:
             connection = await self._take()
             try:
                 # Not by the connection's own packer, which works in Python, value by value.
-                packed = [pack_command(command) for command in commands]
+                packed = [pack_command(tuple(command)) for command in commands]
                 await connection.send_packed_command(packed, check_health=False)
                 answers = [await _answer(connection) for _ in commands]
             except BaseException:

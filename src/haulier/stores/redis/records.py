@@ -29,7 +29,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.redis.keys import escaped
 from haulier.stores.redis.rows import text_of
-from haulier.stores.redis.scripts import CONSTANTS, SCOPES
+from haulier.stores.redis.scripts import COMPACT, SCOPES
 
 Command = tuple[Any, ...]
 
@@ -145,7 +145,7 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
     let_in: Counter[str] = Counter()
     for record in records:
         writer.add("HSET", f"job:{record.id}", *_job_fields(record))
-        if not _is_short(record):
+        if len(record.payload) > COMPACT:
             writer.add("SET", f"payload:{record.id}", record.payload)
         for error in record.errors:
             writer.add("HSET", f"errors:{record.id}", error.lease, _error_text(error))
@@ -160,11 +160,6 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
         writer.add("HINCRBY", f"batch:{batch}", "let_in", count)
 
 
-def _is_short(record: JobRecord) -> bool:
-    """Whether the payload can be in the job's hash without making that a large one."""
-    return len(record.payload) <= CONSTANTS["COMPACT"]
-
-
 def _error_text(error: JobError) -> str:
     return error_to_text(error, error.at, lease=error.lease, worker=error.worker)
 
@@ -175,7 +170,7 @@ def _job_fields(record: JobRecord) -> Iterator[Any]:
         "seq": record.seq,
         "kind": record.kind,
         "queue": record.queue,
-        "payload": record.payload if _is_short(record) else None,
+        "payload": record.payload if len(record.payload) <= COMPACT else None,
         "state": STATE_CODE[record.state],
         "run_at": record.run_at,
         "created": record.created_at,

@@ -21,6 +21,9 @@ SCHEMA = 1
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
 
+COMPACT = 64
+"""Bytes of the longest payload that stands in its job's hash."""
+
 CODES = {
     "PENDING": codes.PENDING,
     "RUNNING": codes.RUNNING,
@@ -75,7 +78,7 @@ CONSTANTS: dict[str, int] = {
     "EVENT_ROWS": 50,
     # A longer field would take a hash out of the compact form that Redis keeps small ones in
     # (hash-max-listpack-value), which doubles what a job takes.
-    "COMPACT": 64,
+    "COMPACT": COMPACT,
     # Entries of inboxes that were refused.
     "REJECTED_KEPT": 1000,
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
@@ -105,7 +108,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
     "regress": ("base", "ledger"),
-    "find": ("base", "ledger"),
+    "find": ("base", "ledger", "indexes"),
     "errors": ("base", "ledger"),
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
@@ -115,7 +118,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "receive": _TRANSFER,
     "advance": _TRANSFER,
     "thaw": _TRANSFER,
-    "read_jobs": _TRANSFER,
+    "read_jobs": (*_TRANSFER, "indexes"),
     "read_events": _TRANSFER,
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),

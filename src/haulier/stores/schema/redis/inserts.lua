@@ -1,6 +1,6 @@
 -- New jobs, and batches while they are being filled. Everything is judged before anything is written.
--- Keys: history, job:<id>, payload:<id>, top, below, items:<batch>, batch:<id>, batches, gated, uniques, and where a
--- pending job stands.
+-- Keys: history, job:<id>, payload:<id>, top, below, items:<batch>, batch:<id>, batches, gated,
+-- uniques, and where a pending job stands.
 
 -- Jobs come in runs that have all but id, payload, key and position in common.
 local function read_jobs()

@@ -8,20 +8,11 @@ end
 
 return run(function()
   local after, most, most_bytes = arg(), number(), number()
-  local function stretch(index)
-    return call('ZRANGEBYSCORE', key(index), '(' .. after, '+inf', 'WITHSCORES', 'LIMIT', 0, most + 1)
-  end
-  local top, below = stretch('top'), stretch('below')
-  local rows, size, i, j, last = {}, 0, 1, 1, after
-  while top[i] or below[j] do
-    if #rows == most or size > most_bytes then return {rows, last} end
-    local a, b = tonumber(top[i + 1]), tonumber(below[j + 1])
-    local id
-    if not b or (a and a < b) then
-      id, last, i = top[i], top[i + 1], i + 2
-    else
-      id, last, j = below[j], below[j + 1], j + 2
-    end
+  local ids = stretch_of_all(after, most + 1)
+  local rows, size = {}, 0
+  for i = 1, #ids, 2 do
+    if #rows == most or size > most_bytes then return {rows, ids[i - 1]} end
+    local id = ids[i]
     local row = row_of(id, job_key(id))
     size = size + #row[F_PAYLOAD] + (row[F_RESULT] and #row[F_RESULT] or 0)
     row[#row + 1] = id
