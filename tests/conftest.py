@@ -14,7 +14,7 @@ from hypothesis import settings
 import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
-from support import STORE_HOMES, StoreHome
+from support import STORE_HOMES, RedisPrefix, StoreHome
 
 # The same examples in every run: a failure can be repeated by anyone who runs the suite.
 settings.register_profile("haulier", derandomize=True, database=None, deadline=None)
@@ -29,7 +29,14 @@ PATIENCE = 5.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
-    parser.addoption("--seed", type=int, help="simulate this one history again")
+    parser.addoption(
+        "--servers",
+        choices=("one", "others", "all"),
+        default="one",
+        help="run on one PostgreSQL and one Redis, on the other versions of them, or on all",
+    )
+    parser.addoption("--seed", type=int, help="draw this one history again")
+    parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,10 +51,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("seeds", blocks, ids=lambda block: f"{block.start}-{block.stop - 1}")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs on versions of servers that were not asked for."""
+    wanted = config.getoption("servers")
+    if wanted == "all":
+        return
+    others = servers.second_versions()
+    kept, left_out = [], []
+    for item in items:
+        call = getattr(item, "callspec", None)
+        named = {value for value in call.params.values() if isinstance(value, str)} if call else {}
+        (kept if (wanted == "others") == bool(others & set(named)) else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 @pytest.fixture(params=STORE_HOMES)
 def home_kind(request: pytest.FixtureRequest) -> Callable[[Path], StoreHome]:
     """Makes homes for stores, once per kind of store."""
     return STORE_HOMES[request.param]
+
+
+@pytest.fixture(autouse=True)
+def no_stray_keys() -> Iterator[None]:
+    """Fail a test that leaves keys in Redis which the key map does not know, or orphans."""
+    yield
+    RedisPrefix.check_all()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── StoreError                  the store cannot serve
 │       ├── StoreUnavailableError   not reachable, or locked for too long
 │       │   └── StoreClosedError    closed, or never opened: waiting does not help
+│       ├── StoreFrozenError        it is being moved to another store, or was
 │       ├── StoreFullError          no space left
 │       └── StoreCorruptError       damaged, or not a haulier store at all
 ├── UiClientError                   the catalog's server answered wrongly or not at all
@@ -132,6 +133,10 @@ class StoreUnavailableError(StoreError):
 
 class StoreClosedError(StoreUnavailableError):
     """The store was closed or never opened; it serves again once somebody opens it."""
+
+
+class StoreFrozenError(StoreError):
+    """The store takes nothing new: it is being moved to another one, or was, or is being filled."""
 
 
 class StoreFullError(StoreError):

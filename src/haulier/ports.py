@@ -17,9 +17,11 @@ from typing import Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
+from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 
 DEFAULT_TTL = 15.0
@@ -158,6 +160,57 @@ async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
         if page.next is None:
             return
         cursor = page.next
+
+
+class Transferable(Protocol):
+    """The part of a store that copies speak to. What is read here is what `advance` inserts.
+
+    While a store has a mark, its other verbs obey it. A draining or frozen one gives no jobs to
+    workers. In one that is frozen, moved or receiving nothing can be changed: StoreFrozenError,
+    which those that were moved or receive also answer an exchange with.
+    """
+
+    async def standing(self) -> Standing:
+        """How the store stands."""
+        ...
+
+    async def freeze(self, mark: Mark) -> Standing:
+        """Mark a store that is open or draining as draining, or if it is idle as frozen.
+
+        Otherwise nothing is done; returns how it stands then.
+        """
+        ...
+
+    async def receive(self, mark: Mark) -> Standing:
+        """Mark a store that is open and empty as receiving; returns how it stands then."""
+        ...
+
+    async def read(self, section: Section, after: str | None = None) -> Records:
+        """A page of a section, a few megabytes at most, in an order that stays the same."""
+        ...
+
+    async def advance(
+        self,
+        was: Mark,
+        now: Mark,
+        records: Sequence[Record] = (),
+        *,
+        numbers: Numbers | None = None,
+    ) -> None:
+        """Insert records as they are, set the numbers if given, and replace one mark by the next.
+
+        In one transaction. If the mark is `now` already, nothing is done; raises JobStateError if
+        it is neither.
+        """
+        ...
+
+    async def thaw(self) -> None:
+        """Open the store again.
+
+        One that receives is emptied. One that was frozen or moved gets a new epoch, since its
+        history may go on elsewhere.
+        """
+        ...
 
 
 class JobStore(JobReader, Protocol):
@@ -313,6 +366,16 @@ class JobStore(JobReader, Protocol):
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
         """The renewer of an incarnation, to be used from one thread of its own."""
+        ...
+
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        """The part of this store that copies speak to."""
+        ...
+
+    async def check(self) -> list[Finding]:
+        """Look at everything that says how healthy the store is; takes seconds."""
         ...
 
     # ── Waking ───────────────────────────────────────────────────────────────────────────────

@@ -19,20 +19,26 @@ from haulier.domain.batch import Batch
 from haulier.domain.job import Job
 
 
+def bars(console: Console | None = None, *, hidden: bool = False) -> Progress:
+    """Bars as all commands draw them, each with a note; on standard error unless told."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console or Console(stderr=True),
+        transient=False,
+        disable=hidden,
+    )
+
+
 class ProgressBar:
     """Shows what `JobManager.wait` sees, on standard error. Several may share one console."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._bars = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console or Console(stderr=True),
-            transient=False,
-        )
+        self._bars = bars(console)
         self._by_job: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:

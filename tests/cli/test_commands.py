@@ -13,7 +13,8 @@ from support import wait_until
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, UNREACHABLE, TIMEOUT, UNSUCCESSFUL = 0, 1, 2, 3, 4, 6, 7, 8
 NOBODY = "01990000-0000-7000-8000-000000000000"
 COMMANDS = (
-    "batches", "bench", "demo", "echo", "enqueue", "events", "jobs", "run", "serve", "worker",
+    "batches", "bench", "demo", "echo", "enqueue", "events", "jobs", "run", "serve", "store",
+    "worker",
 )  # fmt: skip
 
 

@@ -7,16 +7,13 @@ Each finding is a sentence; a clean run has none.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from haulier.domain.ids import derived_id
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import RULES, Move
 from simulation.event_log import check_events
-from simulation.history import Entry, Final, What
-
-MOST_ROUNDS = 1000
+from simulation.history import Entry, Final, What, callbacks_of
 
 
 def check(history: Sequence[Entry], final: Final) -> list[str]:
@@ -24,8 +21,8 @@ def check(history: Sequence[Entry], final: Final) -> list[str]:
     trail = Trail()
     findings = [finding for entry in history for finding in trail.take(entry)]
     findings += _jobs(trail, final)
-    findings += _counters(final)
-    findings += _batches(trail, final)
+    findings += counters_agree(final)
+    findings += batches_agree({job for job, known in trail.jobs.items() if known.calls_back}, final)
     if final.events is not None:
         findings += check_events(history, final)
     return findings
@@ -189,14 +186,14 @@ def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:
             return Move.CANCEL in known.ends or asked or cut_short or with_head
 
 
-def _counters(final: Final) -> Iterator[str]:
+def counters_agree(final: Final) -> Iterator[str]:
     counted = Counter((job.queue, job.kind, job.role, job.state) for job in final.jobs.values())
     told = {key: number for key, number in final.counts.items() if number}
     if told != dict(counted):
         yield f"the counters say {told}, the jobs {dict(counted)}"
 
 
-def _batches(trail: Trail, final: Final) -> Iterator[str]:
+def batches_agree(calls_back: Collection[str], final: Final) -> Iterator[str]:
     states: dict[str, Counter[JobState]] = defaultdict(Counter)
     for job in final.jobs.values():
         if job.batch_id is not None:
@@ -211,20 +208,7 @@ def _batches(trail: Trail, final: Final) -> Iterator[str]:
         if batch.state is not final.jobs[batch_id].state:
             yield f"batch {batch_id}: {batch.state}, but its head {final.jobs[batch_id].state}"
         made = callbacks[batch_id]
-        if bool(made) != trail.jobs[batch_id].calls_back:
+        if bool(made) != (batch_id in calls_back):
             yield f"batch {batch_id}: {len(made)} finish callbacks"
         elif made and batch.finish_job != made[-1]:
             yield f"batch {batch_id}: its last callback is {batch.finish_job}, not {made[-1]}"
-
-
-def callbacks_of(final: Final) -> dict[str, list[str]]:
-    """The ids of the callbacks of each batch, round by round."""
-    found: dict[str, list[str]] = {}
-    for batch_id in final.batches:
-        found[batch_id] = []
-        for number in range(MOST_ROUNDS):
-            job_id = derived_id(batch_id, f"finish/{number}")
-            if job_id not in final.jobs:
-                break
-            found[batch_id].append(job_id)
-    return found

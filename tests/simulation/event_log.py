@@ -16,11 +16,10 @@ from haulier.domain.event import (
     RESUMED,
     Event,
 )
-from haulier.domain.ids import derived_id
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import RULES, Move
 from haulier.domain.unique import Scope
-from simulation.history import Entry, Final, What
+from simulation.history import Entry, Final, What, callbacks_of
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
@@ -48,7 +47,7 @@ def check_events(history: Sequence[Entry], final: Final) -> Iterator[str]:
     yield from _ends(walks, final)
     yield from _ended_once(events)
     yield from _with_history(history, events)
-    yield from _rounds(history, events)
+    yield from _rounds(history, final)
     yield from _names(history, events)
 
 
@@ -151,20 +150,20 @@ def _moves_told(events: Sequence[Event]) -> dict[tuple[str, int], list[Move]]:
     return told
 
 
-def _rounds(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
+def _rounds(history: Sequence[Entry], final: Final) -> Iterator[str]:
     """A head calls back once each time that it ends."""
     calls_back = {e.job for e in history if e.what is What.ENQUEUE and e.calls_back}
     ends = Counter(
         event.job_id
-        for event in events
+        for event in final.events or ()
         if event.job_id in calls_back
         and event.type in RULES
         and RULES[Move(event.type)].target.final
     )
-    inserted = Counter(event.job_id for event in events if event.type == INSERTED)
+    callbacks = callbacks_of(final)
     for batch_id, rounds in ends.items():
-        made = sum(inserted[derived_id(batch_id, f"finish/{n}")] for n in range(rounds + 1))
-        if made != rounds:
+        made = len(callbacks.get(batch_id, ()))
+        if made != rounds and batch_id in final.batches:
             yield f"batch {batch_id}: ended {rounds} times, called back {made} times"
 
 

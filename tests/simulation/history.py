@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +63,15 @@ class Final:
     batches: Mapping[str, Batch]
     counts: Mapping[tuple[str, str, Role, JobState], int]
     events: Sequence[Event] | None = None
+
+
+def callbacks_of(final: Final) -> dict[str, list[str]]:
+    """The ids of the callbacks of each batch, round by round; their payload names the batch."""
+    found: dict[str, list[str]] = {batch_id: [] for batch_id in final.batches}
+    for job in sorted(final.jobs.values(), key=lambda job: job.seq):
+        if b'"batch_id"' in job.payload:
+            found[json.loads(job.payload)["batch_id"]].append(job.id)
+    return found
 
 
 async def look(store: JobStore) -> Final:

@@ -40,8 +40,8 @@ def end(worker: str = A) -> Entry:
 
 
 def left(lease: int = 1, state: JobState = DONE, job: str = X, **fields) -> Job:
-    fields = {"attempt": lease, **fields}
-    return Job(job, 1, "work", "default", b"{}", state, lease=lease, **fields)
+    fields = {"attempt": lease, "payload": b"{}", **fields}
+    return Job(job, 1, "work", "default", state=state, lease=lease, **fields)
 
 
 def final(*jobs: Job, batches: tuple[Batch, ...] = (), events: list[Event] | None = None) -> Final:
@@ -158,7 +158,7 @@ class TestBatches:
     )  # fmt: skip
     HEAD = left(0, job=BATCH, role=Role.HEAD)
     ONE = left(job=ITEM, role=Role.ITEM, batch_id=BATCH)
-    BACK = left(job=CALLBACK)
+    BACK = left(job=CALLBACK, payload=b'{"batch_id": "%s"}' % BATCH.encode())
     TOLD = Batch(
         id=BATCH, kind="work", queue="default", state=DONE, counts=Counts(total=1, completed=1),
         sealed=True, finish_job=CALLBACK,
@@ -180,7 +180,7 @@ class TestBatches:
 
     def test_a_callback_that_is_missing_or_too_many_is_found_out(self):
         assert "0 finish callbacks" in self.found(self.HEAD, self.ONE)
-        second = left(job=derived_id(BATCH, "finish/1"))
+        second = self.BACK._replace(id=new_id(), seq=2)
         assert "its last callback is" in self.found(self.HEAD, self.ONE, self.BACK, second)
 
     def test_a_head_that_did_not_settle_is_found_out(self):
@@ -240,11 +240,14 @@ class TestEvents:
         assert not any("takes the name" in each for each in check(history, final(events=events)))
 
     def test_a_batch_that_called_back_too_often_is_found_out(self):
+        batches = TestBatches
+        second = batches.BACK._replace(id=new_id(), seq=2)
         events = [
             event(1, INSERTED, job_id=BATCH, role=Role.HEAD),
             event(2, Move.SETTLE, job_id=BATCH),
-            event(3, INSERTED, job_id=CALLBACK),
-            event(4, INSERTED, job_id=derived_id(BATCH, "finish/1")),
         ]
-        found = check([enqueue(BATCH, calls_back=True)], final(events=events))
+        left_behind = final(
+            batches.HEAD, batches.BACK, second, batches=(batches.TOLD,), events=events
+        )
+        found = check([enqueue(BATCH, calls_back=True)], left_behind)
         assert f"batch {BATCH}: ended 1 times, called back 2 times" in found

@@ -32,3 +32,23 @@ def clock(home: StoreHome) -> StoreTime:
 @pytest.fixture
 async def hand(store: JobStore) -> Hand:
     return await Hand.enlist(store)
+
+
+@pytest.fixture
+def other_home(home: StoreHome) -> StoreHome:
+    """Where a second store of the same kind lives."""
+    return home.beside("other")
+
+
+@pytest.fixture
+async def other(other_home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
+    """A second, empty store of the same kind."""
+    async with other_home.client(ttl=ttl) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def third(home: StoreHome, ttl: float) -> AsyncIterator[JobStore]:
+    """One more."""
+    async with home.beside("third").client(ttl=ttl) as opened:
+        yield opened

@@ -7,6 +7,7 @@ from conformance.batches import (
     TestRetryFailed,
     TestSettling,
 )
+from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
@@ -26,6 +27,14 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.rules import TestHeadRules, TestRules
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
+from conformance.transfer import (
+    TestBrokenOff,
+    TestCopy,
+    TestDrain,
+    TestFit,
+    TestFrozen,
+    TestThaw,
+)
 from conformance.unique import (
     TestActiveNames,
     TestNamesOfBatches,
@@ -39,13 +48,17 @@ __all__ = [
     "TestActiveNames",
     "TestAlone",
     "TestBatchSize",
+    "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",
+    "TestCheck",
     "TestConcurrency",
+    "TestCopy",
     "TestCursors",
     "TestCutOff",
     "TestDelete",
     "TestDemands",
+    "TestDrain",
     "TestDrains",
     "TestErrors",
     "TestExpandAnew",
@@ -54,6 +67,8 @@ __all__ = [
     "TestFind",
     "TestFindByError",
     "TestFinishCallback",
+    "TestFit",
+    "TestFrozen",
     "TestHeadRules",
     "TestIncarnations",
     "TestInsert",
@@ -88,6 +103,7 @@ __all__ = [
     "TestSchedule",
     "TestSettling",
     "TestSkip",
+    "TestThaw",
     "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",

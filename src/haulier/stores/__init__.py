@@ -11,6 +11,10 @@ from haulier.ports import DEFAULT_TTL
 if TYPE_CHECKING:
     from haulier.ports import JobStore
 
+_REDIS = frozenset(
+    {"redis", "rediss", "unix", "redis+unix", "redis+sentinel", "rediss+sentinel", "redis+cluster"}
+)
+
 
 def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     """The store behind a URL, not yet opened: enter it as an async context manager.
@@ -18,8 +22,9 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     `ttl` (seconds) is how long a worker of this process lives without renewing its row.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
-    as long as it is open. `postgresql://user@host/database` (extra `postgres`). Raises
-    ConfigurationError for any other scheme.
+    as long as it is open. `postgresql://user@host/database` (extra `postgres`).
+    `redis://host:6379/0`, or one of its kin (extra `redis`; docs/stores.md). Raises
+    ConfigurationError for any other scheme, or when the driver is not installed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
@@ -36,6 +41,17 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
                 "a PostgreSQL store needs its driver: pip install 'haulier[postgres]'"
             ) from None
         return PostgresStore.from_url(url, ttl=ttl)
+    if scheme in _REDIS:
+        try:
+            from haulier.stores.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name not in ("redis", "hiredis"):
+                raise
+            raise ConfigurationError(
+                "a Redis store needs its driver: pip install 'haulier[redis]'"
+            ) from None
+        return RedisStore.from_url(url, ttl=ttl)
     raise ConfigurationError(
-        f"a store URL starts with sqlite://, not {scheme or url.split(':', 1)[0]!r}"
+        "a store URL starts with sqlite://, postgresql:// or redis://, "
+        f"not {scheme or url.split(':', 1)[0]!r}"
     )

@@ -31,6 +31,7 @@ from haulier.exceptions import (
     Problem,
     RateLimitError,
     StoreError,
+    StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
     ValidationError,
@@ -87,6 +88,13 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
         "The store cannot be reached",
         "The request may be repeated",
         retry_after=5,
+    ),
+    StoreFrozenError: _Kind(
+        503,
+        "store-frozen",
+        "The store is being moved",
+        "Nothing new is taken until it is done; the server then needs the URL of the new store",
+        retry_after=30,
     ),
     StoreFullError: _Kind(
         507,

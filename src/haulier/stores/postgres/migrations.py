@@ -21,6 +21,7 @@ STEPS = (
     "07_draining",
     "08_upkeep",
     "09_enqueue",
+    "10_transfer",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"

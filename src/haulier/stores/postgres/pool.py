@@ -13,7 +13,7 @@ from typing import TypeVar
 import asyncpg
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
-from haulier.stores.postgres.connection import RETRIED, Connection, Place, translated
+from haulier.stores.postgres.connection import BROKEN, RETRIED, Connection, Place, translated
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
@@ -129,7 +129,7 @@ class Pool:
             else:
                 self._give_back(link)
             raise
-        except (OSError, asyncpg.InterfaceError) as error:
+        except BROKEN as error:
             if isinstance(error, ValueError):
                 self._give_back(link)
             else:

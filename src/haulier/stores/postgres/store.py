@@ -14,19 +14,31 @@ from typing import Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError, StoreUnavailableError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+    Transferable,
+)
+from haulier.stores import checking
 from haulier.stores.codes import RUNNING
-from haulier.stores.postgres import exchanging, inserting, migrations, operations, queries
+from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.postgres.rows import uuid_of
 from haulier.stores.postgres.signals import Signals
+from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
@@ -327,6 +339,17 @@ class PostgresStore:
     ) -> AbstractContextManager[None]:
         wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._signals.watch(notify, wanted)
+
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
+
+    async def check(self) -> list[Finding]:
+        found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: self._pool.run(check.touch))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

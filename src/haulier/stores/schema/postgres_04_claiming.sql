@@ -255,6 +255,9 @@ DECLARE
     began timestamptz := clock_timestamp();
     slow integer;
 BEGIN
+    IF NOT gives_jobs() THEN
+        p_wanted := 0;
+    END IF;
     IF p_wanted > 0 THEN
         SELECT array_agg(u::demand) INTO lines
         FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_floors, p_portion_slots,

@@ -291,6 +291,7 @@ DECLARE
     mine uniqueness[];
     verdict record;
 BEGIN
+    PERFORM must_be_open();
     new := 0; jobs := '{}'; instead := '{}';
     IF cardinality(n_names) > 0 THEN
         PERFORM lock_names(n_names);
@@ -334,6 +335,7 @@ END $$;
 
 CREATE FUNCTION seal(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM must_be_open();
     PERFORM lock_batches(ARRAY[p_batch]);
     UPDATE batches SET sealed = true WHERE id = p_batch;
     IF NOT FOUND THEN

@@ -9,6 +9,7 @@ DECLARE
     j jobs;
     left_over uuid[] := p_ids;
 BEGIN
+    PERFORM must_be_open();
     -- Twice: what is requeued just now is found neither before in the one nor after in the other.
     FOR pass IN 1 .. 2 LOOP
         PERFORM lock_jobs(left_over);
@@ -63,6 +64,7 @@ DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     j jobs;
 BEGIN
+    PERFORM must_be_open();
     PERFORM lock_names((SELECT array_agg(n) FROM (
         SELECT d.id, coalesce(d.batch, d.id) AS top FROM jobs_done d WHERE d.id = ANY (p_ids)) d
         JOIN jobs o ON o.id IN (d.id, d.top), unnest(o.uniq) n));
@@ -181,6 +183,7 @@ DECLARE
     b batches;
     top jobs;
 BEGIN
+    PERFORM must_be_open();
     PERFORM lock_names((SELECT uniq FROM jobs WHERE id = p_batch));
     found_batch := lock_batch(p_batch);
     b := found_batch.b;
@@ -218,6 +221,7 @@ DECLARE
     b batches := found_batch.b;
     top jobs := found_batch.top;
 BEGIN
+    PERFORM must_be_open();
     IF top.state > 1 OR b.cancel > 0 THEN
         PERFORM refuse('HL002', 'this batch has ended, or is being cancelled');
     ELSIF b.draining NOT IN (0, 4, 5) THEN
@@ -244,6 +248,7 @@ DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     j jobs;
 BEGIN
+    PERFORM must_be_open();
     PERFORM lock_batches(ARRAY[p_job]);
     SELECT * INTO j FROM jobs_live WHERE id = p_job FOR UPDATE;
     IF NOT FOUND THEN

@@ -5,6 +5,7 @@ CREATE FUNCTION enlist(p_now bigint, p_worker uuid, p_host text, p_pid integer, 
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
 BEGIN
+    PERFORM must_be_open();
     INSERT INTO workers (id, host, pid, queues, kinds, slots, expires, started_at, renewed_at)
     VALUES (p_worker, p_host, p_pid, p_queues, p_kinds, p_slots, v_now + p_ttl, v_now, v_now)
     -- Said again when its answer was lost.
@@ -150,6 +151,7 @@ DECLARE
     seqs bigint[];
     batch uuid;
 BEGIN
+    PERFORM must_be_open();
     removed := 0;
     batches := '{}';
     IF p_age IS NOT NULL THEN
@@ -201,6 +203,7 @@ RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     count integer;
 BEGIN
+    PERFORM must_be_open();
     UPDATE jobs_done SET result = NULL WHERE seq IN (
         SELECT seq FROM jobs_done
         WHERE kind = p_kind AND state = 2 AND role = 0 AND result IS NOT NULL AND result <> 'null'
@@ -218,6 +221,7 @@ DECLARE
     names integer;
     rows integer;
 BEGIN
+    PERFORM must_be_open();
     PERFORM number_events();
     DELETE FROM uniques WHERE name IN (
         SELECT name FROM uniques WHERE until <= v_now LIMIT 250 FOR UPDATE SKIP LOCKED);

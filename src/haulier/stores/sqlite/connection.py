@@ -21,10 +21,12 @@ from haulier.exceptions import (
     StoreUnavailableError,
 )
 
+MEMORY = ":memory:"
+
 APPLICATION_ID = 0x4841554C
 """Marks our files in SQLite's own header field: the letters HAUL."""
 
-SCHEMA_STEP = 2
+SCHEMA_STEP = 3
 """The newest of the numbered files that make the schema; a new store runs them all."""
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -68,7 +70,7 @@ def translated(path: str) -> Iterator[None]:
 def connect(path: str, *, readonly: bool = False) -> apsw.Connection:
     """A configured connection; the file must exist unless it is in memory."""
     flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE
-    if path == ":memory:":
+    if path == MEMORY:
         flags |= apsw.SQLITE_OPEN_CREATE
     db = apsw.Connection(path, flags=flags)
     db.set_busy_handler(_patience())
@@ -94,7 +96,7 @@ def _patience() -> Callable[[int], bool]:
 
 def prepare(path: str) -> apsw.Connection:
     """Open the store for writing, creating or upgrading its schema."""
-    if path != ":memory:":
+    if path != MEMORY:
         _touch(Path(path))
     give_up = time.monotonic() + BUSY_SECONDS
     while True:

@@ -136,16 +136,28 @@ def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
     callback = None
     if finish_kind is not None:
         # Named after the round: a batch that was reopened and settles again calls back again.
-        callback = raw_id(derived_id(text_id(batch), f"finish/{round_}"))
+        callback, round_ = _callback_id(db, batch, round_)
         payload = {"batch_id": text_id(batch), "state": STATES[state], "counts": counts}
         _call_back(db, now, callback, (finish_kind, finish_queue, priority), payload)
         made = Subject(callback, 0, 0, finish_queue, finish_kind, SINGLE, None)
         ledger.moved(INSERTED, made, None, PENDING)
     db.execute(
-        "UPDATE batches SET round = round + 1, finish_job = ?, owed = 0, gated = 0 WHERE id = ?",
-        (callback, batch),
+        "UPDATE batches SET round = ?, finish_job = ?, owed = 0, gated = 0 WHERE id = ?",
+        (round_ + 1, callback, batch),
     )
     ledger.write(db, now)
+
+
+def _callback_id(db: apsw.Connection, batch: bytes, round_: int) -> tuple[bytes, int]:
+    """The id of a round's callback, and the round: a later one if that was called back before.
+
+    A copy of the store brings callbacks along, but not how many there were.
+    """
+    while True:
+        callback = raw_id(derived_id(text_id(batch), f"finish/{round_}"))
+        if not fetch(db, "SELECT 1 FROM jobs WHERE id = ?", (callback,)):
+            return callback, round_
+        round_ += 1
 
 
 def _call_back(

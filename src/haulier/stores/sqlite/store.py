@@ -15,26 +15,44 @@ import apsw
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
+from haulier.domain.finding import Finding
 from haulier.domain.ids import raw_id
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
-from haulier.stores.codes import (
-    key_of,
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+    Transferable,
 )
-from haulier.stores.sqlite import batches, control, events, inserts, liveness, queries, retention
+from haulier.stores import checking
+from haulier.stores.codes import key_of
+from haulier.stores.sqlite import (
+    batches,
+    check,
+    control,
+    events,
+    inserts,
+    liveness,
+    queries,
+    retention,
+    transfer,
+)
 from haulier.stores.sqlite.clock import SystemClock
-from haulier.stores.sqlite.connection import check_library, connect, translated
+from haulier.stores.sqlite.connection import MEMORY, check_library, connect, translated
 from haulier.stores.sqlite.engine import Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
 
-MEMORY = ":memory:"
 DEFAULT_DEADLINE = 15.0
 
 
@@ -125,8 +143,9 @@ class SqliteStore:
             # On the event loop: the transaction is the caller's, and so is its time.
             own = self._checked(connection)
             with translated(self.path), own:
+                transfer.check_open(own)
                 return run(own)
-        return await self._write(run, Change.READY)
+        return await self._change(run, Change.READY)
 
     def _checked(self, connection: object) -> apsw.Connection:
         """The caller's connection; ConfigurationError if it does not lead to this store."""
@@ -145,18 +164,18 @@ class SqliteStore:
         policy: BatchPolicy | None = None,
         sealed: bool,
     ) -> Inserted:
-        return await self._write(
+        return await self._change(
             lambda db: inserts.open_batch(db, self._clock.now(), head, items, policy, sealed),
             Change.ANY,
         )
 
     async def seal(self, batch_id: str) -> None:
-        await self._write(
+        await self._change(
             lambda db: inserts.seal(db, self._clock.now(), key_of(batch_id)), Change.ANY
         )
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        states, heads = await self._write(
+        states, heads = await self._change(
             lambda db: control.cancel(db, self._clock.now(), job_ids), Change.ANY
         )
         for head in heads:
@@ -167,20 +186,20 @@ class SqliteStore:
 
     async def pause(self, batch_id: str) -> None:
         batch = key_of(batch_id)
-        if await self._write(
+        if await self._change(
             lambda db: batches.begin_pause(db, self._clock.now(), batch), Change.SETTLED
         ):
             await self._drain(batch)
 
     async def resume(self, batch_id: str) -> None:
         batch = key_of(batch_id)
-        if await self._write(
+        if await self._change(
             lambda db: batches.begin_resume(db, self._clock.now(), batch), Change.ANY
         ):
             await self._drain(batch)
 
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        states, heads = await self._write(
+        states, heads = await self._change(
             lambda db: control.requeue(db, self._clock.now(), job_ids), Change.ANY
         )
         for head in heads:
@@ -193,7 +212,7 @@ class SqliteStore:
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         batch = key_of(batch_id)
-        begun = await self._write(
+        begun = await self._change(
             lambda db: batches.begin_retry(db, self._clock.now(), batch, error_type, limit),
             Change.SETTLED,
         )
@@ -203,7 +222,7 @@ class SqliteStore:
         return await self._read(lambda db: batches.moved(db, batch))
 
     async def delete(self, job_id: str) -> None:
-        batch = await self._write(
+        batch = await self._change(
             lambda db: control.delete(db, self._clock.now(), job_id), Change.SETTLED
         )
         if batch is not None:
@@ -212,7 +231,7 @@ class SqliteStore:
     async def prune(self, rules: Mapping[str, Retention]) -> int:
         removed = 0
         while await self._read(lambda db: retention.prune_needed(db, self._clock.now(), rules)):
-            done = await self._write(
+            done = await self._change(
                 lambda db: retention.prune(db, self._clock.now(), rules), Change.SETTLED
             )
             removed += done.removed
@@ -223,7 +242,7 @@ class SqliteStore:
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
 
     async def enlist(self, worker: WorkerRow) -> None:
-        await self._write(
+        await self._change(
             lambda db: liveness.enlist(
                 db, self._clock.now(), self._clock.boot(), worker, self._ttl_us
             )
@@ -240,10 +259,12 @@ class SqliteStore:
         def run(db: apsw.Connection) -> Result:
             if turn is not None and not self._takes_turn(worker_id, turn):
                 return Result(Exchange(lost=tuple(finished)))
-            return exchange(db, self._clock.now(), self._clock.boot(), worker_id, finished, demands)
+            asked = demands if transfer.gives_jobs(db) else ()
+            return exchange(db, self._clock.now(), self._clock.boot(), worker_id, finished, asked)
 
         def probe(db: apsw.Connection) -> Result | None:
-            return nothing_to_do(db, self._clock.now(), self._clock.boot(), worker_id, demands)
+            asked = demands if transfer.gives_jobs(db) else ()
+            return nothing_to_do(db, self._clock.now(), self._clock.boot(), worker_id, asked)
 
         def change(result: Result) -> Change:
             if not finished:
@@ -306,6 +327,21 @@ class SqliteStore:
         wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._writer.watch(notify, wanted)
 
+    # ── Moving house, and health ─────────────────────────────────────────────────────────────
+
+    def transferable(self) -> Transferable:
+        return transfer.SqliteTransfer(self._read, self._write)
+
+    async def check(self) -> list[Finding]:
+        now, boot = self._clock.now(), self._clock.boot()
+        if self.path == MEMORY:
+            found = await self._read(lambda db: check.look_at_memory(db, now, boot))
+        else:
+            found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
+        reads = await checking.timed(self.last_event)
+        commits = await checking.timed(lambda: self._write(check.touch))
+        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
     async def get(self, job_id: str) -> Job:
@@ -366,6 +402,17 @@ class SqliteStore:
             return Change.EVENTS | (change(value) if callable(change) else change)
 
         return await self._writer.call(run, deadline=self._deadline, change=changed, probe=probe)
+
+    async def _change(
+        self, run: Callable[[apsw.Connection], T], change: Changes[T] = Change.NOTHING
+    ) -> T:
+        """A write that a store which is being moved, or was, refuses."""
+
+        def checked(db: apsw.Connection) -> T:
+            transfer.check_open(db)
+            return run(db)
+
+        return await self._write(checked, change)
 
     async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
         return await self._reader.call(run, deadline=self._deadline)

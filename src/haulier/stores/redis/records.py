@@ -1,0 +1,351 @@
+"""Between keys and the neutral records of a copy: read from rows, written by commands."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from haulier.domain.job import JobError, JobState, Role
+from haulier.domain.transfer import BatchRecord, EventRecord, Gate, JobRecord, NameRecord
+from haulier.stores.codes import (
+    FAILED,
+    ITEM,
+    ON_LOST,
+    ON_LOST_CODE,
+    PENDING,
+    ROLE_CODE,
+    ROLES,
+    RUNNING,
+    SINGLE,
+    STATE_CODE,
+    STATES,
+    error_from_text,
+    error_to_text,
+    rank_of,
+    retry_from_text,
+    retry_to_text,
+)
+from haulier.stores.redis.keys import escaped
+from haulier.stores.redis.rows import text_of
+from haulier.stores.redis.scripts import SCOPES
+
+Command = tuple[Any, ...]
+
+GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
+GATE_CODE = {gate: code for code, gate in enumerate(GATES)}
+SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
+ACTIVE = 1
+
+AT_ONCE = 500
+"""Pairs of one command: scripts can pass on some thousand values at a time."""
+
+
+def _int(raw: bytes | None) -> int | None:
+    return None if raw is None else int(raw)
+
+
+def _text(raw: bytes | None) -> str | None:
+    return raw.decode() if raw else None
+
+
+def place_of(seq: int, job_id: str) -> str:
+    """A job as a member of a line: members of one score are in the order of their numbers."""
+    return f"{seq:015d}:{job_id}"
+
+
+class Writer:
+    """Commands that write records, those on one sorted set gathered into few."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._commands: list[Command] = []
+        self._members: dict[str, list[Any]] = {}
+
+    def key(self, name: str) -> str:
+        return self._prefix + name
+
+    def add(self, command: str, name: str, *values: Any) -> None:
+        self._commands.append((command, self.key(name), *values))
+
+    def rank(self, name: str, score: int | str, member: str) -> None:
+        """Put a member into a sorted set."""
+        self._members.setdefault(name, []).extend((score, member))
+
+    def packed(self) -> list[Any]:
+        """All commands as the script takes them."""
+        for name, members in self._members.items():
+            for start in range(0, len(members), 2 * AT_ONCE):
+                self.add("ZADD", name, *members[start : start + 2 * AT_ONCE])
+        flat: list[Any] = [len(self._commands)]
+        for command in self._commands:
+            flat.append(len(command))
+            flat.extend(command)
+        return flat
+
+
+# ── Jobs ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def job_record(row: Sequence[Any], due: bool) -> JobRecord:
+    """The job behind JOB_FIELDS, its id and its errors; `due`: it stands in the line."""
+    # fmt: off
+    (
+        seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
+        key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
+        finished, progress, message, result, error, job_id, errors,
+    ) = row
+    # fmt: on
+    code = int(state)
+    return JobRecord(
+        seq=int(seq),
+        id=job_id.decode(),
+        kind=text_of(kind),
+        queue=text_of(queue),
+        role=ROLES[int(role or 0)],
+        version=1 if version is None else int(version),
+        payload=payload,
+        state=STATES[code],
+        ready=code == PENDING and due,
+        gate=GATES[int(gate or 0)] if code == PENDING else None,
+        priority=int(priority or 0),
+        run_at=int(run_at),
+        attempt=int(attempt or 0),
+        lease=int(lease or 0),
+        lost=int(lost or 0),
+        cancel=int(cancel or 0) if code == RUNNING else 0,
+        key=None if key is None else key.decode(),
+        batch_id=_text(batch),
+        position=_int(position),
+        retry=retry_from_text(text_of(retry)) if retry else None,
+        names=None if uniq is None else _active(uniq),
+        on_lost=ON_LOST[int(on_lost or 0)],
+        created_at=int(created),
+        started_at=_int(started),
+        finished_at=_int(finished),
+        progress=_int(progress),
+        message=None if message is None else message.decode(),
+        result=result,
+        error=None if error is None else error_from_text(error),
+        errors=tuple(sorted(map(error_from_text, errors), key=_lease)),
+    )
+
+
+def _active(uniq: bytes) -> tuple[str, ...]:
+    return tuple(name for name, scope in json.loads(uniq) if scope == ACTIVE)
+
+
+def _lease(error: JobError) -> int:
+    return error.lease
+
+
+def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
+    counts: Counter[str] = Counter()
+    let_in: Counter[str] = Counter()
+    for record in records:
+        writer.add("HSET", f"job:{record.id}", *_job_fields(record))
+        for error in record.errors:
+            writer.add("HSET", f"errors:{record.id}", error.lease, _error_text(error))
+        _index(writer, record)
+        line = f"{escaped(record.queue)}:{escaped(record.kind)}"
+        counts[f"{line}:{ROLE_CODE[record.role]}:{STATE_CODE[record.state]}"] += 1
+        if record.gate is Gate.LET_IN and record.batch_id is not None:
+            let_in[record.batch_id] += 1
+    for field, count in counts.items():
+        writer.add("HINCRBY", "counts", field, count)
+    for batch, count in let_in.items():
+        writer.add("HINCRBY", f"batch:{batch}", "let_in", count)
+
+
+def _error_text(error: JobError) -> str:
+    return error_to_text(error, error.at, lease=error.lease, worker=error.worker)
+
+
+def _job_fields(record: JobRecord) -> Iterator[Any]:
+    """Fields and values; those that have their default are left out."""
+    values: dict[str, Any] = {
+        "seq": record.seq,
+        "kind": record.kind,
+        "queue": record.queue,
+        "payload": record.payload,
+        "state": STATE_CODE[record.state],
+        "run_at": record.run_at,
+        "created": record.created_at,
+        "version": record.version if record.version != 1 else None,
+        "role": ROLE_CODE[record.role] or None,
+        "priority": record.priority or None,
+        "attempt": record.attempt or None,
+        "lease": record.lease or None,
+        "lost": record.lost or None,
+        "key": record.key,
+        "batch": record.batch_id,
+        "position": record.position,
+        "retry": None if record.retry is None else retry_to_text(record.retry),
+        "cancel": record.cancel or None,
+        "gate": GATE_CODE[record.gate] or None,
+        "uniq": None if record.names is None else _uniq((name, ACTIVE) for name in record.names),
+        "on_lost": ON_LOST_CODE[record.on_lost] or None,
+        "started": record.started_at,
+        "finished": record.finished_at,
+        "progress": record.progress,
+        "message": record.message,
+        "result": record.result,
+        "error": None if record.error is None else _error_text(record.error),
+    }
+    for field, value in values.items():
+        if value is not None:
+            yield field
+            yield value
+
+
+def _uniq(names: Iterable[tuple[str, int]]) -> str:
+    return json.dumps([list(each) for each in names], separators=(",", ":"), ensure_ascii=False)
+
+
+def _index(writer: Writer, record: JobRecord) -> None:
+    """Enter a job where it stands, and into all that it is found by."""
+    seq, job_id, batch = record.seq, record.id, record.batch_id
+    writer.rank("jobs", seq, job_id)
+    if record.role is Role.ITEM:
+        writer.rank(f"items:{batch}", seq, job_id)
+    else:
+        writer.rank("top", seq, job_id)
+    if record.state is JobState.PENDING:
+        _stand(writer, record)
+        return
+    if record.state is JobState.RUNNING:
+        return
+    code, kind = STATE_CODE[record.state], escaped(record.kind)
+    ended = record.finished_at or 0
+    if ROLE_CODE[record.role] != ITEM:
+        writer.rank(f"finished:{code}:{kind}", ended, job_id)
+    if code == FAILED:
+        writer.rank("dead", seq, job_id)
+        if batch is not None:
+            writer.rank(f"failed:{batch}", seq, job_id)
+    has_result = record.state is JobState.COMPLETED and record.result not in (None, b"null")
+    if has_result and ROLE_CODE[record.role] == SINGLE:
+        writer.rank(f"results:{kind}", ended, job_id)
+
+
+def _stand(writer: Writer, record: JobRecord) -> None:
+    rank = rank_of(record.run_at, record.priority)
+    place = place_of(record.seq, record.id)
+    if record.gate is Gate.ALONE:
+        writer.rank("alone", record.run_at, record.id)
+    elif record.gate is Gate.PARKED:
+        writer.rank(f"parked:{record.batch_id}", rank, place)
+    elif record.ready:
+        writer.rank(f"ready:{escaped(record.queue)}:{escaped(record.kind)}", rank, place)
+    else:
+        writer.rank("scheduled", record.run_at, record.id)
+
+
+# ── Batches ──────────────────────────────────────────────────────────────────────────────────
+
+BATCH_FIELDS = (
+    *("own_expander", "sealed", "cancel", "paused", "owed", "leases", "total", "pending"),
+    *("running", "completed", "failed", "cancelled", "started", "concurrency", "batch_size"),
+    *("max_failures", "finish_kind", "finish_queue", "finish_job"),
+)
+"""Fields of a batch's hash; those up to `cancelled` are 0 where they are left out."""
+
+_NUMBERS = BATCH_FIELDS.index("started")
+
+
+def batch_record(batch_id: str, row: Sequence[bytes | None], *, gated: bool) -> BatchRecord:
+    own_expander, sealed, cancel, paused, owed, *numbers = (int(raw or 0) for raw in row[:_NUMBERS])
+    limits, finish = map(_int, row[_NUMBERS : _NUMBERS + 4]), map(_text, row[_NUMBERS + 4 :])
+    flags = bool(own_expander), bool(sealed), cancel, bool(paused), gated, bool(owed)
+    return BatchRecord._make((batch_id, *flags, *numbers, *limits, *finish))
+
+
+def write_batches(writer: Writer, records: Sequence[BatchRecord]) -> None:
+    for record in records:
+        values = record._asdict()
+        del values["id"]
+        if values.pop("gated"):
+            writer.add("SADD", "gated", record.id)
+        values["started"] = values.pop("started_at")
+        fields = [
+            each
+            for field in BATCH_FIELDS
+            if (value := values[field]) is not None
+            for each in (field, int(value) if isinstance(value, bool) else value)
+        ]
+        writer.add("HSET", f"batch:{record.id}", *fields)
+        writer.rank("batches", 0, record.id)
+
+
+# ── Names ────────────────────────────────────────────────────────────────────────────────────
+
+
+def name_record(name: str, value: bytes) -> NameRecord:
+    job_id, scope, until, digest = value.decode().split("|")
+    return NameRecord(
+        name,
+        job_id,
+        SCOPES[int(scope)],
+        int(until) if until else None,
+        bytes.fromhex(digest),
+    )
+
+
+def write_names(
+    writer: Writer, records: Sequence[NameRecord], held: Mapping[str, bytes | None]
+) -> None:
+    """`held`: the names that the hash of each holder has so far; None for one that is gone.
+
+    A job's hash lists its names of all scopes, since that is how they are found when it goes on.
+    """
+    lists: dict[str, list[list[Any]]] = {}
+    for record in records:
+        scope = SCOPE_CODE[record.scope]
+        until = "" if record.until is None else record.until
+        value = f"{record.job_id}|{scope}|{until}|{record.digest.hex()}"
+        writer.add("HSET", "uniques", record.name, value)
+        if record.until is not None:
+            writer.rank("periods", record.until, record.name)
+        uniq = held.get(record.job_id)
+        if uniq is not None:
+            names = lists.setdefault(record.job_id, json.loads(uniq))
+            if [record.name, scope] not in names:
+                names.append([record.name, scope])
+    for job_id, names in lists.items():
+        writer.add("HSET", f"job:{job_id}", "uniq", _uniq(map(tuple, names)))
+
+
+# ── Events ───────────────────────────────────────────────────────────────────────────────────
+
+
+def event_record(row: Sequence[Any]) -> EventRecord:
+    """The events of one entry of the stream."""
+    seq, fields = row
+    _, _, _, at, _, event, _, kind, _, queue, _, role, _, batch, _, worker, _, error, _, jobs = (
+        fields
+    )
+    entries = (entry.split(",") for entry in jobs.decode().split(";"))
+    return EventRecord(
+        seq=int(seq.partition(b"-")[0]),
+        at=int(at),
+        type=text_of(event),
+        kind=text_of(kind),
+        queue=text_of(queue),
+        role=ROLES[int(role)],
+        batch_id=_text(batch),
+        worker=_text(worker),
+        error_type=_text(error),
+        jobs=tuple((job_id, int(attempt), int(lease)) for job_id, attempt, lease in entries),
+    )
+
+
+def write_events(writer: Writer, records: Sequence[EventRecord]) -> None:
+    for record in records:
+        jobs = ";".join(f"{job_id},{attempt},{lease}" for job_id, attempt, lease in record.jobs)
+        writer.add(
+            *("XADD", "events", f"{record.seq}-0", "n", len(record.jobs), "at", record.at),
+            *("type", record.type, "kind", record.kind, "queue", record.queue),
+            *("role", ROLE_CODE[record.role], "batch", record.batch_id or ""),
+            *("worker", record.worker or "", "error", record.error_type or "", "jobs", jobs),
+        )

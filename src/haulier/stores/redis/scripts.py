@@ -1,0 +1,206 @@
+"""The Lua scripts: put together from the files of the schema, under the domain's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import lru_cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
+from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
+from haulier.domain.unique import Conflict, Scope
+from haulier.stores import codes
+from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
+
+SCHEMA = 1
+"""The form of the data; a store of a later one is refused."""
+
+GENERATION = 1_000_000
+"""Leases of one generation. After a loss of history a new one begins, so that none comes again."""
+
+CODES = {
+    "PENDING": codes.PENDING,
+    "RUNNING": codes.RUNNING,
+    "COMPLETED": codes.COMPLETED,
+    "FAILED": codes.FAILED,
+    "CANCELLED": codes.CANCELLED,
+    "SINGLE": codes.SINGLE,
+    "HEAD": codes.HEAD,
+    "ITEM": codes.ITEM,
+    "REQUESTED": codes.REQUESTED,
+    "HEARD": codes.HEARD,
+    "PARKED": codes.PARKED,
+    "LET_IN": codes.LET_IN,
+    "ALONE": codes.ALONE,
+}
+SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
+CONFLICTS = (Conflict.SKIP, Conflict.REPLACE, Conflict.REJECT, Conflict.MATCH)
+
+CONSTANTS: dict[str, int] = {
+    **CODES,
+    "ACTIVE": SCOPES.index(Scope.ACTIVE),
+    "PERIOD": SCOPES.index(Scope.PERIOD),
+    **{conflict.name: code for code, conflict in enumerate(CONFLICTS)},
+    # What is done to all items of a batch, slice by slice.
+    "CANCELLING": 1,
+    "RETRYING": 2,
+    "DELETING": 3,
+    "PAUSING": 4,
+    "RESUMING": 5,
+    "PRUNING": 6,
+    "RESTARTING": 7,
+    # Why a batch ends before its time.
+    "BY_REQUEST": 1,
+    "CUT_SHORT": 2,
+    "POINT": RANK_PER_PRIORITY,
+    "ALONE_AFTER": ALONE_AFTER,
+    "GENERATION": GENERATION,
+    # Claims of one job whose errors are kept.
+    "KEPT_ERRORS": 100,
+    # Jobs that one slice moves, removes or looks at: a few milliseconds each.
+    "SLICE": 500,
+    "DELETED_AT_ONCE": 250,
+    "LOOKED_AT": 2000,
+    "LOOKED_THROUGH": 500,
+    "FOUND_AT_ONCE": 500,
+    # Jobs that are promoted or let in by one claim.
+    "AT_ONCE": 1000,
+    # Ended incarnations are listed for a day; events are kept for a day, at most a million.
+    "FORGET_AFTER": 24 * 3600 * 1_000_000,
+    "EVENTS_AGE": 24 * 3600 * 1_000_000,
+    "EVENTS_KEPT": 1_000_000,
+    "EVENT_ROWS": 50,
+    # A longer field would take a hash out of the compact form that Redis keeps small ones in
+    # (hash-max-listpack-value), which doubles what a job takes.
+    "COMPACT": 64,
+    # Entries of inboxes that were refused.
+    "REJECTED_KEPT": 1000,
+    **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
+}
+
+_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_TRANSFER = ("base", "ledger", "transfer")
+_MOVING = (*_CORE, "moving")
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "exchange": (*_MOVING, "claiming"),
+    "insert": (*_CORE, "inserts"),
+    "open_batch": (*_CORE, "inserts"),
+    "inbox": (*_CORE, "inserts"),
+    "seal": _CORE,
+    "cancel": _CORE,
+    "requeue": _CORE,
+    "delete": _CORE,
+    "switch": _CORE,
+    "retry": _CORE,
+    "drain": _CORE,
+    "retire": (*_MOVING, "incarnations"),
+    "sweep": (*_MOVING, "incarnations"),
+    "prune": _CORE,
+    "note": ("base", "ledger"),
+    "enlist": ("base", "ledger"),
+    "renew": ("base", "ledger"),
+    "open": ("base", "ledger"),
+    "regress": ("base", "ledger"),
+    "find": ("base", "ledger"),
+    "errors": ("base", "ledger"),
+    "batches": ("base", "ledger"),
+    "workers": ("base", "ledger"),
+    "events": ("base", "ledger"),
+    "standing": _TRANSFER,
+    "freeze": _TRANSFER,
+    "receive": _TRANSFER,
+    "advance": _TRANSFER,
+    "thaw": _TRANSFER,
+    "read_jobs": _TRANSFER,
+    "read_events": _TRANSFER,
+    "look": ("base", "ledger"),
+    "probe": ("base", "ledger"),
+}
+"""Every verb's script, and what it is built on."""
+
+
+OPEN_ONLY = frozenset(
+    {
+        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch", "retry"),
+        *("prune", "enlist"),
+    }
+)
+"""Verbs that a store refuses while a copy lets nothing of it change."""
+
+
+class Script(NamedTuple):
+    """A script as the server keeps it."""
+
+    name: str
+    source: bytes
+    sha: str
+
+
+@lru_cache(maxsize=64)
+def script(verb: str) -> Script:
+    """The script of a verb."""
+    files = resources.files("haulier.stores.schema").joinpath("redis")
+    guard = ("open_only",) if verb in OPEN_ONLY else ()
+    parts = (*PARTS[verb], *guard, verb)
+    bodies = [files.joinpath(f"{part}.lua").read_text("utf-8") for part in parts]
+    text = _tables() + "\n".join(map(_without_comments, bodies))
+    source = _CONSTANT.sub(lambda found: str(CONSTANTS[found.group()]), text).encode()
+    return Script(verb, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+
+
+_CONSTANT = re.compile(rf"\b(?:{'|'.join(sorted(CONSTANTS, key=len, reverse=True))})\b")
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
+def _without_comments(text: str) -> str:
+    """Only whole lines; they stay as empty ones, so that the server's line numbers are right."""
+    return _COMMENT.sub("", text)
+
+
+@lru_cache(maxsize=1)
+def _tables() -> str:
+    """What the domain decides and the scripts obey, as Lua tables."""
+    rules = {
+        move.value: {
+            "target": codes.STATE_CODE[rule.target],
+            "attempt": rule.attempt,
+            "lost": rule.lost,
+            "lease": rule.lease,
+            "yields_to_cancel": rule.yields_to_cancel,
+            "records": rule.records,
+        }
+        for move, rule in RULES.items()
+    }
+    losses = [[_loss(lost, on_lost) for lost in range(MAX_LOST + 1)] for on_lost in codes.ON_LOST]
+    tables = {
+        "RULES": rules,
+        "LOSSES": losses,
+        "STATES": [state.value for state in codes.STATES],
+        "ROLES": [role.value for role in codes.ROLES],
+        "JOB_FIELDS": list(JOB_FIELDS),
+        "BATCH_FIELDS": list(BATCH_FIELDS),
+    }
+    return " ".join(f"local {name} = {_lua(value)}" for name, value in tables.items()) + "\n"
+
+
+def _loss(lost: int, on_lost: OnLost) -> dict[str, Any]:
+    """What losing its worker comes to for a job that has lost so many before."""
+    job = Job("", 0, "", "", b"", JobState.RUNNING, lost=lost, on_lost=on_lost)
+    transition = after_loss(job)
+    assert transition.error is not None
+    loss: dict[str, Any] = {"move": transition.move.value, "message": transition.error.message}
+    if transition.delay is not None:
+        loss["delay"] = transition.delay
+    return loss
+
+
+def _lua(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_lua(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "{" + ", ".join(map(_lua, value)) + "}"
+    return json.dumps(value)

@@ -1,0 +1,26 @@
+-- What waits: when the first job of each line was ready, how many jobs there are, how many entries
+-- wait in inboxes, and how many were refused. Keys: counts, jobs, ready:<queue>:<kind>, scheduled,
+-- job:<id>, inbox:<queue>, rejected.
+
+return run(function()
+  local oldest, inbox, seen = nil, 0, {}
+  local function at(id)
+    local run_at = tonumber(call('HGET', job_key(id), 'run_at'))
+    if not oldest or run_at < oldest then oldest = run_at end
+  end
+  for _, field in ipairs(call('HKEYS', key('counts'))) do
+    local queue, kind, state = string.match(field, '^(.-):(.-):%d:(%d)$')
+    if state == '0' then
+      local first = call('ZRANGE', key('ready:' .. queue .. ':' .. kind), 0, 0)[1]
+      if first then at(id_of(first)) end
+    end
+    if not seen[queue] then
+      seen[queue] = true
+      inbox = inbox + call('LLEN', key('inbox:' .. queue))
+    end
+  end
+  local due = call('ZRANGEBYSCORE', key('scheduled'), '-inf', now, 'LIMIT', 0, 1)[1]
+  if due then at(due) end
+  return {oldest and whole(oldest) or '', call('ZCARD', key('jobs')), call('HGETALL', key('counts')),
+    inbox, call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
+end)

@@ -1,0 +1,152 @@
+-- What follows when counters of a batch have changed: more items let in, cut short, or settled. A
+-- batch settles in the script that finished its last item.
+-- Keys: batch:<id>, batches, draining, active:<batch>, cancels:<worker>, and those of a new job.
+
+local function look_at_batch(id)
+  local h = call('HMGET', batch_key(id), 'cancel', 'failed', 'max_failures', 'owed', 'pending',
+    'running', 'draining', 'sealed', 'total', 'completed', 'cancelled', 'finish_kind',
+    'finish_queue', 'round', 'own_expander', 'paused', 'concurrency', 'batch_size')
+  if not h[4] then return nil end
+  return {
+    id = id, cancel = num(h[1]), failed = num(h[2]), max_failures = tonumber(h[3] or nil),
+    owed = num(h[4]), pending = num(h[5]), running = num(h[6]), draining = num(h[7]),
+    sealed = num(h[8]), total = num(h[9]), completed = num(h[10]), cancelled = num(h[11]),
+    finish_kind = h[12] or nil, finish_queue = h[13] or nil, round = num(h[14]),
+    own_expander = num(h[15]), paused = num(h[16]), limited = (h[17] or h[18]) and true or false,
+  }
+end
+
+local function begin_slices(batch, what)
+  call('HSET', batch_key(batch), 'draining', what, 'drained', 0, 'moved', 0)
+  call('SADD', key('draining'), batch)
+end
+
+local function end_slices(batch)
+  call('HSET', batch_key(batch), 'draining', 0)
+  call('SREM', key('draining'), batch)
+end
+
+-- Request the cancel of every running item of a batch.
+local function tell_running(batch)
+  for _, id in ipairs(call('ZRANGE', key('active:' .. batch), 0, -1)) do
+    local job = look(id)
+    if job.cancel == 0 then
+      call('HSET', job_key(id), 'cancel', REQUESTED)
+      call('SADD', key('cancels:' .. job.worker), id)
+      moved('cancel_requested', job, RUNNING, RUNNING)
+    end
+  end
+  write_ledger()
+end
+
+-- Mark a batch as cancelled and tell its running items; slices then drop the pending ones. The
+-- first reason stays. Nothing is left to be paused.
+local function begin_cancel(batch, why)
+  if num(call('HGET', batch_key(batch), 'cancel')) == 0 then
+    call('HSET', batch_key(batch), 'cancel', why)
+  end
+  call('HDEL', batch_key(batch), 'paused')
+  begin_slices(batch, CANCELLING)
+  tell_running(batch)
+end
+
+-- The id that belongs to a round of a batch: the same arguments give the same id. A UUIDv7 with the
+-- time of the batch, so that it sorts beside it (RFC 9562), and a hash for its random part.
+local function callback_id(batch, round)
+  local d = redis.sha1hex(batch .. '/finish/' .. round)
+  local variant = string.sub('89ab', tonumber(string.sub(d, 5, 5), 16) % 4 + 1,
+    tonumber(string.sub(d, 5, 5), 16) % 4 + 1)
+  return string.sub(batch, 1, 13) .. '-7' .. string.sub(d, 2, 4) .. '-' .. variant
+    .. string.sub(d, 6, 8) .. '-' .. string.sub(d, 9, 20)
+end
+
+-- Where the rounds of a batch begin: an earlier one of its id may have left callbacks.
+local function first_round(batch)
+  local round = 0
+  while call('EXISTS', job_key(callback_id(batch, round))) == 1 do round = round + 1 end
+  return round
+end
+
+local function counts_text(b)
+  return '{"total":' .. b.total .. ',"completed":' .. b.completed .. ',"failed":' .. b.failed
+    .. ',"cancelled":' .. b.cancelled .. '}'
+end
+
+local function call_back(b, state)
+  -- A copy of the store brings callbacks along, but not how many there were.
+  while call('EXISTS', job_key(callback_id(b.id, b.round))) == 1 do b.round = b.round + 1 end
+  local id = callback_id(b.id, b.round)
+  local priority = num(call('HGET', job_key(b.id), 'priority'))
+  local seq = call('HINCRBY', key('history'), 'seq', 1)
+  local payload = '{"batch_id":"' .. b.id .. '","state":"' .. STATES[state + 1] .. '","counts":'
+    .. counts_text(b) .. '}'
+  call('HSET', job_key(id), 'seq', seq, 'kind', b.finish_kind, 'queue', b.finish_queue,
+    'state', PENDING, 'run_at', now, 'created', now)
+  call('SET', key('payload:' .. id), payload)
+  if priority ~= 0 then call('HSET', job_key(id), 'priority', priority) end
+  call('ZADD', key('top'), seq, id)
+  local job = {id = id, seq = seq, queue = b.finish_queue, kind = b.finish_kind, role = SINGLE,
+    attempt = 0, lease = 0, priority = priority, run_at = now}
+  enter_line(job)
+  moved('insert', job, nil, PENDING)
+  return id
+end
+
+-- End the head, unless it ended before its items did, and call back.
+local function settle(b)
+  local top = look(b.id)
+  local state = top.state
+  if state == RUNNING then
+    local move = b.cancel == 0 and 'settle' or (b.cancel == CUT_SHORT and 'give_up' or 'abandon')
+    local err
+    state = RULES[move].target
+    if move == 'give_up' then
+      err = 'MaxFailuresExceeded'
+      call('HSET', job_key(b.id), 'error', '{"type":"' .. err .. '","message":"' .. b.failed
+        .. ' of the items failed and ' .. b.max_failures
+        .. ' may; the rest was cancelled","traceback":"","attempt":0,"at":' .. whole(now)
+        .. ',"lease":0,"worker":null}')
+    end
+    call('HSET', job_key(b.id), 'state', state, 'finished', now, 'result', counts_text(b))
+    call('HDEL', job_key(b.id), 'cancel')
+    release_ended(b.id, top.uniq)
+    file(top, state)
+    moved(move, top, RUNNING, state, nil, err)
+  end
+  local callback = b.finish_kind and call_back(b, state)
+  call('HSET', batch_key(b.id), 'round', b.round + 1, 'owed', 0)
+  if callback then call('HSET', batch_key(b.id), 'finish_job', callback) end
+  set_gated(b.id, false)
+  write_ledger()
+end
+
+-- Do what the new counters of these batches ask for; whether one settled, and those cut short, which
+-- are to be drained.
+local function follow_up(touched)
+  local settled, cut = false, {}
+  for _, each in ipairs(touched) do
+    local b = look_at_batch(each.batch)
+    if b then
+      -- Only a new failure counts: some of the old ones may just be tried again.
+      if b.max_failures and b.cancel == 0 and b.failed > b.max_failures and each.failures > 0 then
+        begin_cancel(b.id, CUT_SHORT)
+        cut[#cut + 1] = b.id
+      elseif b.owed == 1 and b.pending == 0 and b.running == 0 and b.draining == 0 then
+        local top = call('HMGET', job_key(b.id), 'state', 'worker')
+        local state = num(top[1])
+        local waits = not top[2] and (b.sealed == 1 or b.cancel > 0)
+        if state > RUNNING or (state == RUNNING and waits) then
+          settle(b)
+          settled = true
+        else
+          let_in(b.id)
+        end
+      else
+        let_in(b.id)
+      end
+    end
+  end
+  return settled, cut
+end
+
+local function settle_done(batch) return (follow_up({{batch = batch, failures = 0}})) end

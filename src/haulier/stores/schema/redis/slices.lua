@@ -1,0 +1,218 @@
+-- Whole batches at once: cancel, retry, pause, resume, delete, in slices that block nobody for long.
+-- A batch with such work under way is marked `draining`. Whoever began it goes on until it is done;
+-- if that process dies, the next sweep of any worker takes it up.
+-- Keys: items:<batch>, failed:<batch>, parked:<batch>, batch:<id>, draining, and those of its jobs.
+
+local slices = {}
+
+-- Account for a job that is removed with all that was kept beside it.
+local function remove(job, uncounted, with_periods)
+  if job.state == PENDING then step_out(job) else unfile(job) end
+  if with_periods then forget_names(job.id, job.uniq) else release_ended(job.id, job.uniq) end
+  call('DEL', job_key(job.id), key('payload:' .. job.id), key('errors:' .. job.id))
+  if job.role == ITEM then
+    call('ZREM', key('below'), job.id)
+    call('ZREM', key('items:' .. job.batch), job.id)
+  else
+    call('ZREM', key('top'), job.id)
+  end
+  moved('delete', job, job.state, nil, nil, nil, uncounted)
+end
+
+-- A pending job is cancelled. `err`: why, as JSON, and its class.
+local function drop(job, err, class)
+  step_out(job)
+  call('HSET', job_key(job.id), 'state', CANCELLED, 'finished', now)
+  call('HDEL', job_key(job.id), 'gate')
+  if err then call('HSET', job_key(job.id), 'error', err) end
+  release_ended(job.id, job.uniq)
+  file(job, CANCELLED)
+  moved('drop', job, PENDING, CANCELLED, nil, class)
+end
+
+-- Walk over items from a cursor on; returns how many were moved, and where to go on, nil at the end.
+local function walk(index, cursor, most, visit)
+  local ids = call('ZRANGEBYSCORE', index, '(' .. whole(cursor), '+inf', 'WITHSCORES', 'LIMIT', 0, LOOKED_AT)
+  local count = 0
+  for i = 1, #ids, 2 do
+    if visit(ids[i]) then count = count + 1 end
+    if count >= most then return count, tonumber(ids[i + 1]) end
+  end
+  if #ids < 2 * LOOKED_AT then return count, nil end
+  return count, tonumber(ids[#ids])
+end
+
+local function is_pending(id) return call('HGET', job_key(id), 'state') == '0' end
+
+slices[CANCELLING] = function(batch, cursor)
+  local count, following = walk(key('items:' .. batch), cursor, SLICE, function(id)
+    if is_pending(id) then
+      drop(look(id))
+      return true
+    end
+  end)
+  -- Items claimed between two slices are running by now.
+  write_ledger()
+  if not following then tell_running(batch) end
+  return count, following
+end
+
+slices[RETRYING] = function(batch, cursor)
+  local h = call('HMGET', batch_key(batch), 'retry_type', 'retry_left')
+  local left = tonumber(h[2] or nil)
+  local start = h[1] and '{"type":' .. h[1] .. ','
+  local count, following = walk(key('failed:' .. batch), cursor, math.min(SLICE, left or SLICE), function(id)
+    if start and string.sub(call('HGET', job_key(id), 'error') or '', 1, #start) ~= start then
+      return false
+    end
+    local job = look(id)
+    unfile(job)
+    call('HSET', job_key(id), 'state', PENDING, 'run_at', now)
+    call('HDEL', job_key(id), 'attempt', 'lost', 'finished', 'cancel', 'gate')
+    job.run_at, job.gate, job.attempt = now, 0, 0
+    stand(job, true, false)
+    moved('requeue', job, FAILED, PENDING)
+    return true
+  end)
+  if left then
+    call('HSET', batch_key(batch), 'retry_left', left - count)
+    if left - count <= 0 then following = nil end
+  end
+  follow_up(write_ledger())
+  return count, following
+end
+
+slices[PAUSING] = function(batch, cursor)
+  return walk(key('items:' .. batch), cursor, SLICE, function(id)
+    if not is_pending(id) then return false end
+    local job = look(id)
+    if job.gate ~= LET_IN and job.gate ~= 0 then return false end
+    if call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, id)) == 0 then return false end
+    if job.gate == LET_IN then call('HINCRBY', batch_key(batch), 'let_in', -1) end
+    park(job)
+    return true
+  end)
+end
+
+slices[RESUMING] = function(batch)
+  local popped = call('ZPOPMIN', key('parked:' .. batch), SLICE)
+  for i = 1, #popped, 2 do
+    local id = id_of(popped[i])
+    local h = call('HMGET', job_key(id), 'queue', 'kind')
+    call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
+    call('HDEL', job_key(id), 'gate')
+  end
+  if #popped > 0 then wakes_ready = true end
+  if #popped < 2 * SLICE then return #popped / 2, nil end
+  return SLICE, 0
+end
+
+local function delete_items(batch, uncounted, with_periods)
+  local ids = call('ZRANGE', key('items:' .. batch), 0, DELETED_AT_ONCE - 1)
+  local highest = 0
+  for _, id in ipairs(ids) do
+    local job = look(id)
+    highest = math.max(highest, job.lease)
+    remove(job, uncounted, with_periods)
+  end
+  return #ids, highest
+end
+
+-- Remove items, with the last ones the head too. The batch's counters go with it.
+local function delete_slice(batch, with_periods)
+  local count = delete_items(batch, true, with_periods)
+  if count == DELETED_AT_ONCE then
+    write_ledger()
+    return count, 0
+  end
+  remove(look(batch), true, with_periods)
+  call('DEL', batch_key(batch), key('parked:' .. batch), key('failed:' .. batch))
+  call('ZREM', key('batches'), batch)
+  call('SREM', key('draining'), batch)
+  set_gated(batch, false)
+  write_ledger()
+  return count, nil
+end
+
+slices[DELETING] = function(batch) return delete_slice(batch, true) end
+slices[PRUNING] = function(batch) return delete_slice(batch, false) end
+
+-- Remove items whose head makes them anew: with the same ids, so their leases go on.
+slices[RESTARTING] = function(batch)
+  local count, highest = delete_items(batch, false, true)
+  write_ledger()
+  if highest > num(call('HGET', batch_key(batch), 'leases')) then
+    call('HSET', batch_key(batch), 'leases', highest)
+  end
+  return count, count == DELETED_AT_ONCE and 0 or nil
+end
+
+local function gate_again(b) set_gated(b.id, b.paused == 1 or b.limited) end
+
+-- The items are gone: the head is pending again and will expand.
+local function restart(batch)
+  local b, top = look_at_batch(batch), look(batch)
+  call('HSET', batch_key(batch), 'sealed', 0, 'cancel', 0, 'owed', 1)
+  call('HDEL', batch_key(batch), 'started', 'finish_job')
+  gate_again(b)
+  unfile(top)
+  call('HSET', job_key(batch), 'state', PENDING, 'run_at', now)
+  call('HDEL', job_key(batch), 'attempt', 'lost', 'finished', 'cancel', 'gate')
+  moved('requeue', {id = batch, attempt = 0, lease = top.lease, queue = top.queue, kind = top.kind,
+    role = top.role}, top.state, PENDING)
+  top.run_at = now
+  enter_line(top)
+  write_ledger()
+end
+
+-- A settled head runs again, because some of its items do.
+local function reopen_head(top, b)
+  retake(top.id, top.uniq)
+  unfile(top)
+  call('HSET', job_key(top.id), 'state', RUNNING)
+  call('HDEL', job_key(top.id), 'finished', 'result', 'error', 'worker')
+  call('HSET', batch_key(top.id), 'cancel', 0, 'owed', 1)
+  call('HDEL', batch_key(top.id), 'finish_job')
+  gate_again(b)
+  moved('reopen', top, top.state, RUNNING)
+  write_ledger()
+end
+
+local function check_reopen(top, b)
+  if top.state == PENDING or b.sealed == 0 then
+    refuse('state', 'this batch was never completely filled; start it anew')
+  end
+  if not can_retake(top.id, top.uniq) then
+    refuse('state', 'another batch holds the unique name of this one by now')
+  end
+end
+
+-- One slice of the work under way; whether there is more of it. How far it has come is kept with the
+-- batch, not with the caller: several may be at it, and what is under way may become something else.
+local function drain(batch)
+  local h = call('HMGET', batch_key(batch), 'draining', 'drained')
+  local under_way = num(h[1])
+  if under_way == 0 then
+    call('SREM', key('draining'), batch)
+    return false
+  end
+  local count, following = slices[under_way](batch, num(h[2]))
+  if call('EXISTS', batch_key(batch)) == 0 then return false end
+  call('HINCRBY', batch_key(batch), 'moved', count)
+  if following then
+    call('HSET', batch_key(batch), 'drained', following)
+    return true
+  end
+  end_slices(batch)
+  if under_way == RESTARTING then restart(batch) else settle_done(batch) end
+  return false
+end
+
+-- Do the first slice of each at once; those with more to do.
+local function first_slices(batches)
+  local more = {}
+  for _, batch in ipairs(batches) do
+    if drain(batch) then more[#more + 1] = batch end
+  end
+  return more
+end

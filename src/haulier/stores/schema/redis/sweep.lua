@@ -1,0 +1,26 @@
+-- End incarnations that have expired, one slice of jobs at a time, and forget those that ended long
+-- ago; how many jobs were released, whether there is more, and the batches to drain.
+-- Keys: those of incarnations, draining.
+
+return run(function()
+  though_full()
+  local released, more = 0, false
+  for _, worker in ipairs(call('ZRANGEBYSCORE', key('alive'), '-inf', now, 'LIMIT', 0, 100)) do
+    if released >= SLICE then
+      more = true
+      break
+    end
+    local count, holds_more = release_jobs(worker)
+    released = released + count
+    more = more or holds_more
+  end
+  conclude()
+  for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', whole(now - FORGET_AFTER), 'LIMIT', 0, SLICE)) do
+    if call('EXISTS', key('running:' .. worker)) == 0 then
+      call('DEL', key('worker:' .. worker))
+      call('ZREM', key('workers'), worker)
+      call('ZREM', key('ended'), worker)
+    end
+  end
+  return {released, more and 1 or 0, call('SMEMBERS', key('draining'))}
+end)

@@ -1,0 +1,39 @@
+-- How the store stands before, during and after a copy. Keys: history, jobs, batches, uniques, events,
+-- workers, running:<worker>, draining.
+
+local function mark()
+  local h = call('HMGET', key('history'), 'stage', 'mark')
+  return h[1] or '', h[2] or ''
+end
+
+local function set_mark(stage, text)
+  if stage == '' then
+    call('HDEL', key('history'), 'stage', 'mark')
+  else
+    call('HSET', key('history'), 'stage', stage, 'mark', text)
+  end
+end
+
+local function running_jobs()
+  local count = 0
+  for _, worker in ipairs(call('ZRANGE', key('workers'), 0, -1)) do
+    count = count + call('ZCARD', key('running:' .. worker))
+  end
+  return count
+end
+
+local function is_idle()
+  return running_jobs() == 0 and call('EXISTS', key('draining')) == 0
+end
+
+local function totals()
+  return {call('ZCARD', key('jobs')), call('ZCARD', key('batches')), call('HLEN', key('uniques')),
+    call('XLEN', key('events'))}
+end
+
+local function is_empty()
+  for _, count in ipairs(totals()) do
+    if count > 0 then return false end
+  end
+  return num(call('HGET', key('history'), 'last')) == 0
+end

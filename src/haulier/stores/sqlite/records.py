@@ -1,0 +1,294 @@
+"""Between rows and the neutral records of a copy: each section read page by page, and inserted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import apsw
+
+from haulier.domain.ids import raw_id, text_id
+from haulier.domain.job import JobError
+from haulier.domain.transfer import (
+    BatchRecord,
+    EventRecord,
+    Gate,
+    JobRecord,
+    NameRecord,
+    Records,
+    Section,
+)
+from haulier.domain.unique import Scope
+from haulier.stores.codes import (
+    ON_LOST,
+    ON_LOST_CODE,
+    PENDING,
+    ROLE_CODE,
+    ROLES,
+    RUNNING,
+    STATE_CODE,
+    STATES,
+    error_from_text,
+    error_to_text,
+    rank_of,
+    raw_once,
+    retry_from_text,
+    retry_to_text,
+    text_once,
+)
+from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
+from haulier.stores.sqlite.ledger import ENTRY
+from haulier.stores.sqlite.rows import Row, fetch
+
+GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
+GATE_CODE = {gate: code or None for code, gate in enumerate(GATES)}
+SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
+SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
+
+# ── Jobs ─────────────────────────────────────────────────────────────────────────────────────
+
+_JOB = (
+    "seq, id, kind, queue, role, version, payload, state, rank, gate, priority, run_at, attempt, "
+    "lease, lost, cancel, key, batch, position, retry, uniq, on_lost, created_at, started_at, "
+    "finished_at, progress, message, result, error"
+)
+_READ_JOBS = f"SELECT {_JOB} FROM jobs WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
+_READ_ERRORS = (
+    "SELECT job, lease, attempt, at, worker, type, message, traceback FROM errors "
+    "WHERE job BETWEEN ? AND ? ORDER BY job, lease"
+)
+_INSERT_JOB = f"INSERT INTO jobs ({_JOB}) VALUES ({', '.join('?' * len(_JOB.split(', ')))})"
+_INSERT_ERROR = (
+    "INSERT INTO errors (job, lease, attempt, at, worker, type, message, traceback) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_ADD_COUNT = (
+    "INSERT INTO counts (queue, kind, role, state, n) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET n = n + excluded.n"
+)
+
+
+def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
+    rows: list[Row] = []
+    size, more = 0, False
+    for row in db.execute(_READ_JOBS, (int(after or 0),)):
+        if len(rows) == PAGE_RECORDS or size > PAGE_BYTES:
+            more = True
+            break
+        rows.append(row)
+        size += len(row[6]) + len(row[27] or b"")
+    if not rows:
+        return Records(())
+    errors: defaultdict[int, list[JobError]] = defaultdict(list)
+    for job, *error in fetch(db, _READ_ERRORS, (rows[0][0], rows[-1][0])):
+        errors[job].append(_error(error))
+    records = tuple(_job_record(row, tuple(errors.get(row[0], ()))) for row in rows)
+    return Records(records, str(rows[-1][0]) if more else None)
+
+
+def _error(row: Sequence[Any]) -> JobError:
+    lease, attempt, at, worker, kind, message, traceback = row
+    return JobError(
+        type=kind,
+        message=message,
+        traceback=traceback,
+        attempt=attempt,
+        at=at,
+        lease=lease,
+        worker=worker and text_once(worker),
+    )
+
+
+def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
+    return JobRecord._make(
+        (
+            row[0],
+            text_id(row[1]),
+            *row[2:4],
+            ROLES[row[4]],
+            *row[5:7],
+            STATES[row[7]],
+            # A job that was claimed keeps its place in the line, which then says nothing.
+            row[7] == PENDING and row[8] is not None,
+            GATES[row[9] or 0] if row[7] == PENDING else None,
+            *row[10:15],
+            row[15] if row[7] == RUNNING else 0,
+            row[16],
+            row[17] and text_once(row[17]),
+            row[18],
+            row[19] and retry_from_text(row[19]),
+            None if row[20] is None else tuple(json.loads(row[20])),
+            ON_LOST[row[21]],
+            *row[22:28],
+            row[28] and error_from_text(row[28]),
+            errors,
+        )
+    )
+
+
+def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
+    db.executemany(_INSERT_JOB, [_job_row(record) for record in records])
+    db.executemany(
+        _INSERT_ERROR,
+        [
+            (
+                *(record.seq, error.lease, error.attempt, error.at),
+                error.worker and raw_once(error.worker),
+                *(error.type, error.message, error.traceback),
+            )
+            for record in records
+            for error in record.errors
+        ],
+    )
+    counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
+    db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
+
+
+def _job_row(record: JobRecord) -> Row:
+    error = record.error
+    return (
+        record.seq,
+        raw_id(record.id),
+        record.kind,
+        record.queue,
+        ROLE_CODE[record.role],
+        record.version,
+        record.payload,
+        STATE_CODE[record.state],
+        rank_of(record.run_at, record.priority) if record.ready else None,
+        GATE_CODE[record.gate],
+        *record[10:17],
+        record.batch_id and raw_once(record.batch_id),
+        record.position,
+        record.retry and retry_to_text(record.retry),
+        None if record.names is None else json.dumps(record.names),
+        ON_LOST_CODE[record.on_lost],
+        *record[22:28],
+        error and error_to_text(error, error.at, lease=error.lease, worker=error.worker),
+    )
+
+
+# ── Batches ──────────────────────────────────────────────────────────────────────────────────
+
+_BATCH = (
+    "id, own_expander, sealed, cancel, paused, gated, owed, leases, total, pending, "
+    "running, completed, failed, cancelled, started_at, concurrency, batch_size, max_failures, "
+    "finish_kind, finish_queue, finish_job"
+)
+_READ_BATCHES = f"SELECT {_BATCH} FROM batches WHERE id > ? ORDER BY id LIMIT {PAGE_RECORDS + 1}"
+_INSERT_BATCH = f"INSERT INTO batches ({_BATCH}) VALUES ({', '.join('?' * 21)})"
+
+
+def _read_batches(db: apsw.Connection, after: str | None) -> Records:
+    rows = fetch(db, _READ_BATCHES, (raw_id(after) if after else b"",))
+    records = tuple(
+        BatchRecord._make(
+            (
+                text_id(row[0]),
+                *map(bool, row[1:3]),
+                row[3],
+                *map(bool, row[4:7]),
+                *row[7:20],
+                row[20] and text_id(row[20]),
+            )
+        )
+        for row in rows[:PAGE_RECORDS]
+    )
+    return Records(records, records[-1].id if len(rows) > PAGE_RECORDS else None)
+
+
+def _insert_batches(db: apsw.Connection, records: Sequence[BatchRecord]) -> None:
+    rows = [
+        (raw_id(record.id), *record[1:20], record.finish_job and raw_id(record.finish_job))
+        for record in records
+    ]
+    db.executemany(_INSERT_BATCH, rows)
+
+
+# ── Names ────────────────────────────────────────────────────────────────────────────────────
+
+_READ_NAMES = (
+    "SELECT name, job, scope, until, digest FROM uniques WHERE name > ? ORDER BY name "
+    f"LIMIT {PAGE_RECORDS + 1}"
+)
+
+
+def _read_names(db: apsw.Connection, after: str | None) -> Records:
+    # No name is empty, so that all of them follow the empty text.
+    rows = fetch(db, _READ_NAMES, (after or "",))
+    records = tuple(
+        NameRecord(name, text_id(job), SCOPES[scope], until, digest)
+        for name, job, scope, until, digest in rows[:PAGE_RECORDS]
+    )
+    return Records(records, records[-1].name if len(rows) > PAGE_RECORDS else None)
+
+
+def _insert_names(db: apsw.Connection, records: Sequence[NameRecord]) -> None:
+    db.executemany(
+        "INSERT INTO uniques (name, job, scope, until, digest) VALUES (?, ?, ?, ?, ?)",
+        [(r.name, raw_id(r.job_id), SCOPE_CODE[r.scope], r.until, r.digest) for r in records],
+    )
+
+
+# ── Events ───────────────────────────────────────────────────────────────────────────────────
+
+_EVENT = "seq, at, type, kind, queue, role, batch, worker, error, body"
+_READ_EVENTS = f"SELECT {_EVENT} FROM events WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
+_INSERT_EVENTS = f"INSERT INTO events ({_EVENT}, n) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def _read_events(db: apsw.Connection, after: str | None) -> Records:
+    records: list[EventRecord] = []
+    size = 0
+    for row in db.execute(_READ_EVENTS, (int(after or 0),)):
+        # What is packed here takes ten times as much as records.
+        if len(records) == PAGE_RECORDS or size > PAGE_BYTES // 10:
+            return Records(tuple(records), str(records[-1].seq))
+        size += len(row[9])
+        records.append(
+            EventRecord._make(
+                (
+                    *row[:5],
+                    ROLES[row[5]],
+                    row[6] and text_once(row[6]),
+                    row[7] and text_once(row[7]),
+                    row[8],
+                    tuple((text_id(job), *rest) for job, *rest in ENTRY.iter_unpack(row[9])),
+                )
+            )
+        )
+    return Records(tuple(records))
+
+
+def _insert_events(db: apsw.Connection, records: Sequence[EventRecord]) -> None:
+    rows = [
+        (
+            *record[:5],
+            ROLE_CODE[record.role],
+            record.batch_id and raw_once(record.batch_id),
+            record.worker and raw_once(record.worker),
+            record.error_type,
+            b"".join(
+                ENTRY.pack(raw_id(job), attempt, lease) for job, attempt, lease in record.jobs
+            ),
+            len(record.jobs),
+        )
+        for record in records
+    ]
+    db.executemany(_INSERT_EVENTS, rows)
+
+
+READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
+    Section.BATCHES: _read_batches,
+    Section.JOBS: _read_jobs,
+    Section.NAMES: _read_names,
+    Section.EVENTS: _read_events,
+}
+INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
+    Section.BATCHES: _insert_batches,
+    Section.JOBS: _insert_jobs,
+    Section.NAMES: _insert_names,
+    Section.EVENTS: _insert_events,
+}

@@ -1,0 +1,248 @@
+"""Proves from the log of a run, and from what the store tells at its end, that nothing went wrong.
+
+The order of things is that of the store's events. What processes wrote down says whether each of
+them is true, and what was wrong with a worker whose jobs were taken away. What a history must be
+like in general is proved by the simulation's checker; here is what only real trouble brings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from faults.log import Line
+from haulier.domain.event import Event
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.moves import RULES, Move
+from simulation.checker import batches_agree, counters_agree
+from simulation.event_log import check_events
+from simulation.history import Entry, Final, What, callbacks_of
+
+LOST = {Move.LOSE, Move.LOSE_LAST}
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run came to. `findings` is empty when all is well.
+
+    repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
+    without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
+    claim of their own. stalls: how often the machine let a process stand still. stale: writes under
+    a lease that was over, and accepted. refused: those that were not, by the store and by the sink.
+    released, again: seconds from a kill until each job was free, and claimed again.
+    """
+
+    jobs: int = 0
+    kills: int = 0
+    repeated: int = 0
+    taken: int = 0
+    lost: int = 0
+    unexplained: int = 0
+    stalls: int = 0
+    stale: int = 0
+    refused: int = 0
+    released: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills over {self.jobs} jobs: {self.lost} lost, {self.unexplained} "
+            f"unexplained duplicates, {self.stale} stale writes accepted; {self.repeated} repeated "
+            f"starts, {self.taken} jobs of lost workers, {self.refused} stale writes refused, "
+            f"{self.stalls} stalls; "
+            f"free again {_spread(self.released)}, "
+            f"claimed again {_spread(self.again)}"
+        )
+
+
+def _spread(seconds: list[float]) -> str:
+    if not seconds:
+        return "never"
+    return f"p50 {median(seconds):.2f} s max {max(seconds):.2f} s"
+
+
+def prove(lines: Sequence[Line], final: Final) -> Report:
+    """All that can be said of a run."""
+    run = _Run(lines, final)
+    report = Report(jobs=len(final.jobs))
+    report.kills = sum(line["what"] in ("kill", "crash") for line in lines)
+    for name, found in (
+        ("lost", run.losses()),
+        ("unexplained", run.unexplained()),
+        ("stale", run.stale()),
+        (None, run.untold()),
+        (None, check_events(run.entries, final)),
+        (None, counters_agree(final)),
+        (None, batches_agree(run.heads, final)),
+    ):
+        findings = list(found)
+        report.findings += findings
+        if name is not None:
+            setattr(report, name, len(findings))
+    report.repeated = len(run.starts) - len({job for job, *_ in run.starts})
+    report.refused = sum(line["what"] == "effect" and not line["accepted"] for line in lines)
+    report.refused += sum(entry.ok is False for entry in run.entries)
+    report.stalls = sum(line["what"] == "stall" for line in lines)
+    report.taken = sum(event.type in LOST for event in run.events)
+    run.measure(report)
+    return report
+
+
+class _Run:
+    """The lines and the events of one run, by what they are about."""
+
+    def __init__(self, lines: Sequence[Line], final: Final) -> None:
+        self.final = final
+        self.events = list(final.events or ())
+        self.accepted: set[str] = set()
+        self.heads: set[str] = set()
+        self.entries: list[Entry] = []
+        self.starts: list[tuple[str, int, str]] = []
+        self.ended: set[tuple[str, int]] = set()
+        self.pid_of: dict[str, int] = {}
+        self.struck: dict[int, list[int]] = defaultdict(list)
+        # Events are stamped by the wall clock of this machine, lines by the monotonic one.
+        self._offset = time.time_ns() // 1000 - time.monotonic_ns() // 1000
+        self.trouble: list[tuple[int | None, int, int]] = []
+        self.effects: list[tuple[str, int, bool]] = []
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: Line) -> None:
+        match line["what"]:
+            case "enqueue":
+                self._enqueued(line)
+            case "enlist":
+                self.pid_of[line["worker"]] = line["by"]
+            case "start":
+                self._started(line)
+            case "end":
+                self.ended.add((line["job"], line["lease"]))
+            case "hand_in":
+                self._handed_in(line)
+            case "effect":
+                self.effects.append((line["job"], line["lease"], line["accepted"]))
+            case "kill" | "stop" | "crash":
+                self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
+            case "trouble" | "stall":
+                span = self._wall(line["since"]), self._wall(line["until"])
+                self.trouble.append((line.get("pid"), *span))
+
+    def _started(self, line: Line) -> None:
+        job, lease, worker = line["job"], line["lease"], line["worker"]
+        self.starts.append((job, lease, worker))
+        self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
+
+    def _handed_in(self, line: Line) -> None:
+        for job, lease, move in line["moves"]:
+            entry = Entry(What.FINISH, job, line["ok"], lease=lease, move=Move(move))
+            self.entries.append(entry)
+
+    def _enqueued(self, line: Line) -> None:
+        self.heads.update(line["heads"])
+        for job, batch in line["jobs"]:
+            self.accepted |= {job} if line["ok"] else set()
+            back = job in line["heads"]
+            self.entries.append(Entry(What.ENQUEUE, job, line["ok"], batch, calls_back=back))
+
+    def _wall(self, monotonic: int) -> int:
+        return monotonic + self._offset
+
+    # ── Findings ─────────────────────────────────────────────────────────────────────────────
+
+    def losses(self) -> Iterator[str]:
+        """What was accepted is there, each in a final state that a worker brought it to."""
+        asked = {entry.job for entry in self.entries if entry.what is What.ENQUEUE}
+        callbacks = {job for jobs in callbacks_of(self.final).values() for job in jobs}
+        deleted = {event.job_id for event in self.events if event.type == "delete"}
+        for job_id in self.accepted - self.final.jobs.keys() - deleted:
+            yield f"job {job_id}: accepted and lost"
+        for job_id, job in self.final.jobs.items():
+            if job_id not in asked | callbacks:
+                yield f"job {job_id}: there, but nobody enqueued it"
+            if not job.state.final:
+                yield f"job {job_id}: still {job.state} at the end"
+            if _by_worker(job) and (job_id, job.lease) not in self.ended:
+                yield f"job {job_id}: completed under {job.lease}, which never came to its end"
+
+    def unexplained(self) -> Iterator[str]:
+        """No claim is run twice, and no job is taken from a worker without a reason."""
+        for (job, lease, _), times in Counter(self.starts).items():
+            if times > 1:
+                yield f"job {job}: started {times} times under the lease {lease}"
+        for event in self.events:
+            if event.type in LOST and not self._excused(event):
+                later = self.struck[self.pid_of.get(event.worker or "", 0)]
+                why = "before it was struck" if later else "which had no trouble"
+                yield f"job {event.job_id}: taken at event {event.seq} from {event.worker}, {why}"
+
+    def _excused(self, event: Event) -> bool:
+        if self._struck(event) is not None:
+            return True
+        pid = self.pid_of.get(event.worker or "")
+        return any(
+            whose in (None, pid) and begin <= event.at <= end for whose, begin, end in self.trouble
+        )
+
+    def _struck(self, event: Event) -> int | None:
+        """When the worker of a loss was struck last, before that loss."""
+        strikes = self.struck[self.pid_of.get(event.worker or "", 0)]
+        return max((strike for strike in strikes if strike <= event.at), default=None)
+
+    def stale(self) -> Iterator[str]:
+        """The store took nothing under a lease that was over, nor did the sink."""
+        over = {(event.job_id, event.lease) for event in self.events if event.type in LOST}
+        ended = {
+            (event.job_id, event.lease - RULES[Move(event.type)].lease)
+            for event in self.events
+            if event.type in RULES and JobState.RUNNING in RULES[Move(event.type)].sources
+        }
+        for entry in self.entries:
+            if entry.what is not What.FINISH:
+                continue
+            place = entry.job, entry.lease
+            if entry.ok and place in over:
+                yield f"job {entry.job}: {entry.move} accepted under {entry.lease}, which was lost"
+            if entry.ok is False and place not in ended:
+                yield f"job {entry.job}: {entry.move} refused under its own lease {entry.lease}"
+        yield from self._stale_effects()
+
+    def _stale_effects(self) -> Iterator[str]:
+        highest: dict[str, int] = {}
+        for job, lease, accepted in self.effects:
+            if accepted and lease < highest.get(job, 0):
+                yield f"job {job}: an effect under {lease} accepted after one under {highest[job]}"
+            elif accepted:
+                highest[job] = lease
+
+    def untold(self) -> Iterator[str]:
+        """Effects under each lease come from its own start, and leases rise."""
+        begun = {(job, lease) for job, lease, _ in self.starts}
+        for job, lease, _ in self.effects:
+            if (job, lease) not in begun:
+                yield f"job {job}: an effect under {lease}, which never started"
+
+    # ── Figures ──────────────────────────────────────────────────────────────────────────────
+
+    def measure(self, report: Report) -> None:
+        """How long jobs of killed workers were away; later losses wait longer on purpose."""
+        freed: dict[str, int] = {}
+        before: Counter[str] = Counter()
+        for event in self.events:
+            if event.type in LOST:
+                before[event.job_id] += 1
+                struck = self._struck(event)
+                if struck is not None:
+                    report.released.append((event.at - struck) / 1e6)
+                    if before[event.job_id] == 1:
+                        freed[event.job_id] = struck
+            elif event.type == Move.CLAIM and event.job_id in freed:
+                report.again.append((event.at - freed.pop(event.job_id)) / 1e6)
+
+
+def _by_worker(job: Job) -> bool:
+    return job.state is JobState.COMPLETED and job.role is not Role.HEAD

@@ -1,0 +1,70 @@
+"""A worker that stood still for longer than its ttl, and comes back as if nothing had happened."""
+
+from __future__ import annotations
+
+from faults.log import read
+from faults.nursery import Child
+from faults.run import Run
+from faults.script import Names
+from haulier.domain.job import JobState
+from haulier.services.ids import new_id
+from support import wait_until
+
+TTL = 1.5
+ROUNDS = 20
+
+
+def lines(run: Run, what: str, by: Child) -> set[tuple[str, int]]:
+    return {
+        (line["job"], line["lease"])
+        for line in read(run.path)
+        if line["what"] == what and line["by"] == by.pid
+    }
+
+
+async def test_what_it_had_is_done_once_by_another_and_all_that_it_does_late_is_refused(
+    nursery, place, faults_long, tell
+):
+    async with Run(nursery, place.folder, place.url("jobs"), ttl=TTL) as run:
+        for _ in range(ROUNDS if faults_long else 1):
+            await one_zombie(run)
+        report = await run.prove()
+        assert report.taken > 0
+        assert report.refused > 0
+        tell(f"{place.kind}: {report}")
+
+
+async def one_zombie(run: Run) -> None:
+    """Its jobs tell the sink of themselves all the time, one of them whatever it is told."""
+    names = Names(new_id())
+    jobs = [
+        *names.jobs("held", 3, how="hold"),
+        *names.jobs("stubborn", 1, "thread_work", how="stubborn"),
+        *names.jobs("long", 3, seconds=1.0),
+    ]
+    await run.store.insert(jobs)
+    zombie = run.start()
+    await wait_until(lambda: len(run.sink.busy[zombie.pid]) == len(jobs), 30)
+    run.stop(zombie)
+    other = run.start()
+    await run.rest()
+    held = {(job.id, 1) for job in jobs}
+    assert not lines(run, "end", zombie)
+    run.wake(zombie)
+    await wait_until(lambda: "incarnation lost" in zombie.says())
+    # Each attempt is over: it was cancelled, or had come to its end before it could be.
+    await wait_until(lambda: lines(run, "halted", zombie) | lines(run, "end", zombie) == held)
+    assert lines(run, "halted", zombie) >= {(job.id, 1) for job in jobs[:4]}
+    for job in jobs:
+        found = await run.store.get(job.id)
+        assert (found.state, found.value, found.lease) == (JobState.COMPLETED, 2, 2)
+    told = [line for line in read(run.path) if line["what"] == "effect" and not line["accepted"]]
+    refused = {(line["job"], line["lease"]) for line in told}
+    assert (jobs[3].id, 1) in refused
+    # It goes on as another incarnation.
+    run.kill(other)
+    (again,) = names.jobs("again", 1)
+    await run.store.insert([again])
+    await run.rest()
+    assert (again.id, 1) in lines(run, "end", zombie)
+    run.kill(zombie)

@@ -1,0 +1,204 @@
+"""What the worker processes of these tests run: kinds that write down each start and each effect.
+
+`spec` says where: the store's URL and ttl, the log, the sink, and where the process is to crash.
+The command line loads `app` from here too; then the spec is the file that FAULTS_SPEC names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from faults.log import Log, now
+from faults.sink import SinkClient
+from faults.witness import Crash, Witness
+from haulier.app import App
+from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import PermanentError
+from haulier.runners.base import BaseTaskRunner, BatchFinished
+from haulier.services.context import Context
+from haulier.stores import open_store
+from haulier.telemetry import configure_logging
+from haulier.worker.lanes import WorkerOptions
+
+Spec = dict[str, Any]
+
+EVERY = 0.05
+"""Seconds between the effects of a job that holds on."""
+
+LOOK_EVERY = 0.1
+
+AT_ONCE = RetryPolicy(max_attempts=4, delay=0, cap=0)
+
+
+class Start(BaseModel):
+    items: int
+    seconds: float = 0.0
+
+
+class Item(BaseModel):
+    number: int
+    seconds: float = 0.0
+
+
+class Doing:
+    """One attempt at a job, as the log and the sink are told of it."""
+
+    def __init__(self, log: Log, sink: SinkClient, crash: Crash) -> None:
+        self.log = log
+        self.sink = sink
+        self.crash = crash
+
+    async def __call__(self, ctx: Context, seconds: float, how: str = "well") -> int:
+        self._begin(ctx)
+        try:
+            return await self._do(ctx, seconds, how)
+        except asyncio.CancelledError:
+            self.log.write("halted", job=ctx.job.id, lease=ctx.lease)
+            raise
+
+    async def _do(self, ctx: Context, seconds: float, how: str) -> int:
+        await self._effect(ctx)
+        while how == "hold" and ctx.lease == 1:
+            await asyncio.sleep(EVERY)
+            await self._effect(ctx)
+        await asyncio.sleep(seconds / 2)
+        ctx.progress(50)
+        self.crash.reach("job in the middle")
+        await asyncio.sleep(seconds / 2)
+        await self._effect(ctx, last=True)
+        if how == "flaky" and ctx.job.attempt == 1:
+            raise ValueError("at the first attempt it always fails")
+        if how == "broken" and ctx.lease == 1:
+            raise PermanentError("broken")
+        self._end(ctx)
+        return ctx.lease
+
+    def in_thread(self, ctx: Context, seconds: float, how: str = "well") -> int:
+        self._begin(ctx)
+        accepted = self.sink.effect_in_thread(_request(ctx, last=False))
+        while how == "stubborn" and ctx.lease == 1 and accepted:
+            time.sleep(EVERY)
+            accepted = self.sink.effect_in_thread(_request(ctx, last=False))
+        if not accepted:
+            # It heeds nobody; only the sink is left to tell it.
+            self.log.write("halted", job=ctx.job.id, lease=ctx.lease)
+            return 0
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            ctx.progress(50)
+            time.sleep(0.01)
+        self.sink.effect_in_thread(_request(ctx, last=True))
+        self._end(ctx)
+        return ctx.lease
+
+    def _begin(self, ctx: Context) -> None:
+        job = ctx.job
+        told = {"lease": job.lease, "worker": job.worker, "wall": time.time()}
+        self.log.write("start", job=job.id, **told)
+        self.crash.reach("job started")
+
+    async def _effect(self, ctx: Context, *, last: bool = False) -> None:
+        # Refused or not, a job of these tests goes on: it is its worker that has to stop it.
+        await self.sink.effect(_request(ctx, last=last))
+
+    def _end(self, ctx: Context) -> None:
+        self.log.write("end", job=ctx.job.id, lease=ctx.lease)
+        self.crash.reach("job before it is handed in")
+
+
+def _request(ctx: Context, *, last: bool) -> dict[str, Any]:
+    return {"job": ctx.job.id, "lease": ctx.lease, "pid": os.getpid(), "last": last}
+
+
+def app_of(spec: Spec) -> App:
+    """The app of one process."""
+    log = Log(spec["log"])
+    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log)
+    store = Witness(open_store(spec["store"], ttl=spec["ttl"]), log, crash)
+    app = App(store)  # type: ignore[arg-type]
+    doing = Doing(log, SinkClient(spec["sink"]), crash)
+
+    @app.task(retry=AT_ONCE)
+    async def work(ctx: Context, seconds: float = 0.0, how: str = "well") -> int:
+        return await doing(ctx, seconds, how)
+
+    @app.task(retry=AT_ONCE)
+    def thread_work(ctx: Context, seconds: float = 0.0, how: str = "well") -> int:
+        return doing.in_thread(ctx, seconds, how)
+
+    @app.task(retry=AT_ONCE)
+    async def told(ctx: Context, finished: BatchFinished) -> int:
+        return await doing(ctx, 0.0)
+
+    class Bulk(BaseTaskRunner[Start, Item]):
+        task_type, start_model, item_model, retry = "bulk", Start, Item, AT_ONCE
+
+        def expand(self, ctx: Context, start: Start):
+            for number in range(start.items):
+                yield Item(number=number, seconds=start.seconds)
+
+        async def run_item(self, ctx: Context, item: Item) -> int:
+            return await doing(ctx, item.seconds)
+
+        async def finish(self, ctx: Context, start: Start, finished: BatchFinished) -> int:
+            return await doing(ctx, 0.0)
+
+    app.add_runner(Bulk())
+    return app
+
+
+def work_until_told(spec: Spec) -> None:
+    """The whole life of a worker process: SIGTERM lets it drain."""
+    configure_logging("info", "console")
+    asyncio.run(_work(spec))
+
+
+def _watch_the_machine(log: Log, ttl: float) -> None:
+    """Write down when this process stood still because the machine gave it no time.
+
+    One that was busy with itself does not count: what that costs is its own doing.
+    """
+    began, used = now(), time.process_time()
+    while True:
+        time.sleep(LOOK_EVERY)
+        ended, spent = now(), time.process_time()
+        late = (ended - began) / 1e6 - LOOK_EVERY
+        if late > ttl / 4 and spent - used < late / 4:
+            until = ended + round(ttl * 1e6)
+            log.write("stall", pid=os.getpid(), since=began, until=until, late=late)
+        began, used = ended, spent
+
+
+async def _work(spec: Spec) -> None:
+    log = Log(spec["log"])
+    threading.Thread(target=_watch_the_machine, args=(log, spec["ttl"]), daemon=True).start()
+    app = app_of(spec)
+    async with app:
+        options = WorkerOptions(
+            queues=tuple(spec.get("queues", ("default",))),
+            concurrency=spec.get("concurrency", 8),
+            threads=2,
+            grace=spec.get("grace", 10.0),
+        )
+        worker = app.worker(options)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+        await worker.run()
+
+
+def __getattr__(name: str) -> App:
+    if name != "app":
+        raise AttributeError(name)
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        # libfaketime 0.9.10 spoils the system call behind this function, and no other way to wait.
+        time.sleep = lambda seconds: select.select([], [], [], seconds)
+    return app_of(json.loads(Path(os.environ["FAULTS_SPEC"]).read_text()))
