@@ -98,7 +98,8 @@ def _of(keys: Keyspace, *, states: tuple[int, ...] = (), roles: tuple[int, ...] 
     return {
         job_id
         for job_id, row in keys.jobs.items()
-        if (not states or _num(row, "state") in states) and (not roles or _num(row, "role") in roles)
+        if (not states or _num(row, "state") in states)
+        and (not roles or _num(row, "role") in roles)
     }
 
 
