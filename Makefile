@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check format bench bench-peers clean
+.PHONY: help demo test faults check format bench bench-peers clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo 'make check   format, lint, types, import layers, sizes'
 	@echo 'make format  let the formatter and the linter fix what they can'
+	@echo 'make faults  kill workers and servers for an hour, on every store (ARGS="-k redis" for one)'
 	@echo 'make bench   measure this machine'
 	@echo 'make bench-peers   measure haulier beside its peers (ARGS=--write: into docs/benchmarks.md)'
 
@@ -35,14 +36,17 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/pyvenv.cfg
 demo: $(VENV)/.demo
 	$(BIN)/haulier demo $(ARGS)
 
-# Tests that kill processes and servers are alone on the machine; all others share it.
+# Tests that kill processes and servers mostly wait: two of them at a time, and nothing beside.
 test: check
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(BIN)/python -m pytest -q -n 3 --ignore=tests/faults
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 2 tests/faults
 endif
+
+faults: $(VENV)/.test
+	$(BIN)/python -m pytest tests/faults --faults-long $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -29,6 +29,12 @@ PATIENCE = 5.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
+    parser.addoption(
+        "--servers",
+        choices=("one", "others", "all"),
+        default="one",
+        help="run on one PostgreSQL and one Redis, on the other versions of them, or on all",
+    )
     parser.addoption("--seed", type=int, help="draw this one history again")
     parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
@@ -43,6 +49,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if one is not None:
         blocks = [range(one, one + 1)]
     metafunc.parametrize("seeds", blocks, ids=lambda block: f"{block.start}-{block.stop - 1}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs on versions of servers that were not asked for."""
+    wanted = config.getoption("servers")
+    if wanted == "all":
+        return
+    others = servers.second_versions()
+    kept, left_out = [], []
+    for item in items:
+        call = getattr(item, "callspec", None)
+        named = {value for value in call.params.values() if isinstance(value, str)} if call else {}
+        (kept if (wanted == "others") == bool(others & set(named)) else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.fixture(params=STORE_HOMES)

@@ -266,6 +266,20 @@ MAKERS: dict[str, Callable[[], Server]] = {
     "valkey": lambda: RedisServer("valkey", wheel_valkey()),
 }
 
+
+def second_versions() -> frozenset[str]:
+    """The kinds whose sibling, of another version, is there and enough for most runs."""
+    pairs = (("postgres", machine_postgres, "postgres-wheel"), ("redis", machine_redis, "valkey"))
+    second = set()
+    for first, find, other in pairs:
+        try:
+            present = _FROM_ENVIRONMENT[first] in os.environ or find()
+        except MissingServerError:
+            present = False
+        second.add(other if present else first)
+    return frozenset(second)
+
+
 _FROM_ENVIRONMENT = {"postgres": "HAULIER_TEST_POSTGRES", "redis": "HAULIER_TEST_REDIS"}
 
 _started: list[Server] = []

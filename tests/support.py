@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -186,12 +185,13 @@ def _empty(url: str, schema: str) -> None:
     db = _connected(url)
     found = db.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace "
-        "AND relkind IN ('r', 'p') AND relname <> ALL (%s)",
+        "AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> ALL (%s)",
         [schema, list(_KEPT_TABLES)],
     )
-    tables = ", ".join(f"{schema}.{name}" for (name,) in found)
+    # TRUNCATE makes new files for every table and index, which takes 30 times as long.
+    deletes = "; ".join(f"DELETE FROM {schema}.{name}" for (name,) in found)
     db.execute(
-        f"TRUNCATE {tables}; UPDATE {schema}.history SET last = 0, "
+        f"{deletes}; UPDATE {schema}.history SET last = 0, "
         "epoch = substr(md5(random()::text), 1, 8)"
     )
 
@@ -199,8 +199,8 @@ def _empty(url: str, schema: str) -> None:
 STORE_HOMES: dict[str, Callable[[Path], StoreHome]] = {
     "sqlite-file": SqliteFile,
     "sqlite-memory": SqliteMemory,
-    "redis": partial(RedisPrefix, "redis"),
-    "valkey": partial(RedisPrefix, "valkey"),
+    "redis": functools.partial(RedisPrefix, "redis"),
+    "valkey": functools.partial(RedisPrefix, "valkey"),
     "postgres": Postgres,
     "postgres-wheel": PostgresWheel,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +33,37 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def dice(request: pytest.FixtureRequest) -> random.Random:
+def dice(request: pytest.FixtureRequest, tell: Callable[[str], None]) -> random.Random:
     """Dice from the seed that is told with a failure; `--seed` throws them again."""
     seed = request.config.getoption("seed")
     if seed is None:
         seed = random.randrange(1_000_000)
-    print("seed", seed)
+    tell(f"{request.node.name}: --seed {seed}")
     return random.Random(seed)
+
+
+TOLD = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say what a run came to, at the end of the test and once more at the end of all."""
+
+    def told(text: str) -> None:
+        print(text)
+        request.config.stash.setdefault(TOLD, []).append(text)
+
+    return told
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The figures of the long runs."""
+    if config.getoption("faults_long"):
+        terminalreporter.section("what the runs came to")
+        for text in config.stash.get(TOLD, []):
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -40,9 +41,10 @@ class Api:
     longest: float = 0.0
     statuses: list[int] = field(default_factory=list)
 
-    async def ask(self, path: str = "/api/v1/jobs") -> httpx.Response:
+    async def ask(self, path: str = "/api/v1/jobs", **body: Any) -> httpx.Response:
+        """Read what is there, or with a body post it."""
         began = time.monotonic()
-        answer = await self.client.get(path)
+        answer = await self.client.request("POST" if body else "GET", path, **body)
         self.longest = max(self.longest, time.monotonic() - began)
         self.statuses.append(answer.status_code)
         return answer

@@ -30,9 +30,9 @@ class Report:
 
     repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
     without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
-    claim of their own. stale: writes under a lease that was over, and accepted. refused: those that
-    were not, by the store and by the sink. released, again: seconds from a kill until each job was
-    free, and claimed again.
+    claim of their own. stalls: how often the machine let a process stand still. stale: writes under
+    a lease that was over, and accepted. refused: those that were not, by the store and by the sink.
+    released, again: seconds from a kill until each job was free, and claimed again.
     """
 
     jobs: int = 0
@@ -41,6 +41,7 @@ class Report:
     taken: int = 0
     lost: int = 0
     unexplained: int = 0
+    stalls: int = 0
     stale: int = 0
     refused: int = 0
     released: list[float] = field(default_factory=list)
@@ -51,7 +52,8 @@ class Report:
         return (
             f"{self.kills} kills over {self.jobs} jobs: {self.lost} lost, {self.unexplained} "
             f"unexplained duplicates, {self.stale} stale writes accepted; {self.repeated} repeated "
-            f"starts, {self.taken} jobs of lost workers, {self.refused} stale writes refused; "
+            f"starts, {self.taken} jobs of lost workers, {self.refused} stale writes refused, "
+            f"{self.stalls} stalls; "
             f"free again {_spread(self.released)}, "
             f"claimed again {_spread(self.again)}"
         )
@@ -84,6 +86,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
     report.repeated = len(run.starts) - len({job for job, *_ in run.starts})
     report.refused = sum(line["what"] == "effect" and not line["accepted"] for line in lines)
     report.refused += sum(entry.ok is False for entry in run.entries)
+    report.stalls = sum(line["what"] == "stall" for line in lines)
     report.taken = sum(event.type in LOST for event in run.events)
     run.measure(report)
     return report
@@ -104,7 +107,7 @@ class _Run:
         self.struck: dict[int, list[int]] = defaultdict(list)
         # Events are stamped by the wall clock of this machine, lines by the monotonic one.
         self._offset = time.time_ns() // 1000 - time.monotonic_ns() // 1000
-        self.trouble: list[tuple[int, int]] = []
+        self.trouble: list[tuple[int | None, int, int]] = []
         self.effects: list[tuple[str, int, bool]] = []
         for line in lines:
             self._take(line)
@@ -125,8 +128,9 @@ class _Run:
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
             case "kill" | "stop" | "crash":
                 self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
-            case "trouble":
-                self.trouble.append((self._wall(line["since"]), self._wall(line["until"])))
+            case "trouble" | "stall":
+                span = self._wall(line["since"]), self._wall(line["until"])
+                self.trouble.append((line.get("pid"), *span))
 
     def _started(self, line: Line) -> None:
         job, lease, worker = line["job"], line["lease"], line["worker"]
@@ -179,7 +183,10 @@ class _Run:
     def _excused(self, event: Event) -> bool:
         if self._struck(event) is not None:
             return True
-        return any(begin <= event.at <= end for begin, end in self.trouble)
+        pid = self.pid_of.get(event.worker or "")
+        return any(
+            whose in (None, pid) and begin <= event.at <= end for whose, begin, end in self.trouble
+        )
 
     def _struck(self, event: Event) -> int | None:
         """When the worker of a loss was struck last, before that loss."""

@@ -44,6 +44,14 @@ class Child:
     def says(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def complaints(self) -> list[str]:
+        """What it has said of trouble, with its pid."""
+        return [
+            f"{self.pid}: {line}"
+            for line in self.says().splitlines()
+            if "warning" in line or "error" in line
+        ]
+
     def send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)

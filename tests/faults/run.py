@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -84,6 +85,10 @@ class Run:
         self.children.append(child)
         return child
 
+    def produce(self, dice: random.Random, *, longest: float) -> Child:
+        """Fork a process that enqueues jobs of up to so many seconds until it is killed."""
+        return self.start("producing:produce", seed=dice.randrange(1_000_000), longest=longest)
+
     def kill(self, child: Child) -> None:
         """SIGKILL, after it was written down."""
         self.log.write("kill", pid=child.pid)
@@ -138,5 +143,7 @@ class Run:
     async def prove(self) -> Report:
         """The checker's report, which must be without findings."""
         report = prove(read(self.path), await look(self.store))
-        assert not report.findings, "\n".join([str(report), *report.findings[:40]])
+        if report.findings:
+            said = [line for child in self.children for line in child.complaints()]
+            raise AssertionError("\n".join([str(report), *report.findings[:40], *said[-40:]]))
         return report

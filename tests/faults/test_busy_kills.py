@@ -51,8 +51,7 @@ class Storm:
         return self.run.start(concurrency=16)
 
     def produces(self) -> Child:
-        seed = self.dice.randrange(1_000_000)
-        return self.run.start("producing:produce", seed=seed, longest=self.size.longest)
+        return self.run.produce(self.dice, longest=self.size.longest)
 
     async def rage(self) -> None:
         """Strike until there were enough kills and enough jobs."""
@@ -95,26 +94,26 @@ class Storm:
         self.run.wake(child)
 
 
-async def storm(nursery, place, size: Size, dice: random.Random) -> Report:
+async def storm(nursery, place, size: Size, dice: random.Random, tell) -> Report:
     async with Run(nursery, place.folder, place.url("jobs"), ttl=size.ttl) as run:
         raging = Storm(run, size, dice)
         await raging.rage()
         await run.rest(size.ttl * 4 + 30)
         report = await run.prove()
-        print(f"{place.kind}: {raging.kills} workers killed; {report}")
+        tell(f"{place.kind}: {raging.kills} busy workers killed; {report}")
         return report
 
 
-async def test_busy_workers_are_killed_and_nothing_is_lost(nursery, place, dice, faults_long):
-    report = await storm(nursery, place, LONG if faults_long else SHORT, dice)
+async def test_busy_workers_are_killed_and_nothing_is_lost(nursery, place, dice, tell, faults_long):
+    report = await storm(nursery, place, LONG if faults_long else SHORT, dice, tell)
     assert max(report.released) < 5
     assert max(report.again) < 5
 
 
 @pytest.mark.faults_long
 async def test_by_default_what_killed_workers_had_is_claimed_again_within_20_seconds(
-    nursery, place, dice
+    nursery, place, dice, tell
 ):
-    report = await storm(nursery, place, BY_DEFAULT, dice)
+    report = await storm(nursery, place, BY_DEFAULT, dice, tell)
     assert max(report.released) < 20
     assert max(report.again) < 20

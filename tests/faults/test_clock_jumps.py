@@ -15,7 +15,7 @@ from faults.script import TOLD, Names
 from haulier.services.ids import new_id
 from support import wait_until
 
-TTL = 2.0
+TTL = 3.0
 HOUR = 3600
 EACH = 25
 """Jobs between two jumps."""

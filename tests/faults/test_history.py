@@ -51,6 +51,10 @@ def kill(worker: str = A, at: float = 1.0, what: str = "kill") -> Line:
     return line(what, at, pid=PID[worker])
 
 
+def stall(worker: str) -> Line:
+    return line("stall", since=2 * SECOND, until=5 * SECOND, pid=PID[worker])
+
+
 WORKERS = [line("enlist", worker=worker, by=pid) for worker, pid in PID.items()]
 
 
@@ -105,6 +109,10 @@ RIGHT = {
         [*WORKERS, enqueue(), start(1), line("trouble", since=0, until=9 * SECOND), *BY_ANOTHER],
         TAKEN,
     ),
+    "taken from one that the machine let stand still": (
+        [*WORKERS, enqueue(), start(1), stall(A), *BY_ANOTHER],
+        TAKEN,
+    ),
     "an enqueue that nobody heard of": ([*ONCE, enqueue(Y, ok=None)], AT_ONCE),
     "killed after its finish was sent": (
         [*WORKERS, enqueue(), start(1), end(1), hand_in(1, ok=None), kill()],
@@ -126,6 +134,11 @@ WRONG = {
     ),
     "which had no trouble": (
         [*WORKERS, enqueue(), start(1), kill(B), *BY_ANOTHER],
+        TAKEN,
+        "unexplained",
+    ),
+    "had no trouble": (
+        [*WORKERS, enqueue(), start(1), stall(B), *BY_ANOTHER],
         TAKEN,
         "unexplained",
     ),

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from faults.daemons import command
 from faults.run import Run
-from faults.script import TOLD, Names
-from haulier.services.ids import new_id
 from support import wait_until
 
 KILLS = 3
 
 
 async def test_what_a_dead_child_had_is_free_at_once_although_the_ttl_is_that_by_default(
-    nursery, place, dice, faults_long
+    nursery, place, dice, faults_long, tell
 ):
     async with Run(nursery, place.folder, place.url("jobs"), ttl=15.0) as run:
-        names = Names(new_id())
         kills = KILLS * (3 if faults_long else 1)
-        items = names.items("batch", 40 * kills, seconds=0.2)
-        await run.store.open_batch(names.head("batch"), items, policy=TOLD, sealed=True)
+        producer = run.produce(dice, longest=0.3)
         with command(run, "worker", "--processes", "2", "--concurrency", "5") as parent:
             for kill in range(kills):
                 least = run.sink.over + 10 if kill else 0
                 await wait_until(lambda goal=least: run.sink.over >= goal and both_busy(run), 60)
                 run.kill_pid(dice.choice(parent.children()))
+            run.kill(producer)
             await run.rest()
             report = await run.prove()
-            print(f"{place.kind}: {report}")
-            assert report.kills == kills
+            tell(f"{place.kind}: {report}")
+            assert report.kills == kills + 1
             assert max(report.released) < 2, parent.says()
             assert parent.process.poll() is None
 

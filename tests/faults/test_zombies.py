@@ -23,7 +23,7 @@ def lines(run: Run, what: str, by: Child) -> set[tuple[str, int]]:
 
 
 async def test_what_it_had_is_done_once_by_another_and_all_that_it_does_late_is_refused(
-    nursery, place, faults_long
+    nursery, place, faults_long, tell
 ):
     async with Run(nursery, place.folder, place.url("jobs"), ttl=TTL) as run:
         for _ in range(ROUNDS if faults_long else 1):
@@ -31,7 +31,7 @@ async def test_what_it_had_is_done_once_by_another_and_all_that_it_does_late_is_
         report = await run.prove()
         assert report.taken > 0
         assert report.refused > 0
-        print(f"{place.kind}: {report}")
+        tell(f"{place.kind}: {report}")
 
 
 async def one_zombie(run: Run) -> None:

@@ -11,13 +11,14 @@ import json
 import os
 import select
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from faults.log import Log
+from faults.log import Log, now
 from faults.sink import SinkClient
 from faults.witness import Crash, Witness
 from haulier.app import App
@@ -33,6 +34,8 @@ Spec = dict[str, Any]
 
 EVERY = 0.05
 """Seconds between the effects of a job that holds on."""
+
+LOOK_EVERY = 0.1
 
 AT_ONCE = RetryPolicy(max_attempts=4, delay=0, cap=0)
 
@@ -160,7 +163,25 @@ def work_until_told(spec: Spec) -> None:
     asyncio.run(_work(spec))
 
 
+def _watch_the_machine(log: Log, ttl: float) -> None:
+    """Write down when this process stood still because the machine gave it no time.
+
+    One that was busy with itself does not count: what that costs is its own doing.
+    """
+    began, used = now(), time.process_time()
+    while True:
+        time.sleep(LOOK_EVERY)
+        ended, spent = now(), time.process_time()
+        late = (ended - began) / 1e6 - LOOK_EVERY
+        if late > ttl / 4 and spent - used < late / 4:
+            until = ended + round(ttl * 1e6)
+            log.write("stall", pid=os.getpid(), since=began, until=until, late=late)
+        began, used = ended, spent
+
+
 async def _work(spec: Spec) -> None:
+    log = Log(spec["log"])
+    threading.Thread(target=_watch_the_machine, args=(log, spec["ttl"]), daemon=True).start()
     app = app_of(spec)
     async with app:
         options = WorkerOptions(

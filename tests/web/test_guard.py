@@ -14,6 +14,7 @@ from haulier.exceptions import (
     ConfigurationError,
     RateLimitError,
     StoreCorruptError,
+    StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
 )
@@ -196,6 +197,7 @@ async def store():
         (StoreFullError("no space left on /secret/path"), 507, None),
         (StoreUnavailableError("locked: /secret/path"), 503, "5"),
         (StoreCorruptError("/secret/path is no database"), 503, None),
+        (StoreFrozenError("the store was moved to /secret/path"), 503, "30"),
         (RateLimitError("slowly"), 429, "5"),
     ],
 )

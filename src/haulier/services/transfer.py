@@ -20,7 +20,7 @@ from haulier.services.ids import new_id
 Progress = Callable[[str, Section, int, int], None]
 """Told after each page: what is done (`copy` or `compare`), the section, records done, and all."""
 
-LOOK_EVERY = 0.25
+LOOK_EVERY = 0.5
 """Seconds between two looks whether the last running jobs have finished."""
 
 
@@ -71,7 +71,11 @@ async def copy(
     if not resumed:
         _refuse_unfit(source, ours, target, theirs)
         await _drain(source, target, ours, wait)
-        theirs = await _begin(source, target, theirs)
+        try:
+            theirs = await _begin(source, target, theirs)
+        except BaseException:
+            await _give_jobs_again(source)
+            raise
     mark = theirs.mark
     assert mark is not None
     if mark.stage is Stage.RECEIVING:
@@ -174,14 +178,21 @@ async def _wait_for_workers(source: End, target: End, standing: Standing, wait: 
                 await source.store.sweep()
                 standing = await source.data.standing()
     except TimeoutError:
-        await source.data.thaw()
+        await _give_jobs_again(source)
         raise JobTimeoutError(
             f"{_many(standing.running, 'job')} of {source.label} did not finish within {wait:g} s; "
             "workers are given jobs again"
         ) from None
     except BaseException:
-        await source.data.thaw()
+        await _give_jobs_again(source)
         raise
+
+
+async def _give_jobs_again(source: End) -> None:
+    """End the draining of a store that is not to be copied now."""
+    mark = (await source.data.standing()).mark
+    if mark is not None and mark.stage is Stage.DRAINING:
+        await source.data.thaw()
 
 
 def _many(count: int, what: str) -> str:
@@ -209,8 +220,6 @@ async def _begin(source: End, target: End, theirs: Standing) -> Standing:
     ours = await source.data.freeze(frozen)
     if ours.mark != frozen:
         await target.data.thaw()
-        if ours.mark is not None and ours.mark.stage is Stage.DRAINING:
-            await source.data.thaw()
         raise JobStateError(f"{source.label} was used again just now: stop what works on it")
     return theirs
 

@@ -22,23 +22,15 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     `ttl` (seconds) is how long a worker of this process lives without renewing its row.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
-    as long as it is open; `postgresql://user@host/database` (extra `postgres`);
-    `redis://host:6379/0`, or one of its kin (extra `redis`, docs/stores.md). Raises
-    ConfigurationError for any other scheme, or when the driver of this one is not installed.
+    as long as it is open. `postgresql://user@host/database` (extra `postgres`).
+    `redis://host:6379/0`, or one of its kin (extra `redis`; docs/stores.md). Raises
+    ConfigurationError for any other scheme, or when the driver is not installed.
     """
     scheme = urlsplit(url).scheme
     if scheme == "sqlite":
         from haulier.stores.sqlite import SqliteStore
 
         return SqliteStore.from_url(url, ttl=ttl)
-    if scheme in _REDIS:
-        try:
-            from haulier.stores.redis import RedisStore
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"{scheme}:// needs a driver: pip install 'haulier[redis]'"
-            ) from error
-        return RedisStore.from_url(url, ttl=ttl)
     if scheme in ("postgresql", "postgres"):
         try:
             from haulier.stores.postgres import PostgresStore
@@ -49,6 +41,17 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
                 "a PostgreSQL store needs its driver: pip install 'haulier[postgres]'"
             ) from None
         return PostgresStore.from_url(url, ttl=ttl)
+    if scheme in _REDIS:
+        try:
+            from haulier.stores.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name not in ("redis", "hiredis"):
+                raise
+            raise ConfigurationError(
+                "a Redis store needs its driver: pip install 'haulier[redis]'"
+            ) from None
+        return RedisStore.from_url(url, ttl=ttl)
     raise ConfigurationError(
-        f"a store URL starts with sqlite://, not {scheme or url.split(':', 1)[0]!r}"
+        "a store URL starts with sqlite://, postgresql:// or redis://, "
+        f"not {scheme or url.split(':', 1)[0]!r}"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import Move
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import ConfigurationError, JobNotFoundError, JobStateError
 from support import Hand, adds_up, head, items, work, works
 
 
@@ -29,6 +29,11 @@ class TestInsert:
         assert sum((await store.counts()).values()) == 2
 
     @pytest.mark.parametrize("how", [Move.COMPLETE, Move.FAIL, Move.GIVE_BACK])
+    async def test_a_connection_that_does_not_lead_to_the_store_is_refused(self, store):
+        with pytest.raises(ConfigurationError, match=r"connection|transactions"):
+            await store.insert([work()], connection=object())
+        assert await store.counts() == {}
+
     async def test_a_repeated_insert_leaves_the_job_as_it_is(self, store, hand, how):
         job = work()
         await store.insert([job])

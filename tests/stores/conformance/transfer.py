@@ -315,6 +315,20 @@ class _Verbs:
         return functools.partial(self._through, getattr(self._data, verb))
 
 
+class _WithoutWorkers(_Around):
+    """A store whose workers have not enlisted yet when somebody looks."""
+
+    def __init__(self, store: JobStore) -> None:
+        super().__init__(store, _plainly)
+
+    async def workers(self) -> list[Any]:
+        return []
+
+
+async def _plainly(call: Any, *arguments: Any, **options: Any) -> Any:
+    return await call(*arguments, **options)
+
+
 async def _forge(call: Any, *arguments: Any, **options: Any) -> Any:
     """One digit of one job goes wrong on its way."""
     if call.__name__ == "advance" and arguments[0].section is Section.JOBS:
@@ -436,6 +450,33 @@ class TestDrain:
         await store.retire(hand.id)
         await copying
         assert (await other.get(job.id)).lost == 1
+
+    async def test_what_is_refused_after_the_wait_lets_workers_have_jobs_again(self, store, other):
+        await store.insert(works(2))
+
+        async def taken(call: Any, *arguments: Any, **options: Any) -> Any:
+            if call.__name__ == "receive":
+                await other.insert([work()])
+            return await call(*arguments, **options)
+
+        with pytest.raises(JobStateError, match="is not empty"):
+            await copied(store, _Around(other, taken), wait=1)
+        hand = await Hand.enlist(store)
+        assert await hand.work_off() == 2
+
+    async def test_a_job_that_comes_to_run_in_the_last_moment_is_a_refusal(self, store, other):
+        await store.insert(works(2))
+        late = await Hand.enlist(store)
+
+        async def claimed(call: Any, *arguments: Any, **options: Any) -> Any:
+            if call.__name__ == "receive":
+                assert await late.claim()
+            return await call(*arguments, **options)
+
+        with pytest.raises(JobStateError, match="was used again just now"):
+            await copied(_WithoutWorkers(store), _Around(other, claimed))
+        assert (await other.transferable().standing()).mark is None
+        assert (await store.transferable().standing()).mark is None
 
     async def test_without_a_wait_running_jobs_are_a_refusal(self, store, other):
         await store.insert(works(2))

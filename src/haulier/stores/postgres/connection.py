@@ -139,6 +139,15 @@ _NOT_ALLOWED = ("42501",)
 _NOT_THERE = ("42P01", "42883", "3F000", "42703", "42704")
 _NO_ENTRY = ("28", "3D000")
 
+BROKEN = (
+    OSError,
+    asyncio.IncompleteReadError,
+    asyncpg.InterfaceError,
+    # What the driver says of a connection whose server died before anybody was told.
+    asyncpg.InternalClientError,
+)
+"""What is raised on a connection that is good for nothing any more."""
+
 RETRIED = frozenset({"40001", "40P01"})
 """Of what another transaction did at the same moment: every verb can be repeated."""
 
@@ -150,7 +159,7 @@ def translated(place: Place) -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         raise _ours(place, error) from error
-    except (OSError, asyncpg.InterfaceError, asyncio.IncompleteReadError) as error:
+    except BROKEN as error:
         if isinstance(error, ValueError):
             # The driver could not even write it: an id that is none, a number that is too large.
             raise StoreError(f"the store {place.shown} refused what was asked: {error}") from error

@@ -11,7 +11,7 @@ from typing import TypeVar
 import asyncpg
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
-from haulier.stores.postgres.connection import RETRIED, Connection, Place, translated
+from haulier.stores.postgres.connection import BROKEN, RETRIED, Connection, Place, translated
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
@@ -106,7 +106,7 @@ class Pool:
             else:
                 self._give_back(connection)
             raise
-        except (OSError, asyncpg.InterfaceError) as error:
+        except BROKEN as error:
             if isinstance(error, ValueError):
                 self._give_back(connection)
             else:

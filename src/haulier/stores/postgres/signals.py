@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 import asyncpg
 
 from haulier.exceptions import HaulierError
-from haulier.stores.postgres.connection import Connection, Place, translated
+from haulier.stores.postgres.connection import BROKEN, Connection, Place, translated
 from haulier.stores.postgres.pool import Pool
 from haulier.stores.watching import Change, Watchers
 
@@ -43,13 +43,7 @@ _NOTIFY = "SELECT pg_notify($1, $2)"
 # Every change takes a number from it, committed or not, so a look costs next to nothing.
 _MARK = "SELECT last_value + is_called::integer FROM journal_id_seq"
 
-_TROUBLE = (
-    OSError,
-    TimeoutError,
-    HaulierError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-)
+_TROUBLE = (*BROKEN, TimeoutError, HaulierError, asyncpg.PostgresError)
 
 
 class Signals:

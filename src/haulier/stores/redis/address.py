@@ -78,17 +78,18 @@ class Address:
         arguments = _common()
         arguments |= _credentials(parts.netloc)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        place, at, path = parts.netloc.rpartition("@")[2], (), parts.path
+        place, path = parts.netloc.rpartition("@")[2], parts.path
         service: str | None = None
         sentinels: tuple[tuple[str, int], ...] = ()
-        del at
         if kind is UnixDomainSocketConnection:
             arguments["path"] = unquote(path)
             arguments["db"] = _database(options.pop("db", ""))
         elif parts.scheme.endswith("+sentinel"):
             _, service, *rest = (*path.split("/"), "")
             if not service:
-                raise ValueError("a Sentinel URL ends with the name of the service: host:26379/name/0")
+                raise ValueError(
+                    "a Sentinel URL ends with its service: redis+sentinel://host:26379/name/0"
+                )
             service = unquote(service)
             arguments["db"] = _database(rest[0])
             sentinels = tuple(_host_and_port(each, SENTINEL_PORT) for each in place.split(","))

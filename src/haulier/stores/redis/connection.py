@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
 from haulier.stores.redis.address import CONNECT_SECONDS, Address
@@ -103,23 +103,15 @@ class Pool:
                 for command in commands:
                     packed += connection.pack_command(*command)
                 await connection.send_packed_command(packed, check_health=False)
-                answers, failure = [], None
-                for _ in commands:
-                    try:
-                        answers.append(await connection.read_response())
-                    except RedisError as error:
-                        if not connection.is_connected:
-                            raise
-                        failure = failure or error
-                if failure is not None:
-                    self._give_back(connection)
-                    raise failure
+                answers = [await _answer(connection) for _ in commands]
             except BaseException:
-                if connection not in (each for each, _ in self._idle):
-                    await asyncio.shield(_drop(connection))
+                await asyncio.shield(_drop(connection))
                 raise
             self._give_back(connection)
-            return answers
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise answer
+        return answers
 
     async def _take(self) -> AbstractConnection:
         while self._idle:
@@ -139,7 +131,7 @@ class Pool:
             self._idle.append((connection, time.monotonic()))
         elif connection.is_connected:
             # The store was closed meanwhile.
-            connection._close()  # noqa: SLF001
+            connection._close()  # type: ignore[no-untyped-call]  # noqa: SLF001
 
     async def connect(self) -> AbstractConnection:
         """A new connection that belongs to the caller."""
@@ -148,7 +140,7 @@ class Pool:
             arguments["host"], arguments["port"] = await self._primary()
         connection = self._address.connection(**arguments)
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await self._greet(connection)
         except BaseException:
             await _drop(connection)
@@ -159,13 +151,23 @@ class Pool:
         """Where Sentinel says that the primary is."""
         assert self._address.service is not None
         if self._sentinel is None:
-            self._sentinel = Sentinel(
+            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 self._address.sentinels,
                 socket_timeout=CONNECT_SECONDS,
                 socket_connect_timeout=CONNECT_SECONDS,
             )
         host, port = await self._sentinel.discover_master(self._address.service)
         return str(host), int(port)
+
+
+async def _answer(connection: AbstractConnection) -> Any:
+    """The next answer, also if it is a refusal; raises what ends the connection."""
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        if not connection.is_connected:
+            raise
+        return error
 
 
 async def _is_alive(connection: AbstractConnection, idle: float) -> bool:

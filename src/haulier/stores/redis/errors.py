@@ -55,7 +55,7 @@ def is_denied(error: BaseException) -> bool:
 
 
 def translated(error: BaseException, store: str) -> HaulierError:
-    """Our error for one of the driver's. What it says of addresses is left out: it is in `store`."""
+    """Our error for one of the driver's."""
     text = str(error)
     if is_denied(error):
         return ConfigurationError(f"the store {store} does not let us in: {text}")

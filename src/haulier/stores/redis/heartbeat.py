@@ -42,10 +42,11 @@ class RedisHeartbeat:
         if self._client is None:
             self._client = connect_blocking(self._address)
         which = script("renew")
+        call = self._client.execute_command
         try:
-            return self._client.execute_command("EVALSHA", which.sha, 1, *args)
+            return call("EVALSHA", which.sha, 1, *args)  # type: ignore[no-untyped-call]
         except NoScriptError:
-            return self._client.execute_command("EVAL", which.source, 1, *args)
+            return call("EVAL", which.source, 1, *args)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         if self._client is not None:
@@ -58,8 +59,10 @@ def connect_blocking(address: Address) -> driver.Redis:
     arguments = dict(address.arguments)
     arguments["socket_timeout"] = RENEWAL_SECONDS
     if address.service is not None:
-        sentinel = driver.Sentinel(address.sentinels, socket_timeout=RENEWAL_SECONDS)
-        arguments["host"], arguments["port"] = sentinel.discover_master(address.service)
+        sentinel = driver.Sentinel(address.sentinels, socket_timeout=RENEWAL_SECONDS)  # type: ignore[no-untyped-call]
+        arguments["host"], arguments["port"] = sentinel.discover_master(  # type: ignore[no-untyped-call]
+            address.service
+        )
     if "path" in arguments:
         arguments["unix_socket_path"] = arguments.pop("path")
     if "SSL" in address.connection.__name__:

@@ -2,7 +2,7 @@
 
 Redis may lose acknowledged writes: the tail of the append-only file in a crash, what a replica had
 not received in a failover. Then its history is another one than we remember, and that must not go
-unnoticed: every script is told how far its caller has seen, and does nothing when that is not there.
+unnoticed: every script is told how far its caller has seen, and does nothing when that is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Inboxes: where producers of any language push jobs as JSON, with one RPUSH.
 
-An entry is judged here and moved by a script, which does so only if the inbox still begins with what
-was judged: so none is lost and none comes twice, however many workers look at the same inbox.
+An entry is judged here and moved by a script, which does so only if the inbox still begins with
+what was judged: so none is lost and none comes twice, however many workers look at one inbox.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
         if type(value) is not int or not least <= value <= most:
             raise RefusedError(f"{name}: is not a whole number from {least:,} to {most:,}")
-        return value
+        return int(value)
 
     return check
 
@@ -133,7 +133,8 @@ def _delay(name: str, value: Any) -> int:
     seconds = isinstance(value, int | float) and not isinstance(value, bool)
     if not seconds or not math.isfinite(value) or not 0 <= value <= LONGEST_DELAY:
         raise RefusedError(f"{name}: is not a number of seconds from 0 up to ten years")
-    return round(value * MICROSECOND)
+    micros: int = round(value * MICROSECOND)
+    return micros
 
 
 def _run_at(name: str, value: Any) -> int:

@@ -18,8 +18,9 @@ KEYS = (
     Key("history", "hash", "the epoch, and the numbers of the last job and the last event"),
     Key("job:<id>", "hash", "one job; fields that have their default are left out"),
     Key("errors:<id>", "hash", "a job's errors by lease, as JSON"),
-    Key("jobs", "zset", "all jobs by number"),
+    Key("payload:<id>", "string", "its payload, when that is longer than 64 bytes"),
     Key("top", "zset", "all jobs but items by number"),
+    Key("below", "zset", "all items by number"),
     Key("dead", "zset", "failed jobs by number"),
     Key("ready:<queue>:<kind>", "zset", "the line of one kind in one queue, by rank"),
     Key("scheduled", "zset", "pending jobs that are not due, by when they are"),
@@ -56,11 +57,16 @@ _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+"}
 
 
+_FAMILIES = [
+    (re.compile(re.sub("<([a-z]+)>", lambda part: _PARTS[part[1]], family.pattern)), family)
+    for family in KEYS
+]
+
+
 def family_of(key: str) -> Key | None:
     """The family that a key without its prefix belongs to; None for one that is not ours."""
-    for family in KEYS:
-        pattern = re.sub("<([a-z]+)>", lambda part: _PARTS[part[1]], family.pattern)
-        if re.fullmatch(pattern, key):
+    for pattern, family in _FAMILIES:
+        if pattern.fullmatch(key):
             return family
     return None
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 
 from haulier.domain.batch import BatchPolicy
-from haulier.domain.job import NewJob
+from haulier.domain.ids import raw_id, text_id
+from haulier.domain.job import NewJob, Role
 from haulier.domain.moves import Move, Transition
 from haulier.domain.unique import Uniqueness
 from haulier.domain.worker import Demand, Note
 from haulier.stores.codes import ON_LOST_CODE, ROLE_CODE, key_of, retry_to_text
-from haulier.domain.ids import raw_id, text_id
 from haulier.stores.redis.scripts import CONFLICTS, SCOPES
 
 Arg = str | bytes | int
@@ -58,32 +58,40 @@ def pack_jobs(jobs: Iterable[NewJob]) -> list[Arg]:
     packed: list[Arg] = [0]
     runs = 0
     last: tuple[object, ...] | None = None
-    length_at = 0
+    length_at = length = 0
     for job in jobs:
-        job_id, kind, payload, version, queue, priority, run_at, delay, key, retry, *rest = job
-        role, batch, position, on_lost, unique = rest
-        same = (kind, queue, role, version, priority, run_at, delay, batch, retry, on_lost)
+        same = (
+            *(job.kind, job.queue, job.role, job.version, job.priority, job.run_at, job.delay),
+            *(job.batch_id, job.retry, job.on_lost),
+        )
         if same != last:
             last = same
             runs += 1
-            packed += (
-                *(kind, queue, ROLE_CODE[role], version, int(priority)),
-                *("" if run_at is None else run_at, delay),
-                "" if batch is None else canonical(batch),
-                "" if retry is None else retry_to_text(retry),
-                *(ON_LOST_CODE[on_lost], 0),
-            )
+            packed += _in_common(job)
             length_at = len(packed) - 1
-        packed[length_at] += 1  # type: ignore[operator]
+            length = 0
+        length += 1
+        packed[length_at] = length
         packed += (
-            canonical(job_id),
-            payload,
-            "" if key is None else key,
-            "" if position is None else position,
-            _names(unique) if unique else "",
+            canonical(job.id),
+            job.payload,
+            "" if job.key is None else job.key,
+            "" if job.position is None else job.position,
+            _names(job.unique) if job.unique else "",
         )
     packed[0] = runs
     return packed
+
+
+def _in_common(job: NewJob) -> list[Arg]:
+    """What the jobs of a run share, and a place for how many they are."""
+    return [
+        *(job.kind, job.queue, ROLE_CODE[job.role], job.version, int(job.priority)),
+        *("" if job.run_at is None else job.run_at, job.delay),
+        "" if job.batch_id is None else canonical(job.batch_id),
+        "" if job.retry is None else retry_to_text(job.retry),
+        *(ON_LOST_CODE[job.on_lost], 0),
+    ]
 
 
 def _names(unique: tuple[Uniqueness, ...]) -> str:
@@ -105,7 +113,7 @@ def _names(unique: tuple[Uniqueness, ...]) -> str:
 
 def pack_finished(finished: Sequence[Transition]) -> list[Arg]:
     """Completions group by group, then the other moves; each with its number in the sequence."""
-    groups: dict[tuple[object, ...], list[Arg]] = {}
+    groups: dict[tuple[str, str, Role, str | None, str | None], list[Arg]] = {}
     moves: list[Arg] = [0]
     others = 0
     for number, (job, move, delay, result, error) in enumerate(finished):
@@ -132,7 +140,7 @@ def pack_finished(finished: Sequence[Transition]) -> list[Arg]:
     moves[0] = others
     packed: list[Arg] = [len(groups)]
     for (queue, kind, role, batch, worker), group in groups.items():
-        packed += (queue, kind, ROLE_CODE[role], batch or "", worker or "", len(group) // 5)  # type: ignore[index,arg-type]
+        packed += (queue, kind, ROLE_CODE[role], batch or "", worker or "", len(group) // 5)
         packed += group
     return packed + moves
 

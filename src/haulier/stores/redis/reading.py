@@ -25,14 +25,19 @@ from haulier.stores.redis.rows import (
     worker_from_row,
 )
 
+_PAYLOAD = JOB_FIELDS.index("payload")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _FAILED = frozenset({JobState.FAILED})
+_RUNNING = frozenset({JobState.RUNNING})
 
 
 async def get(history: History, job_id: str) -> Job:
     known = known_id(job_id)
     row = await history.call("HMGET", history.key(f"job:{known}"), *JOB_FIELDS)
-    if row[0] is None:
+    if row[_PAYLOAD] is None:
+        row[_PAYLOAD] = await history.call("GET", history.key(f"payload:{known}"))
+    if row[_PAYLOAD] is None:
+        # Never there, or removed just now.
         raise JobNotFoundError(job_id)
     return job_from_row([*row, known.encode()])
 
@@ -54,14 +59,14 @@ async def find(
     payloads: bool,
 ) -> Page:
     """Stretch by stretch of an index, until the page is full and one more job tells of a next."""
-    index, filters = _index(where), _filters(where)
+    (index, second), filters = _index(where), _filters(where)
     found: list[Job] = []
     at: Arg = optional(cursor)
     more = 1
     while more and len(found) <= limit:
         rows, following, more = await history.script(
             "find",
-            *(index, at, int(oldest_first), limit + 1 - len(found), int(payloads), *filters),
+            *(index, second, at, int(oldest_first), limit + 1 - len(found), int(payloads), *filters),
         )
         found.extend(map(job_from_row, rows))
         at = following or at
@@ -69,21 +74,20 @@ async def find(
     return Page(jobs, jobs[-1].seq if len(found) > limit else None)
 
 
-def _index(where: JobFilter) -> str:
-    """The index that holds the fewest jobs beside those that are asked for."""
+def _index(where: JobFilter) -> tuple[str, str]:
+    """The index that holds the fewest jobs beside those that are asked for; or two together."""
     if where.worker is not None:
-        return f"running:{known_id(where.worker)}"
+        return f"running:{known_id(where.worker)}", ""
     if where.batch_id is not None:
         batch = known_id(where.batch_id)
         if where.states == _FAILED:
-            return f"failed:{batch}"
-        running = where.states == frozenset({JobState.RUNNING})
-        return f"active:{batch}" if running else f"items:{batch}"
+            return f"failed:{batch}", ""
+        return f"active:{batch}" if where.states == _RUNNING else f"items:{batch}", ""
     if where.states == _FAILED:
-        return "dead"
+        return "dead", ""
     if where.roles is not None and where.roles <= _TOP:
-        return "top"
-    return "jobs"
+        return "top", ""
+    return "top", "below"
 
 
 def _filters(where: JobFilter) -> list[Arg]:
@@ -158,7 +162,8 @@ async def events(history: History, after: str | None, limit: int) -> list[Event]
 
 def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     last = int(row[0].partition(b"-")[0])
-    _, n, _, at, _, event, _, kind, _, queue, _, role, _, batch, _, worker, _, error, _, jobs = row[1]
+    # Names and values in turn, in the order in which the ledger writes them.
+    n, at, event, kind, queue, role, batch, worker, error, jobs = row[1][1::2]
     at, event, kind, queue = int(at), text_of(event), text_of(kind), text_of(queue)
     batch_id = text_of(batch) if batch else None
     worker_id = text_of(worker) if worker else None

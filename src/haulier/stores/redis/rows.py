@@ -123,7 +123,7 @@ def batch_from_row(row: Row) -> Batch:
 
 
 def worker_from_row(row: Row) -> WorkerRow:
-    """The worker behind: host, pid, queues, kinds, slots, started, renewed, two of no use here, id, alive."""
+    """The worker that a row of the script `workers` holds."""
     host, pid, queues, kinds, slots, started, renewed, _, _, worker_id, alive = row
     return WorkerRow(
         id=worker_id.decode(),

@@ -17,15 +17,15 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import JobNotFoundError, StoreError
+from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.codes import STATES
-from haulier.stores.redis import check, inbox, reading
-from haulier.services.ids import new_id
+from haulier.stores.redis import check, inbox, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
-from haulier.stores.redis.history import History
+from haulier.stores.redis.history import History, Loss
 from haulier.stores.redis.packing import (
     canonical,
     known_id,
@@ -78,6 +78,11 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         await self._history.open()
+        try:
+            await safety.look(self._history)
+        except BaseException:
+            await self._history.close()
+            raise
         return self
 
     async def __aexit__(
@@ -101,7 +106,10 @@ class RedisStore:
         *,
         fence: Fence | None = None,
         policy: BatchPolicy | None = None,
+        connection: object | None = None,
     ) -> Inserted:
+        if connection is not None:
+            raise ConfigurationError("a Redis store has no transactions of yours to take part in")
         fenced = (canonical(fence.job_id), fence.lease) if fence else ("", "")
         new, instead = await self._write(
             "insert", *fenced, *pack_policy(policy), *pack_jobs(jobs), change=Change.READY
@@ -135,9 +143,7 @@ class RedisStore:
     async def _on_jobs(self, verb: str, job_ids: Sequence[str]) -> dict[str, JobState]:
         given = {known_id(job_id): job_id for job_id in job_ids}
         pairs, heads = await self._write(verb, *list_of(list(given)), change=Change.ANY)
-        states = {
-            given[pairs[n].decode()]: STATES[pairs[n + 1]] for n in range(0, len(pairs), 2)
-        }
+        states = {given[pairs[n].decode()]: STATES[pairs[n + 1]] for n in range(0, len(pairs), 2)}
         for head in heads:
             await self._drain(head.decode())
             job_id = given[head.decode()]
@@ -261,9 +267,7 @@ class RedisStore:
         settled: bool = False,
         events: bool = False,
     ) -> AbstractContextManager[None]:
-        return self._listener.watch(
-            notify, Change.of(ready=ready, settled=settled, events=events)
-        )
+        return self._listener.watch(notify, Change.of(ready=ready, settled=settled, events=events))
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────
 
@@ -331,6 +335,11 @@ class RedisStore:
     # ── Beside ───────────────────────────────────────────────────────────────────────────────
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of acknowledged history that this process has noticed, the first one first."""
+        return tuple(self._history.losses)
+
+    @property
     def _ttl_us(self) -> int:
         return round(self.ttl * MICROSECOND)
 
@@ -351,7 +360,7 @@ class RedisStore:
         return value
 
     async def _drain(self, batch: str) -> int:
-        """Go on with what is done to a whole batch until it is done; how many items it concerned."""
+        """Go on with what is done to a whole batch until it is done; how many items that were."""
         more = 1
         while more:
             more, moved = await self._write("drain", batch, change=Change.ANY)

@@ -7,9 +7,10 @@ return run(function()
   local _, there = mark()
   if there == text then return 0 end
   if there ~= was then return -1 end
-  local epoch, last, seq = optional(), arg(), arg()
+  local epoch, last, seq, commands = optional(), arg(), arg(), number()
+  if commands == 0 then though_full() end
   if epoch then call('HSET', key('history'), 'epoch', epoch, 'last', last, 'seq', seq) end
-  for _ = 1, number() do
+  for _ = 1, commands do
     local length = number()
     call(unpack(ARGV, taken + 1, taken + length))
     taken = taken + length

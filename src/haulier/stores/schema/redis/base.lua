@@ -5,8 +5,9 @@
 -- Key map, each behind the prefix (by default `haulier:`):
 --   history               hash    epoch, generation, seq (last job's number), last (last event's), at, notes
 --   job:<id>              hash    one job; fields that have their default are left out
+--   payload:<id>          string  its payload, when that is too long for its hash to stay compact
 --   errors:<id>           hash    lease -> the error that claim ended with, as JSON
---   jobs top dead         zset    number -> id: all jobs; all but items; all that failed
+--   top below dead        zset    number -> id: all jobs but items; all items; all that failed
 --   ready:<queue>:<kind>  zset    rank -> place: the line that claims take from
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
@@ -36,6 +37,8 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+local function key(name) return PREFIX .. name end
+
 -- Who calls, and the place in the history that it remembers: epoch, last event, when that was.
 local CALLER, EPOCH, LAST, LAST_AT = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local taken = 5
@@ -44,6 +47,10 @@ local function arg()
   taken = taken + 1
   return ARGV[taken]
 end
+
+-- When memory is full the server refuses a script's first write, unless that is a removal; then the
+-- rest is allowed too. What makes jobs end, or go, must work even then.
+local function though_full() call('HDEL', key('history'), 'none') end
 
 -- The next argument; nil when it is empty.
 local function optional()
@@ -76,7 +83,6 @@ local function must_be_open()
   if h[1] == 'frozen' or h[1] == 'moved' or h[1] == 'receiving' then refuse('frozen', h[2]) end
 end
 
-local function key(name) return PREFIX .. name end
 local function job_key(id) return PREFIX .. 'job:' .. id end
 local function batch_key(id) return PREFIX .. 'batch:' .. id end
 
@@ -102,6 +108,13 @@ local function many(command, at, values)
   for i = 1, #values, 1000 do
     call(command, at, unpack(values, i, math.min(i + 999, #values)))
   end
+end
+
+-- All of a job, in the order of JOB_FIELDS.
+local function row_of(id, at)
+  local row = call('HMGET', at, unpack(JOB_FIELDS))
+  if not row[F_PAYLOAD] then row[F_PAYLOAD] = call('GET', PREFIX .. 'payload:' .. id) end
+  return row
 end
 
 -- What the rest of a script has to know of a job; nil for one that is not there.

@@ -2,6 +2,7 @@
 -- Keys: job:<id>, batch:<id>, cancels:<worker>, and those of slices.
 
 return run(function()
+  though_full()
   local states, heads, touched = {}, {}, {}
   local function collect()
     for _, each in ipairs(write_ledger()) do touched[#touched + 1] = each end

@@ -21,7 +21,7 @@ end
 -- Give a worker a job that was taken out of its line; what the worker is told of it.
 local function claim_job(id, worker, floor, running)
   local at = job_key(id)
-  local row = call('HMGET', at, unpack(JOB_FIELDS))
+  local row = row_of(id, at)
   local attempt, lease = num(row[F_ATTEMPT]) + 1, math.max(num(row[F_LEASE]), floor) + 1
   call('HSET', at, 'state', RUNNING, 'attempt', attempt, 'lease', lease, 'worker', worker,
     'started', now)

@@ -2,6 +2,7 @@
 -- Keys: job:<id>, batch:<id>, and those of slices.
 
 return run(function()
+  though_full()
   local id = arg()
   local job = look(id)
   if not job then refuse('missing', '', id) end

@@ -8,6 +8,7 @@ local function must_be_here()
 end
 
 return run(function()
+  though_full()
   local gives_jobs = must_be_here()
   local worker, turn = arg(), number()
   local h = call('HMGET', key('worker:' .. worker), 'expires', 'ended', 'turn')

@@ -2,6 +2,7 @@
 -- transfer.
 
 return run(function()
+  though_full()
   local stage, text = arg(), arg()
   local there = mark()
   local free = there == '' or there == 'draining' or there == 'received'

@@ -1,5 +1,5 @@
 -- New jobs, and batches while they are being filled. Everything is judged before anything is written.
--- Keys: history, job:<id>, jobs, top, items:<batch>, batch:<id>, batches, gated, uniques, and where a
+-- Keys: history, job:<id>, payload:<id>, top, below, items:<batch>, batch:<id>, batches, gated, uniques, and where a
 -- pending job stands.
 
 -- Jobs come in runs that have all but id, payload, key and position in common.
@@ -74,7 +74,7 @@ local function write_jobs(jobs, state)
   end
   if total == 0 then return 0 end
   local seq = call('HINCRBY', key('history'), 'seq', total) - total
-  local all, top, items, lines, leases = {}, {}, {}, {}, {}
+  local top, below, items, lines, leases = {}, {}, {}, {}, {}
   local run, common, g, lease, gated
   for _, job in ipairs(jobs) do
     if job.new then
@@ -107,15 +107,23 @@ local function write_jobs(jobs, state)
       end
       seq = seq + 1
       local at = job_key(job.id)
-      call('HSET', at, 'seq', seq, 'payload', job.payload, unpack(common))
+      if #job.payload <= COMPACT then
+        call('HSET', at, 'seq', seq, 'payload', job.payload, unpack(common))
+      else
+        call('HSET', at, 'seq', seq, unpack(common))
+        call('SET', PREFIX .. 'payload:' .. job.id, job.payload)
+      end
       if job.key then call('HSET', at, 'key', job.key) end
       if job.position then call('HSET', at, 'position', job.position) end
       if job.names then call('HSET', at, 'uniq', job.names) end
-      all[#all + 1] = seq
-      all[#all + 1] = job.id
-      local beside = run.role == ITEM and run.batch and items[run.batch] or top
-      beside[#beside + 1] = seq
-      beside[#beside + 1] = job.id
+      local index = run.role == ITEM and below or top
+      index[#index + 1] = seq
+      index[#index + 1] = job.id
+      if run.batch then
+        local beside = items[run.batch]
+        beside[#beside + 1] = seq
+        beside[#beside + 1] = job.id
+      end
       if state == PENDING then
         local line, score, member
         if gated then
@@ -135,8 +143,8 @@ local function write_jobs(jobs, state)
       add(g, job.id, 0, lease)
     end
   end
-  many('ZADD', key('jobs'), all)
   many('ZADD', key('top'), top)
+  many('ZADD', key('below'), below)
   for batch, members in pairs(items) do many('ZADD', key('items:' .. batch), members) end
   for line, waiting in pairs(lines) do many('ZADD', line, waiting) end
   follow_up(write_ledger())

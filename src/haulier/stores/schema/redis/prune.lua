@@ -79,6 +79,7 @@ local function prune_events()
 end
 
 return run(function()
+  though_full()
   for _ = 1, number() do
     local kind, result_before = arg(), optional()
     for state = COMPLETED, CANCELLED do

@@ -2,6 +2,7 @@
 -- Keys: worker:<id>, worker:health:<id>, alive, cancels:<worker>.
 
 return run(function()
+  though_full()
   local worker, ttl = arg(), number()
   local at = key('worker:' .. worker)
   local h = call('HMGET', at, 'expires', 'ended', 'host', 'pid')

@@ -2,6 +2,7 @@
 -- Keys: those of incarnations.
 
 return run(function()
+  though_full()
   local released, more = release_jobs(arg())
   local _, drain_later = conclude()
   return {released, more and 1 or 0, drain_later}

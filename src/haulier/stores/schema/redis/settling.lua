@@ -1,6 +1,6 @@
 -- What follows when counters of a batch have changed: more items let in, cut short, or settled. A
 -- batch settles in the script that finished its last item.
--- Keys: batch:<id>, batches, draining, active:<batch>, cancels:<worker>, job:<id>, and those of a new job.
+-- Keys: batch:<id>, batches, draining, active:<batch>, cancels:<worker>, and those of a new job.
 
 local function look_at_batch(id)
   local h = call('HMGET', batch_key(id), 'cancel', 'failed', 'max_failures', 'owed', 'pending',
@@ -80,10 +80,10 @@ local function call_back(b, state)
   local seq = call('HINCRBY', key('history'), 'seq', 1)
   local payload = '{"batch_id":"' .. b.id .. '","state":"' .. STATES[state + 1] .. '","counts":'
     .. counts_text(b) .. '}'
-  call('HSET', job_key(id), 'seq', seq, 'kind', b.finish_kind, 'queue', b.finish_queue, 'payload',
-    payload, 'state', PENDING, 'run_at', now, 'created', now)
+  call('HSET', job_key(id), 'seq', seq, 'kind', b.finish_kind, 'queue', b.finish_queue,
+    'state', PENDING, 'run_at', now, 'created', now)
+  call('SET', key('payload:' .. id), payload)
   if priority ~= 0 then call('HSET', job_key(id), 'priority', priority) end
-  call('ZADD', key('jobs'), seq, id)
   call('ZADD', key('top'), seq, id)
   local job = {id = id, seq = seq, queue = b.finish_queue, kind = b.finish_kind, role = SINGLE,
     attempt = 0, lease = 0, priority = priority, run_at = now}

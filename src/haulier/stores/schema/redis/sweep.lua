@@ -3,6 +3,7 @@
 -- Keys: those of incarnations, draining.
 
 return run(function()
+  though_full()
   local released, more = 0, false
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('alive'), '-inf', now, 'LIMIT', 0, 100)) do
     if released >= SLICE then
