@@ -125,7 +125,17 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 OPEN_ONLY = frozenset(
     {
-        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch", "retry"),
+        *(
+            "insert",
+            "open_batch",
+            "inbox",
+            "seal",
+            "cancel",
+            "requeue",
+            "delete",
+            "switch",
+            "retry",
+        ),
         *("prune", "enlist"),
     }
 )
