@@ -45,7 +45,8 @@ END $$;
 -- ── In the line ──────────────────────────────────────────────────────────────────────────────
 
 -- Lock the first so many jobs of a line, from a rank on, that nobody else is just taking.
-CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[])
+CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[],
+    p_parking uuid[])
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 BEGIN
     IF p_pausing IS NULL THEN
@@ -60,7 +61,7 @@ BEGIN
     WHERE seq IN (SELECT seq FROM (
         SELECT seq, batch FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
-        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_pausing));
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking));
     RETURN (SELECT array_agg(seq) FROM (
         SELECT seq FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
@@ -76,7 +77,8 @@ CREATE TYPE demand AS (
     slots integer);
 
 -- Lock what one demand asks for; `more`: others took some of it just now.
-CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], OUT seqs bigint[], OUT more boolean)
+CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
+    OUT seqs bigint[], OUT more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
     lines demand[];
@@ -91,7 +93,7 @@ BEGIN
         AND j.rank >= l.floor);
     IF cardinality(lines) = 1 THEN
         picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
-                       least(lines[1].slots, lines[1].portion_slots), p_pausing);
+                       least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
         seqs := coalesce(picked, '{}');
         RETURN;
     END IF;
@@ -111,7 +113,7 @@ BEGIN
         WHERE c.nth <= c.slots GROUP BY c.place
     LOOP
         picked := pick(lines[place].queue, lines[place].kind, lines[place].floor, planned,
-                       p_pausing);
+                       p_pausing, p_parking);
         seqs := seqs || picked;
         more := more OR coalesce(cardinality(picked), 0) < planned;
     END LOOP;
@@ -373,6 +375,7 @@ DECLARE
     b uuid;
     alone boolean;
     pausing uuid[];
+    parking uuid[];
     number integer;
     one record;
 BEGIN
@@ -395,8 +398,13 @@ BEGIN
             RETURN;
         END IF;
     END IF;
+    IF pausing IS NOT NULL THEN
+        -- Held until this is committed, or a resume could miss what the claim takes out of the line.
+        SELECT array_agg(h.id) INTO parking FROM (
+            SELECT id FROM batches WHERE draining > 0 AND draining = 4 FOR SHARE SKIP LOCKED) h;
+    END IF;
     IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
-        one := pick_lines(p_lines, pausing);
+        one := pick_lines(p_lines, pausing, parking);
         seqs := one.seqs;
         more := one.more;
         RETURN;
@@ -404,7 +412,7 @@ BEGIN
     seqs := '{}';
     FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
         one := pick_lines((SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number),
-                          pausing);
+                          pausing, parking);
         seqs := seqs || one.seqs;
         more := more OR one.more;
     END LOOP;
