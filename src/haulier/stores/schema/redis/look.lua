@@ -21,7 +21,7 @@ return run(function()
   end
   local due = call('ZRANGEBYSCORE', key('scheduled'), '-inf', now, 'LIMIT', 0, 1)[1]
   if due then at(due) end
-  return {oldest and whole(oldest) or '', call('ZCARD', key('top')) + call('ZCARD', key('below')),
-    call('HGETALL', key('counts')),
-    inbox, call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
+  local jobs = call('ZCARD', key('top')) + call('ZCARD', key('below'))
+  return {oldest and whole(oldest) or '', jobs, call('HGETALL', key('counts')), inbox,
+    call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
 end)
