@@ -28,12 +28,12 @@ class TestInsert:
         assert (await store.insert([job, job, work()])).new == 2
         assert sum((await store.counts()).values()) == 2
 
-    @pytest.mark.parametrize("how", [Move.COMPLETE, Move.FAIL, Move.GIVE_BACK])
     async def test_a_connection_that_does_not_lead_to_the_store_is_refused(self, store):
         with pytest.raises(ConfigurationError, match=r"connection|transactions"):
             await store.insert([work()], connection=object())
         assert await store.counts() == {}
 
+    @pytest.mark.parametrize("how", [Move.COMPLETE, Move.FAIL, Move.GIVE_BACK])
     async def test_a_repeated_insert_leaves_the_job_as_it_is(self, store, hand, how):
         job = work()
         await store.insert([job])

@@ -109,8 +109,14 @@ def _text(name: str) -> str:
 
 async def _step(place: Place, connection: Connection) -> int:
     """How far the schema is; 0 when there is none."""
-    # Asked for first: an error would end the transaction.
-    if await connection.fetchval("SELECT to_regclass($1)::text", f'"{place.schema}".store') is None:
+    # Asked for first, as an error would end the transaction; and of the catalog itself: what
+    # to_regclass says may be as old as the wait for the lock.
+    there = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = $1 AND c.relname = 'store')",
+        place.schema,
+    )
+    if not there:
         return 0
     row = await connection.fetchrow(f'SELECT step, protocol FROM "{place.schema}".store')
     if row is None:
