@@ -189,10 +189,10 @@ class TestFailover:
 
     @pytest.fixture
     def replica(self, primary: servers.Server) -> Iterator[servers.Server]:
-        settings = {"replicaof": f"127.0.0.1 {primary.port}"}
-        made = servers.RedisServer("redis", servers.machine_redis(), **settings)
+        made = servers.RedisServer("redis", servers.machine_redis())
         try:
             made.start()
+            admin(made).replicaof("127.0.0.1", str(primary.port))
             yield made
         finally:
             made.stop()
