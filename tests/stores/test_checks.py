@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 import redis
@@ -9,6 +11,8 @@ import redis
 import servers
 from haulier.domain.finding import Level
 from haulier.stores import open_store
+from haulier.stores.redis.check import PROBES
+from haulier.stores.redis.scripts import PARTS, script
 from support import STORE_HOMES, Hand, wait_until, work
 
 
@@ -124,6 +128,12 @@ class TestRedis:
 
         yield make
         admin.execute_command("ACL", "DELUSER", self.USER)
+
+    def test_every_command_of_the_scripts_is_tried(self):
+        text = "\n".join(script(verb).source.decode() for verb in PARTS)
+        used = set(re.findall(r"(?:call|many)\('([A-Z]+)'", text))
+        assert len(used) > 30
+        assert used - {command for command, *_ in PROBES} == {"TIME"}
 
     async def test_the_default_user_is_told_of(self, home):
         rights = (await found(home.url))["rights"]

@@ -116,3 +116,18 @@ class TestRequeue:
         counts = await store.counts()
         assert counts == {("default", "work", Role.SINGLE, JobState.PENDING): 2}, jobs
         assert await hand.work_off() == 2
+
+
+class TestAlone:
+    async def test_two_claims_at_once_run_no_more_than_the_batch_may(self, url, store):
+        batch = await filled_batch(store, 2, concurrency=1)
+        async with open_transaction(url) as db:
+            # Both were lost twice; one when the other was not due yet.
+            await db.execute("UPDATE jobs_live SET gate = 3, rank = NULL, lost = 2 WHERE role = 2")
+        one, two = await Hand.enlist(store), await Hand.enlist(store)
+        async with open_transaction(url) as db:
+            assert len((await claim(db, one, 1)).jobs) == 1
+            reply = await two.exchange(slots=1)
+            assert (reply.jobs, reply.due_in) == ((), 0)
+        assert await two.claim(1) == []
+        assert (await store.batch(batch)).counts.running == 1
