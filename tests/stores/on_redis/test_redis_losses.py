@@ -183,6 +183,8 @@ class TestFailover:
     @pytest.fixture
     def primary(self) -> Iterator[servers.Server]:
         with servers.or_skip(), servers.private("redis") as started:
+            # It would wait five seconds for further replicas.
+            admin(started).config_set("repl-diskless-sync-delay", "0")
             yield started
 
     @pytest.fixture
