@@ -19,6 +19,10 @@ from haulier.stores.postgres.connection import Place
 from support import Hand, filled_batch, wait_until, work
 
 
+def nested(levels: int) -> str:
+    return '{"x": ' * levels + "1" + "}" * levels
+
+
 @pytest.fixture
 def server() -> str:
     with servers.or_skip():
@@ -148,3 +152,26 @@ async def swept(store: PostgresStore) -> bool:
     with contextlib.suppress(StoreUnavailableError):
         await store.sweep()
     return bool((await store.counts()).get(("default", "work", Role.SINGLE, JobState.PENDING)))
+
+
+class TestEnqueueFunction:
+    """What the library refuses at its edge, `enqueue()` refuses too."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("'work', version => 0", "version"),
+            ("'work', version => NULL", "version"),
+            ("'work', bulk => NULL", "bulk"),
+            ("'work', run_at => '20000-01-01Z'", "year 10000"),
+            (f"'work', '{nested(33)}'", "32 levels"),
+        ],
+    )
+    async def test_bad_values_are_refused_with_their_reason(self, server, url, arguments, message):
+        async with PostgresStore.from_url(url) as store:
+            with psycopg.connect(server, autocommit=True) as db:
+                call = f"SELECT {Place.from_url(url).schema}.enqueue"
+                with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
+                    db.execute(f"{call}({arguments})")
+                db.execute(f"{call}('work', '{nested(32)}')")
+            assert sum((await store.counts()).values()) == 1
