@@ -8,23 +8,44 @@ from haulier.exceptions import ConfigurationError
 
 MASK = "***"
 
-_SECRET_OPTIONS = frozenset({"password", "sslpassword", "passfile", "sslkey"})
+_SECRET_OPTIONS = frozenset({"passfile", "sslkey"})
 
 
 def shown(url: str) -> str:
     """The URL with the password masked, for messages, tables and logs."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _beginning(url)
+    if _is_torn(parts):
+        return _beginning(url)
     place = parts.netloc
     user, at, host = place.rpartition("@")
     if at:
         name, colon, _ = user.partition(":")
         place = f"{name}{colon and ':' + MASK}@{host}"
     options = [
-        (name, MASK if name in _SECRET_OPTIONS else value)
+        (name, MASK if name in _SECRET_OPTIONS or "password" in name else value)
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     query = urlencode(options, safe="*{}/:,")
     return _joined(parts, place, query)
+
+
+def _is_torn(parts: SplitResult) -> bool:
+    """Whether a password with a bare `/`, `?` or `#` in it has ended the place too early."""
+    place = parts.netloc
+    host, colon, port = place.rpartition(":")
+    if "@" in place or not colon or place.endswith("]"):
+        return False
+    if "@" in parts.path or "@" in parts.fragment:
+        return True
+    return "@" in parts.query and not (host and port.isascii() and port.isdigit())
+
+
+def _beginning(url: str) -> str:
+    _, at, tail = url.rpartition("@")
+    return f"{url.partition('://')[0]}://{MASK}{at and at + tail}"
 
 
 def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
@@ -32,7 +53,10 @@ def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
 
     Raises ConfigurationError for one that is given twice or has no value.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{shown(url)} is no URL: {error}") from None
     theirs: list[tuple[str, str]] = []
     ours: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

@@ -167,11 +167,10 @@ class RedisStore:
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         batch = known_id(batch_id)
-        begun = await self._write(
-            "retry",
-            *(batch, "" if error_type is None else json.dumps(error_type), optional(limit)),
-            change=Change.SETTLED,
-        )
+        which = (batch, "" if error_type is None else json.dumps(error_type), optional(limit))
+        begun, following = 0, 0
+        while not begun and following is not None:
+            begun, following = await self._write("retry", *which, following, change=Change.SETTLED)
         return await self._drain(batch) if begun else 0
 
     async def delete(self, job_id: str) -> None:
