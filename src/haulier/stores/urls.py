@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from haulier.exceptions import ConfigurationError
 
@@ -16,10 +16,11 @@ def shown(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return _beginning(url)
-    if _is_torn(parts):
-        return _beginning(url)
+        return _hidden(url)
     place = parts.netloc
+    if place and "@" not in place and "@" in unquote(f"{parts.path}{parts.query}{parts.fragment}"):
+        # A password with a / ? or # that was not encoded: what is before the @ is no host.
+        return _hidden(url)
     user, at, host = place.rpartition("@")
     if at:
         name, colon, _ = user.partition(":")
@@ -32,31 +33,20 @@ def shown(url: str) -> str:
     return _joined(parts, place, query)
 
 
-def _is_torn(parts: SplitResult) -> bool:
-    """Whether a password with a bare `/`, `?` or `#` in it has ended the place too early."""
-    place = parts.netloc
-    host, colon, port = place.rpartition(":")
-    if "@" in place or not colon or place.endswith("]"):
-        return False
-    if "@" in parts.path or "@" in parts.fragment:
-        return True
-    return "@" in parts.query and not (host and port.isascii() and port.isdigit())
-
-
-def _beginning(url: str) -> str:
-    _, at, tail = url.rpartition("@")
-    return f"{url.partition('://')[0]}://{MASK}{at and at + tail}"
+def _hidden(url: str) -> str:
+    """Of a URL that nobody can read: nothing of what may be a password."""
+    return f"{url.partition('://')[0]}://{MASK}"
 
 
 def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
     """The URL for the driver, and the options in its query that are ours.
 
-    Raises ConfigurationError for one that is given twice or has no value.
+    Raises ConfigurationError for one that is given twice or has no value, or for what is no URL.
     """
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigurationError(f"{shown(url)} is no URL: {error}") from None
+    except ValueError:
+        raise ConfigurationError(f"the store URL {_hidden(url)} cannot be read") from None
     theirs: list[tuple[str, str]] = []
     ours: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

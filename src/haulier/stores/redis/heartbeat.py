@@ -16,8 +16,8 @@ from haulier.stores.redis.address import Address
 from haulier.stores.redis.errors import translated
 from haulier.stores.redis.scripts import script
 
-RENEWAL_SECONDS = 5.0
-"""The longest that a renewal waits for anything; with a short ttl a fifth of that."""
+SHORTEST, LONGEST = 1.0, 5.0
+"""Seconds that a renewal waits for any answer: a fifth of the ttl, within these bounds."""
 
 
 class RedisHeartbeat:
@@ -44,7 +44,7 @@ class RedisHeartbeat:
 
     def _call(self, args: tuple[Any, ...]) -> Any:
         if self._client is None:
-            patience = min(RENEWAL_SECONDS, self._ttl / MICROSECOND / 5)
+            patience = min(max(self._ttl / MICROSECOND / 5, SHORTEST), LONGEST)
             self._client = connect_blocking(self._address, patience)
         which = script("renew")
         call = self._client.execute_command

@@ -30,6 +30,26 @@ class RefusedError(ValueError):
     """Why an entry is no job."""
 
 
+async def queues(history: History) -> set[str]:
+    """The queues that have an inbox with anything in it; looks at all keys of the server."""
+    found: set[str] = set()
+    start, cursor = len(history.key("inbox:").encode()), 0
+    while True:
+        cursor, keys = await history.call(
+            "SCAN", cursor, "MATCH", history.pattern("inbox:"), "COUNT", 1000
+        )
+        # What is no text is no queue of ours.
+        found |= {key[start:].decode("utf-8", "ignore") for key in keys}
+        if not int(cursor):
+            return found
+
+
+async def waiting(history: History) -> int:
+    """How many entries wait in all inboxes, those of queues included that nobody listens to."""
+    looks = [("LLEN", history.key(f"inbox:{queue}")) for queue in await queues(history)]
+    return sum(await history.pipeline(looks)) if looks else 0
+
+
 async def move(history: History, queue: str, new_id: Callable[[], str], now: int) -> int:
     """Move what stands in the inbox of a queue, a slice at a time; how many entries that were."""
     total = 0

@@ -88,13 +88,13 @@ class Writer:
 # ── Jobs ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def job_record(row: Sequence[Any], due: bool) -> JobRecord:
-    """The job behind JOB_FIELDS, its id and its errors; `due`: it stands in the line."""
+def job_record(row: Sequence[Any]) -> JobRecord:
+    """The job behind JOB_FIELDS, its id, its errors, and whether it stands in the line."""
     # fmt: off
     (
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
-        finished, progress, message, result, error, job_id, errors,
+        finished, progress, message, result, error, job_id, errors, due,
     ) = row
     # fmt: on
     code = int(state)
@@ -107,7 +107,7 @@ def job_record(row: Sequence[Any], due: bool) -> JobRecord:
         version=1 if version is None else int(version),
         payload=payload,
         state=STATES[code],
-        ready=code == PENDING and due,
+        ready=bool(due),
         gate=GATES[int(gate or 0)] if code == PENDING else None,
         priority=int(priority or 0),
         run_at=int(run_at),

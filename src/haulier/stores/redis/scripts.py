@@ -129,18 +129,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 OPEN_ONLY = frozenset(
     {
-        *(
-            "insert",
-            "open_batch",
-            "inbox",
-            "seal",
-            "cancel",
-            "requeue",
-            "delete",
-            "switch",
-            "retry",
-        ),
-        *("prune", "enlist"),
+        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
+        *("retry", "prune", "enlist"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""

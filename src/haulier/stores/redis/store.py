@@ -275,15 +275,7 @@ class RedisStore:
 
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
-        pattern = self._history.pattern("inbox:")
-        queues, cursor = set(), 0
-        while True:
-            cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            start = len(self._history.key("inbox:"))
-            queues |= {key.decode()[start:] for key in keys}
-            if not int(cursor):
-                break
-        await self._move_inboxes(queues)
+        await self._move_inboxes(await inbox.queues(self._history))
 
     async def check(self) -> list[Finding]:
         now = None if self._clock is None else self._clock.now()

@@ -15,8 +15,8 @@ CREATE SEQUENCE job_seqs AS bigint;
 CREATE TABLE jobs (
     seq         bigint   NOT NULL DEFAULT nextval('job_seqs'),  -- the order of insertion
     id          uuid     NOT NULL,
-    kind        text     NOT NULL,
-    queue       text     NOT NULL,
+    kind        text     COLLATE "C" NOT NULL,
+    queue       text     COLLATE "C" NOT NULL,
     role        smallint NOT NULL,
     version     integer  NOT NULL,
     payload     bytea    NOT NULL,                  -- JSON, opaque here
@@ -62,14 +62,15 @@ ALTER TABLE jobs_live ADD PRIMARY KEY (seq);
 ALTER TABLE jobs_done ADD PRIMARY KEY (seq);
 CREATE UNIQUE INDEX jobs_live_id ON jobs_live (id);
 CREATE UNIQUE INDEX jobs_done_id ON jobs_done (id);
--- Items by their batch; what is no item has none, and stands together in its own order.
-CREATE INDEX jobs_live_items ON jobs_live (batch, seq);
-CREATE INDEX jobs_done_items ON jobs_done (batch, seq);
+CREATE INDEX jobs_live_items ON jobs_live (batch, seq) WHERE batch IS NOT NULL;
+CREATE INDEX jobs_done_items ON jobs_done (batch, seq) WHERE batch IS NOT NULL;
+CREATE INDEX jobs_live_top   ON jobs_live (seq) WHERE batch IS NULL;
+CREATE INDEX jobs_done_top   ON jobs_done (seq) WHERE batch IS NULL;
 
 -- By kind, so that a claim never steps over jobs that its worker cannot take.
 CREATE INDEX jobs_ready     ON jobs_live (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL;
 CREATE INDEX jobs_scheduled ON jobs_live (run_at) WHERE state = 0 AND rank IS NULL AND gate IS NULL;
-CREATE INDEX jobs_running   ON jobs_live (worker, cancel) WHERE state = 1;
+CREATE INDEX jobs_running   ON jobs_live (worker, cancel) WHERE worker IS NOT NULL;
 CREATE INDEX jobs_gated     ON jobs_live (batch, gate, (run_at - priority * 360000000::bigint), seq)
                             WHERE state = 0 AND gate IS NOT NULL;
 CREATE INDEX jobs_alone     ON jobs_live (state, run_at) WHERE gate = 3;
@@ -137,8 +138,8 @@ CREATE TABLE journal (
     n      integer  NOT NULL,
     at     bigint   NOT NULL,
     type   text     NOT NULL,
-    kind   text     NOT NULL,
-    queue  text     NOT NULL,
+    kind   text     COLLATE "C" NOT NULL,
+    queue  text     COLLATE "C" NOT NULL,
     role   smallint NOT NULL,
     batch  uuid,
     source smallint,                                -- the state they left; NULL: they were inserted
@@ -155,8 +156,8 @@ CREATE TABLE events (
     n      integer  NOT NULL,
     at     bigint   NOT NULL,
     type   text     NOT NULL,
-    kind   text     NOT NULL,
-    queue  text     NOT NULL,
+    kind   text     COLLATE "C" NOT NULL,
+    queue  text     COLLATE "C" NOT NULL,
     role   smallint NOT NULL,
     batch  uuid,
     worker uuid,
@@ -166,8 +167,8 @@ CREATE TABLE events (
 
 -- Up to where the journal is numbered; its later rows are added when somebody asks.
 CREATE TABLE counts (
-    queue text     NOT NULL,
-    kind  text     NOT NULL,
+    queue text     COLLATE "C" NOT NULL,
+    kind  text     COLLATE "C" NOT NULL,
     role  smallint NOT NULL,
     state smallint NOT NULL,
     n     bigint   NOT NULL,
@@ -191,7 +192,7 @@ CREATE TABLE errors (
 );
 
 CREATE TABLE uniques (
-    name   text     PRIMARY KEY,
+    name   text     COLLATE "C" PRIMARY KEY,
     job    uuid     NOT NULL,
     scope  smallint NOT NULL,                       -- 0 pending, 1 active, 2 period
     until  bigint,                                  -- of a period

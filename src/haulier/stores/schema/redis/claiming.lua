@@ -90,10 +90,11 @@ local function runs_a_loner(worker)
   return false
 end
 
+-- Those in the line count as if they ran already: nobody counts again when they are claimed.
 local function has_no_room(batch)
   if not batch then return false end
-  local b = call('HMGET', batch_key(batch), 'paused', 'concurrency', 'running')
-  return num(b[1]) > 0 or (b[2] and num(b[3]) >= tonumber(b[2]))
+  local b = call('HMGET', batch_key(batch), 'paused', 'concurrency', 'running', 'let_in')
+  return num(b[1]) > 0 or (b[2] and num(b[3]) + num(b[4]) >= tonumber(b[2]))
 end
 
 -- Whether a claim stopped looking before the end of what it may find something in.

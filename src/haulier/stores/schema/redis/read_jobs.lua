@@ -1,5 +1,10 @@
--- A page of all jobs in their order, each with the errors of its attempts; where to go on, or false
--- at the end. Keys: top, below, job:<id>, payload:<id>, errors:<id>.
+-- A page of all jobs in their order, each with the errors of its attempts and whether it stands in
+-- its line; where to go on, or false at the end.
+-- Keys: top, below, job:<id>, payload:<id>, errors:<id>, ready:<queue>:<kind>.
+
+local function is_ready(row, id)
+  return call('ZSCORE', ready_key(row[F_QUEUE], row[F_KIND]), place_of(tonumber(row[F_SEQ]), id))
+end
 
 return run(function()
   local after, most, most_bytes = arg(), number(), number()
@@ -12,6 +17,7 @@ return run(function()
     size = size + #row[F_PAYLOAD] + (row[F_RESULT] and #row[F_RESULT] or 0)
     row[#row + 1] = id
     row[#row + 1] = call('HVALS', key('errors:' .. id))
+    row[#row + 1] = row[F_STATE] == '0' and is_ready(row, id) and 1 or 0
     rows[#rows + 1] = row
   end
   return {rows, false}
