@@ -11,7 +11,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from faults.log import Line
 from haulier.domain.event import Event
@@ -62,7 +61,13 @@ class Report:
 def _spread(seconds: list[float]) -> str:
     if not seconds:
         return "never"
-    return f"p50 {median(seconds):.2f} s max {max(seconds):.2f} s"
+    p50, p99 = percentile(seconds, 50), percentile(seconds, 99)
+    return f"p50 {p50:.2f} s p99 {p99:.2f} s max {max(seconds):.2f} s"
+
+
+def percentile(seconds: list[float], percent: int) -> float:
+    """What so many percent of them do not exceed."""
+    return sorted(seconds)[-(-len(seconds) * percent // 100) - 1]
 
 
 def prove(lines: Sequence[Line], final: Final) -> Report:

@@ -104,7 +104,7 @@ class Nursery:
 
 def main() -> None:
     """Fork until the input ends; then nothing that was forked is left."""
-    for name in ("faults.work", "faults.script", *DRIVERS):
+    for name in ("faults.work", "faults.script", "faults.producing", *DRIVERS):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     children: set[int] = set()

@@ -13,7 +13,7 @@ from haulier.exceptions import StoreError
 from haulier.services.ids import new_id
 from haulier.stores import open_store
 
-AT_ONCE = 20
+AT_ONCE = 48
 """Unfinished jobs up to which more are enqueued: so few that one that is free again is claimed."""
 
 PAUSE = 0.02

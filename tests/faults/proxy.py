@@ -126,6 +126,7 @@ class Proxy:
         self._dialect = dialect
         self._listener: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self._accepted: set[asyncio.Task[None]] = set()
         self._delay = 0.0
         self._cut_after: int | None = None
         self._open = {"requests": asyncio.Event(), "answers": asyncio.Event()}
@@ -139,6 +140,10 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         await self.refuse()
+        # One that was just being accepted is passed on only now.
+        while self._accepted:
+            await asyncio.wait(self._accepted, timeout=0.05)
+            await self.reset()
 
     @property
     def connections(self) -> int:
@@ -199,6 +204,10 @@ class Proxy:
     # ── Connections ──────────────────────────────────────────────────────────────────────────
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._accepted.add(task)
+        task.add_done_callback(self._accepted.discard)
         try:
             answers, server = await asyncio.open_connection(HOST, self._server_port)
         except OSError:

@@ -44,6 +44,11 @@ class Sink:
             writer.close()
         await wait_until(lambda: not self._writers)
 
+    @property
+    def jobs(self) -> int:
+        """How many jobs have begun at least once."""
+        return len(self._highest)
+
     def forget(self, pid: int) -> None:
         """That process is gone. What it still had on the way makes it busy no more."""
         self._gone.add(pid)

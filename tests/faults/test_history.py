@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from faults.history import Report, prove
+from faults.history import Report, percentile, prove
 from faults.log import Line, Log, read
 from haulier.domain.event import DELETED, INSERTED, Event
 from haulier.domain.job import Job, JobState
@@ -204,6 +204,15 @@ def test_times_are_counted_from_the_kill():
 
 def test_what_was_refused_is_counted():
     assert prove(*RIGHT["a sleeper that comes back"]).refused == 2
+
+
+def test_percentiles():
+    assert [percentile([5.0, *([1.0] * 98), 2.0], percent) for percent in (50, 99, 100)] == [
+        1,
+        2,
+        5,
+    ]
+    assert percentile([3.0], 99) == 3
 
 
 def test_figures_of_nothing():

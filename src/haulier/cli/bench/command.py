@@ -155,6 +155,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:
+        await _refuse_used(url)
         disk, disk_line = _disk(url)
         figures, lines = await profiles[name](url, load)
     if disk and "latency_p50_ms" in figures:
@@ -172,6 +173,17 @@ def _own_store(url: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="haulier-bench-") as folder:
         yield f"sqlite:///{folder}/bench.db"
+
+
+async def _refuse_used(url: str) -> None:
+    """Jobs of others would be measured, and never run: bench has no tasks but its own."""
+    from haulier.stores import open_store
+
+    async with open_store(url) as store:
+        if any(n for (*_, state), n in (await store.counts()).items() if not state.final):
+            raise ConfigurationError(
+                f"{shown(url)} has jobs that are not done; bench needs a store for itself"
+            )
 
 
 def _disk(url: str) -> tuple[Figures, tuple[str, str]]:

@@ -317,6 +317,9 @@ class PostgresStore:
             released += await self._retire(worker_id, expired=True)
         for batch in draining:
             await self._drain(batch)
+        # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
+        while await self._pool.run(queries.number_some):
+            pass
         return released
 
     async def _retire(self, worker_id: str, *, expired: bool) -> int:

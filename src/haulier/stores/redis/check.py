@@ -75,10 +75,12 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("XRANGE", 5, "-", "+"),
     ("XTRIM", 5, "MINID", 2),
     ("SET", 6, "v", "PX", 1000),
+    ("GET", 6),
     ("EXISTS", 6),
     ("DEL", 1, 2, 3, 4, 5, 6),
+    ("PUBLISH", 7, "look"),
 )
-"""Every command that scripts use on keys, each on the probe's own key of that number."""
+"""Every command that scripts use, each on the probe's own key or channel of that number."""
 
 
 async def look(history: History, transfer: RedisTransfer, now: int | None) -> list[Finding]:

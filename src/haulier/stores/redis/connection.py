@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
@@ -99,9 +100,8 @@ class Pool:
         async with self._slots:
             connection = await self._take()
             try:
-                packed: list[bytes] = []
-                for command in commands:
-                    packed += connection.pack_command(*command)
+                # Not by the connection's own packer, which works in Python, value by value.
+                packed = [pack_command(tuple(command)) for command in commands]
                 await connection.send_packed_command(packed, check_health=False)
                 answers = [await _answer(connection) for _ in commands]
             except BaseException:

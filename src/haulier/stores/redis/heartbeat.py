@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import redis as driver
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
 
 from haulier.domain.worker import Renewal
 from haulier.stores.redis.address import Address
@@ -58,6 +60,8 @@ def connect_blocking(address: Address) -> driver.Redis:
     """A client for a thread that has no event loop; its waits are bounded."""
     arguments = dict(address.arguments)
     arguments["socket_timeout"] = RENEWAL_SECONDS
+    # Whoever beats comes again by itself.
+    arguments["retry"] = Retry(NoBackoff(), 0)
     if address.service is not None:
         sentinel = driver.Sentinel(address.sentinels, socket_timeout=RENEWAL_SECONDS)  # type: ignore[no-untyped-call]
         arguments["host"], arguments["port"] = sentinel.discover_master(  # type: ignore[no-untyped-call]

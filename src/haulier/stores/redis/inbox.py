@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -16,18 +15,16 @@ from typing import Any
 from haulier.domain.ids import raw_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, NewJob, OnLost
 from haulier.domain.retry import RetryPolicy
+from haulier.services.options import LONGEST_KEY
+from haulier.services.payload import MAX_DEPTH
+from haulier.services.registry import MAX_NAME, MAX_PAYLOAD, NAME
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, pack_jobs
 
 AT_ONCE = 100
 MAX_ENTRY = 512 * 1024
-MAX_PAYLOAD = 256 * 1024
-MAX_DEPTH = 32
-LONGEST_KEY = 200
 SHOWN = 2000
 """Characters of a refused entry that are kept."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
 class RefusedError(ValueError):
@@ -85,7 +82,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _kind(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_KEY or not _NAME.match(value):
+    if not isinstance(value, str) or len(value) > MAX_NAME or not NAME.match(value):
         raise RefusedError(f"{name}: is not a dotted name of letters, digits and underscores")
     return value
 

@@ -22,7 +22,7 @@ from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFil
 from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.codes import STATES
-from haulier.stores.redis import check, inbox, reading, safety
+from haulier.stores.redis import check, reading, safety
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History, Loss
@@ -386,6 +386,9 @@ class RedisStore:
             await self._move_inboxes({q for q, one in zip(queues, there, strict=True) if one})
 
     async def _move_inboxes(self, queues: set[str]) -> None:
+        # Loaded only now: it needs what checks payloads, and short commands have none to check.
+        from haulier.stores.redis import inbox
+
         for queue in queues - self._moving:
             self._moving.add(queue)
             try:

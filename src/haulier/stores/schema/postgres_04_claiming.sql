@@ -45,7 +45,8 @@ END $$;
 -- ── In the line ──────────────────────────────────────────────────────────────────────────────
 
 -- Lock the first so many jobs of a line, from a rank on, that nobody else is just taking.
-CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[])
+CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[],
+    p_parking uuid[])
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 BEGIN
     IF p_pausing IS NULL THEN
@@ -60,7 +61,7 @@ BEGIN
     WHERE seq IN (SELECT seq FROM (
         SELECT seq, batch FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
-        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_pausing));
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking));
     RETURN (SELECT array_agg(seq) FROM (
         SELECT seq FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
@@ -76,7 +77,8 @@ CREATE TYPE demand AS (
     slots integer);
 
 -- Lock what one demand asks for; `more`: others took some of it just now.
-CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], OUT seqs bigint[], OUT more boolean)
+CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
+    OUT seqs bigint[], OUT more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
     lines demand[];
@@ -93,7 +95,7 @@ BEGIN
         ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL;
     IF cardinality(lines) = 1 THEN
         picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
-                       least(lines[1].slots, lines[1].portion_slots), p_pausing);
+                       least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
         seqs := coalesce(picked, '{}');
         RETURN;
     END IF;
@@ -113,13 +115,25 @@ BEGIN
         WHERE c.nth <= c.slots GROUP BY c.place
     LOOP
         picked := pick(lines[place].queue, lines[place].kind, lines[place].floor, planned,
-                       p_pausing);
+                       p_pausing, p_parking);
         seqs := seqs || picked;
         more := more OR coalesce(cardinality(picked), 0) < planned;
     END LOOP;
 END $$;
 
 -- ── Alone ────────────────────────────────────────────────────────────────────────────────────
+
+-- Whether an item of a batch may be run alone now. Those in the line count as if they ran already:
+-- nobody counts again when they are claimed.
+CREATE FUNCTION has_room(p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM batches b WHERE b.id = p_batch AND (b.paused OR b.concurrency <=
+            b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
+                         WHERE d.batch = b.id)
+            + (SELECT count(*) FROM jobs_live j
+               WHERE j.batch = b.id AND j.state = 0 AND j.gate = 2)));
+END $$;
 
 -- The first job to be run alone that this worker could take, or is to run dry for. `mine`: it does
 -- so already, or is idle.
@@ -138,44 +152,54 @@ BEGIN
         FROM jobs_live j
         WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
           AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
-          AND NOT EXISTS (
-              SELECT FROM batches b WHERE b.id = j.batch AND (b.paused OR b.concurrency <=
-                  b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
-                               WHERE d.batch = b.id)))
+          AND (j.batch IS NULL OR has_room(j.batch))
         ORDER BY j.run_at LIMIT 100) l
     WHERE idle OR l.waiter = p_worker OR NOT l.waits
     ORDER BY l.run_at LIMIT 1;
 END $$;
 
--- Lock a job that runs alone, for a worker without any other; NULL: claim as usual.
+-- Lock a job that runs alone, for a worker without any other; no `seqs`: claim as usual. `more`: it
+-- or its batch is in other hands just now.
 --
 -- A worker that is busy gets nothing more until it has run dry, so that one that never would be
 -- idle takes it too. An idle one comes first.
-CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[])
-RETURNS bigint[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     loner record;
-    held bigint;
+    held record;
 BEGIN
+    more := false;
     IF EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 1 AND worker = p_worker) THEN
-        RETURN '{}';
+        seqs := '{}';
+        RETURN;
     END IF;
     loner := suitable_loner(p_now, p_worker, p_lines);
     IF loner.seq IS NULL THEN
-        RETURN NULL;
+        RETURN;
     END IF;
-    SELECT seq INTO held FROM jobs_live
-    WHERE seq = loner.seq AND gate = 3 AND state = 0 FOR UPDATE SKIP LOCKED;
-    IF held IS NULL THEN
-        RETURN NULL;
+    SELECT j.seq, j.batch INTO held FROM jobs_live j
+    WHERE j.seq = loner.seq AND j.gate = 3 AND j.state = 0 FOR UPDATE SKIP LOCKED;
+    IF held.seq IS NULL THEN
+        more := true;
+        RETURN;
     END IF;
-    IF loner.idle THEN
-        RETURN ARRAY[held];
+    IF NOT loner.idle THEN
+        seqs := '{}';
+        IF NOT loner.reserved THEN
+            UPDATE jobs_live SET waiter = p_worker WHERE seq = held.seq;
+        END IF;
+        RETURN;
     END IF;
-    IF NOT loner.reserved THEN
-        UPDATE jobs_live SET waiter = p_worker WHERE seq = held;
+    -- With its batch, or two that are claimed at the same time could be more than it may run.
+    IF held.batch IS NOT NULL THEN
+        PERFORM 1 FROM batches WHERE id = held.batch FOR UPDATE SKIP LOCKED;
+        more := NOT FOUND;
+        IF more OR NOT has_room(held.batch) THEN
+            RETURN;
+        END IF;
     END IF;
-    RETURN '{}';
+    seqs := ARRAY[held.seq];
 END $$;
 
 -- ── The exchange ─────────────────────────────────────────────────────────────────────────────
@@ -376,6 +400,7 @@ DECLARE
     b uuid;
     alone boolean;
     pausing uuid[];
+    parking uuid[];
     number integer;
     one record;
 BEGIN
@@ -393,21 +418,28 @@ BEGIN
         END LOOP;
     END IF;
     IF alone THEN
-        seqs := pick_loner(p_now, p_worker, p_lines);
+        one := pick_loner(p_now, p_worker, p_lines);
+        seqs := one.seqs;
+        more := one.more;
         IF seqs IS NOT NULL THEN
             RETURN;
         END IF;
     END IF;
+    IF pausing IS NOT NULL THEN
+        -- Held until this is committed, or a resume could miss what the claim takes out of the line.
+        SELECT array_agg(h.id) INTO parking FROM (
+            SELECT id FROM batches WHERE draining > 0 AND draining = 4 FOR SHARE SKIP LOCKED) h;
+    END IF;
     IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
-        one := pick_lines(p_lines, pausing);
+        one := pick_lines(p_lines, pausing, parking);
         seqs := one.seqs;
-        more := one.more;
+        more := more OR one.more;
         RETURN;
     END IF;
     seqs := '{}';
     FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
         one := pick_lines((SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number),
-                          pausing);
+                          pausing, parking);
         seqs := seqs || one.seqs;
         more := more OR one.more;
     END LOOP;

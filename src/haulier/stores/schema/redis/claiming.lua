@@ -18,21 +18,38 @@ local function wanted_by(demands)
   return wanted
 end
 
+local tails, last_group = {}, nil
+
+-- Most of what one claim finds is alike.
+local function claim_group(row, batch, worker)
+  local queue, kind, role, g = row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), last_group
+  if not g or g.queue ~= queue or g.kind ~= kind or g.role ~= role or g.batch ~= batch then
+    g = group('claim', queue, kind, role, batch, PENDING, RUNNING, worker)
+    last_group = g
+  end
+  return g
+end
+
 -- Give a worker a job that was taken out of its line; what the worker is told of it.
 local function claim_job(id, worker, floor, running)
   local at = job_key(id)
   local row = row_of(id, at)
   local attempt, lease = num(row[F_ATTEMPT]) + 1, math.max(num(row[F_LEASE]), floor) + 1
-  call('HSET', at, 'state', RUNNING, 'attempt', attempt, 'lease', lease, 'worker', worker,
-    'started', now)
+  local tail = tails[lease]
+  if not tail or tail.attempt ~= attempt then
+    tail = {attempt = attempt, attempt_text = whole(attempt), lease_text = whole(lease),
+      text = tail_of(attempt, lease)}
+    tails[lease] = tail
+  end
+  call('HSET', at, 'state', 'RUNNING', 'attempt', tail.attempt_text, 'lease', tail.lease_text,
+    'worker', worker, 'started', NOW)
   if row[F_FINISHED] or row[F_PROGRESS] or row[F_MESSAGE] or row[F_GATE] == '3' then
     call('HDEL', at, 'finished', 'progress', 'message', 'waiter')
   end
   local batch = row[F_BATCH] or nil
   if row[F_GATE] == '2' then call('HINCRBY', batch_key(batch), 'let_in', -1) end
   if row[F_UNIQ] then release_claimed(id, row[F_UNIQ]) end
-  add(group('claim', row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), batch, PENDING, RUNNING, worker),
-    id, attempt, lease)
+  add(claim_group(row, batch, worker), id, tail.text)
   if batch then call('ZADD', key('active:' .. batch), row[F_SEQ], id) end
   running[#running + 1] = row[F_SEQ]
   running[#running + 1] = id
@@ -73,10 +90,11 @@ local function runs_a_loner(worker)
   return false
 end
 
+-- Those in the line count as if they ran already: nobody counts again when they are claimed.
 local function has_no_room(batch)
   if not batch then return false end
-  local b = call('HMGET', batch_key(batch), 'paused', 'concurrency', 'running')
-  return num(b[1]) > 0 or (b[2] and num(b[3]) >= tonumber(b[2]))
+  local b = call('HMGET', batch_key(batch), 'paused', 'concurrency', 'running', 'let_in')
+  return num(b[1]) > 0 or (b[2] and num(b[3]) + num(b[4]) >= tonumber(b[2]))
 end
 
 -- The first job to be run alone that this worker could take, or is to run dry for.

@@ -1,5 +1,5 @@
 -- What waits: when the first job of each line was ready, how many jobs there are, how many entries
--- wait in inboxes, and how many were refused. Keys: counts, jobs, ready:<queue>:<kind>, scheduled,
+-- wait in inboxes, and how many were refused. Keys: counts, top, below, ready:<queue>:<kind>, scheduled,
 -- job:<id>, inbox:<queue>, rejected.
 
 return run(function()
@@ -21,6 +21,7 @@ return run(function()
   end
   local due = call('ZRANGEBYSCORE', key('scheduled'), '-inf', now, 'LIMIT', 0, 1)[1]
   if due then at(due) end
-  return {oldest and whole(oldest) or '', call('ZCARD', key('jobs')), call('HGETALL', key('counts')),
-    inbox, call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
+  local jobs = call('ZCARD', key('top')) + call('ZCARD', key('below'))
+  return {oldest and whole(oldest) or '', jobs, call('HGETALL', key('counts')), inbox,
+    call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
 end)

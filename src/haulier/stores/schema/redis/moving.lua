@@ -13,19 +13,19 @@ local function complete_group()
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
-    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker')
+    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq')
     if h[1] == '1' and h[2] == lease then
-      call('HSET', at, 'state', COMPLETED, 'finished', now, 'result', result)
+      call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
-      if h[3] and h[6] then call('SREM', key('cancels:' .. h[6]), id) end
+      if h[3] and worker then call('SREM', key('cancels:' .. worker), id) end
       if h[5] then release_ended(id, h[5]) end
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
-      add(g, id, attempt, lease)
+      add(g, id, ',' .. attempt .. ',' .. lease)
       ids[#ids + 1] = id
-      filed[#filed + 1] = now
+      filed[#filed + 1] = NOW
       filed[#filed + 1] = id
       if result ~= 'null' and role == SINGLE then
-        results[#results + 1] = now
+        results[#results + 1] = NOW
         results[#results + 1] = id
       end
     else
