@@ -88,9 +88,11 @@ DECLARE
 BEGIN
     more := false;
     seqs := '{}';
-    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE EXISTS (
-        SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-        AND j.rank >= l.floor);
+    -- Asked for in their order, so that there is only one index to go by.
+    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE (
+        SELECT j.seq FROM jobs_live j
+        WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+        ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL;
     IF cardinality(lines) = 1 THEN
         picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
                        least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
@@ -233,9 +235,10 @@ BEGIN
         RETURN NOT loner.reserved OR loner.idle;
     END IF;
     RETURN EXISTS (
-        SELECT FROM unnest(p_lines) l WHERE EXISTS (
-            SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-            AND j.rank >= l.floor));
+        SELECT FROM unnest(p_lines) l WHERE (
+            SELECT j.seq FROM jobs_live j
+            WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+            ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL);
 END $$;
 
 CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
