@@ -17,7 +17,7 @@ from haulier.stores.postgres.rows import job_from_row, storable
 
 _EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
 _APPLY = (
-    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, '{}')"
+    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, false)"
 )
 _END = "SELECT * FROM end_worker($1, $2, $3)"
 
@@ -42,7 +42,8 @@ class Frontier:
     that came in there waits a second at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, still: bool) -> None:
+        self._still = still
         self._ranks: dict[Line, int] = {}
         self._rests_until = 0.0
 
@@ -64,7 +65,7 @@ class Frontier:
         if passed:
             left = max(0, round((self._rests_until - now) * MICROSECOND))
             return left if due_in is None else min(left, due_in)
-        if slow is not None:
+        if slow is not None and not self._still:
             self._rests_until = now + min(slow * REST / MICROSECOND, LONGEST_REST)
         return due_in
 

@@ -26,6 +26,9 @@ STEPS = (
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
 
+# IF NOT EXISTS would ask for the right to create schemas even where an administrator made it.
+_HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
+
 _VERBS = (
     "exchange",
     "insert_jobs",
@@ -90,8 +93,8 @@ async def prepare(place: Place, connection: Connection) -> None:
         step = await _step(place, connection)
         if step >= len(STEPS):
             return
-        if step == 0:
-            await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{place.schema}"')
+        if step == 0 and not await connection.fetchval(_HAS_SCHEMA, place.schema):
+            await connection.execute(f'CREATE SCHEMA "{place.schema}"')
         await connection.execute(f'SET LOCAL search_path = "{place.schema}", pg_temp')
         for name in STEPS[step:]:
             await connection.execute(_text(name))

@@ -45,8 +45,8 @@ class _Link:
 class Pool:
     """At most `size` connections, opened when they are needed.
 
-    One that failed, or did not answer in time, is not used again; when one breaks, those that lie
-    idle go too, for what broke it most likely was the server.
+    One that failed, or did not answer in time, is not used again, nor are those that lay idle then:
+    most likely the server or the way to it is gone.
     """
 
     def __init__(self, place: Place, deadline: float) -> None:
@@ -101,6 +101,8 @@ class Pool:
                         await self._end(task)
                     raise
         except TimeoutError:
+            # What lies idle leads to the same silence: each would cost a call its deadline.
+            self._drop_idle()
             raise StoreUnavailableError(
                 f"the store {self._place.shown} did not answer within {self._deadline:g} s"
             ) from None
@@ -163,6 +165,10 @@ class Pool:
             connection.terminate()
 
     def _broken(self, link: _Link) -> None:
+        link.connection.terminate()
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []
-        for each in (link, *idle):
-            each.connection.terminate()
+        for link in idle:
+            link.connection.terminate()

@@ -71,7 +71,9 @@ class PostgresStore:
         self._background: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
-        self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(exchanging.Frontier)
+        self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(
+            partial(exchanging.Frontier, still=clock is not None)
+        )
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
@@ -315,6 +317,9 @@ class PostgresStore:
             released += await self._retire(worker_id, expired=True)
         for batch in draining:
             await self._drain(batch)
+        # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
+        while await self._pool.run(queries.number_some):
+            pass
         return released
 
     async def _retire(self, worker_id: str, *, expired: bool) -> int:

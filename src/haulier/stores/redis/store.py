@@ -168,11 +168,10 @@ class RedisStore:
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         batch = known_id(batch_id)
-        begun = await self._write(
-            "retry",
-            *(batch, "" if error_type is None else json.dumps(error_type), optional(limit)),
-            change=Change.SETTLED,
-        )
+        which = (batch, "" if error_type is None else json.dumps(error_type), optional(limit))
+        begun, following = 0, 0
+        while not begun and following is not None:
+            begun, following = await self._write("retry", *which, following, change=Change.SETTLED)
         return await self._drain(batch) if begun else 0
 
     async def delete(self, job_id: str) -> None:
@@ -278,15 +277,7 @@ class RedisStore:
 
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
-        pattern = self._history.pattern("inbox:")
-        queues, cursor = set(), 0
-        while True:
-            cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            start = len(self._history.key("inbox:"))
-            queues |= {key.decode()[start:] for key in keys}
-            if not int(cursor):
-                break
-        await self._move_inboxes(queues)
+        await self._move_inboxes(await inbox.queues(self._history))
 
     async def check(self) -> list[Finding]:
         now = None if self._clock is None else self._clock.now()

@@ -55,6 +55,7 @@ class Listener:
         self._subscribing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._place: tuple[Any, ...] | None = None
+        self._cut_off = False
         self._own = history.caller.encode()
         self._own_events = f'{{"by":"{history.caller}"'.encode()
 
@@ -103,6 +104,8 @@ class Listener:
                     with contextlib.suppress(RedisError, OSError):
                         await connection.disconnect(nowait=True)
             except (RedisError, OSError, HaulierError) as error:
+                # What the channels had sent by then may never arrive, though a look has seen it.
+                self._cut_off = True
                 if self._up:
                     # Said once, however often it then fails to come back.
                     _log("the listener was cut off", self._history.address.text, error)
@@ -173,7 +176,8 @@ class Listener:
             unchanged = before is None or before[0] == self._place[0]
             if before is not None and before[1] is not None:
                 unchanged = unchanged and before[1] == notes
-            if not unchanged and not quietly:
+            if self._cut_off or (not unchanged and not quietly):
+                self._cut_off = False
                 self._watchers.tell(Change.ANY)
 
 

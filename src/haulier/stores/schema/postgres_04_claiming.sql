@@ -88,9 +88,11 @@ DECLARE
 BEGIN
     more := false;
     seqs := '{}';
-    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE EXISTS (
-        SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-        AND j.rank >= l.floor);
+    -- Asked for in their order, so that there is only one index to go by.
+    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE (
+        SELECT j.seq FROM jobs_live j
+        WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+        ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL;
     IF cardinality(lines) = 1 THEN
         picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
                        least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
@@ -121,6 +123,18 @@ END $$;
 
 -- ── Alone ────────────────────────────────────────────────────────────────────────────────────
 
+-- Whether an item of a batch may be run alone now. Those in the line count as if they ran already:
+-- nobody counts again when they are claimed.
+CREATE FUNCTION has_room(p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM batches b WHERE b.id = p_batch AND (b.paused OR b.concurrency <=
+            b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
+                         WHERE d.batch = b.id)
+            + (SELECT count(*) FROM jobs_live j
+               WHERE j.batch = b.id AND j.state = 0 AND j.gate = 2)));
+END $$;
+
 -- The first job to be run alone that this worker could take, or is to run dry for. `mine`: it does
 -- so already, or is idle.
 CREATE FUNCTION suitable_loner(p_now bigint, p_worker uuid, p_lines demand[],
@@ -138,44 +152,54 @@ BEGIN
         FROM jobs_live j
         WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
           AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
-          AND NOT EXISTS (
-              SELECT FROM batches b WHERE b.id = j.batch AND (b.paused OR b.concurrency <=
-                  b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
-                               WHERE d.batch = b.id)))
+          AND (j.batch IS NULL OR has_room(j.batch))
         ORDER BY j.run_at LIMIT 100) l
     WHERE idle OR l.waiter = p_worker OR NOT l.waits
     ORDER BY l.run_at LIMIT 1;
 END $$;
 
--- Lock a job that runs alone, for a worker without any other; NULL: claim as usual.
+-- Lock a job that runs alone, for a worker without any other; no `seqs`: claim as usual. `more`: it
+-- or its batch is in other hands just now.
 --
 -- A worker that is busy gets nothing more until it has run dry, so that one that never would be
 -- idle takes it too. An idle one comes first.
-CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[])
-RETURNS bigint[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     loner record;
-    held bigint;
+    held record;
 BEGIN
+    more := false;
     IF EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 1 AND worker = p_worker) THEN
-        RETURN '{}';
+        seqs := '{}';
+        RETURN;
     END IF;
     loner := suitable_loner(p_now, p_worker, p_lines);
     IF loner.seq IS NULL THEN
-        RETURN NULL;
+        RETURN;
     END IF;
-    SELECT seq INTO held FROM jobs_live
-    WHERE seq = loner.seq AND gate = 3 AND state = 0 FOR UPDATE SKIP LOCKED;
-    IF held IS NULL THEN
-        RETURN NULL;
+    SELECT j.seq, j.batch INTO held FROM jobs_live j
+    WHERE j.seq = loner.seq AND j.gate = 3 AND j.state = 0 FOR UPDATE SKIP LOCKED;
+    IF held.seq IS NULL THEN
+        more := true;
+        RETURN;
     END IF;
-    IF loner.idle THEN
-        RETURN ARRAY[held];
+    IF NOT loner.idle THEN
+        seqs := '{}';
+        IF NOT loner.reserved THEN
+            UPDATE jobs_live SET waiter = p_worker WHERE seq = held.seq;
+        END IF;
+        RETURN;
     END IF;
-    IF NOT loner.reserved THEN
-        UPDATE jobs_live SET waiter = p_worker WHERE seq = held;
+    -- With its batch, or two that are claimed at the same time could be more than it may run.
+    IF held.batch IS NOT NULL THEN
+        PERFORM 1 FROM batches WHERE id = held.batch FOR UPDATE SKIP LOCKED;
+        more := NOT FOUND;
+        IF more OR NOT has_room(held.batch) THEN
+            RETURN;
+        END IF;
     END IF;
-    RETURN '{}';
+    seqs := ARRAY[held.seq];
 END $$;
 
 -- ── The exchange ─────────────────────────────────────────────────────────────────────────────
@@ -211,9 +235,10 @@ BEGIN
         RETURN NOT loner.reserved OR loner.idle;
     END IF;
     RETURN EXISTS (
-        SELECT FROM unnest(p_lines) l WHERE EXISTS (
-            SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-            AND j.rank >= l.floor));
+        SELECT FROM unnest(p_lines) l WHERE (
+            SELECT j.seq FROM jobs_live j
+            WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+            ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL);
 END $$;
 
 CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
@@ -250,7 +275,6 @@ DECLARE
     nothing boolean := cardinality(p_seqs) = 0 AND p_moves IS NULL;
     lines demand[];
     me record;
-    due record;
     applied record;
     picked record;
     due_at bigint;
@@ -278,22 +302,12 @@ BEGIN
         RETURN NEXT answer('{"alive": true, "late": true}');
         RETURN;
     END IF;
+    -- Applied before the claim, so that a finish callback is among what it finds.
+    applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
+                           me.alive AND p_wanted > 0);
     IF me.alive AND p_wanted > 0 THEN
-        due := lock_due(v_now);
-    ELSE
-        SELECT NULL::bigint[] AS seqs, NULL::uuid[] AS batches INTO due;
-    END IF;
-    IF nothing AND due.batches IS NULL THEN
-        SELECT '{}'::integer[] AS lost_done, '{}'::integer[] AS lost_moves, false AS settled,
-               false AS ready, '{}'::uuid[] AS drain INTO applied;
-    ELSE
-        -- Applied before the claim, so that a finish callback is among what it finds.
-        applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
-                               coalesce(due.batches, '{}'));
-    END IF;
-    IF me.alive AND p_wanted > 0 THEN
-        IF due.seqs IS NOT NULL THEN
-            PERFORM promote(v_now, due.seqs, due.batches);
+        IF applied.due_seqs IS NOT NULL THEN
+            PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
         began := clock_timestamp();
         picked := pick_jobs(v_now, p_worker, lines);
@@ -393,7 +407,9 @@ BEGIN
         END LOOP;
     END IF;
     IF alone THEN
-        seqs := pick_loner(p_now, p_worker, p_lines);
+        one := pick_loner(p_now, p_worker, p_lines);
+        seqs := one.seqs;
+        more := one.more;
         IF seqs IS NOT NULL THEN
             RETURN;
         END IF;
@@ -406,7 +422,7 @@ BEGIN
     IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
         one := pick_lines(p_lines, pausing, parking);
         seqs := one.seqs;
-        more := one.more;
+        more := more OR one.more;
         RETURN;
     END IF;
     seqs := '{}';
