@@ -152,7 +152,7 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
 
 def _delay(name: str, value: Any) -> int:
     seconds = isinstance(value, int | float) and not isinstance(value, bool)
-    # False for NaN too; a whole number may have hundreds of digits, so it is compared before all else.
+    # False for NaN too. A whole number may have hundreds of digits, so it is compared first.
     if not seconds or not 0 <= value <= LONGEST_DELAY:
         raise RefusedError(f"{name}: is not a number of seconds from 0 up to ten years")
     micros: int = round(value * MICROSECOND)

@@ -277,6 +277,8 @@ class RedisStore:
 
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
+        from haulier.stores.redis import inbox
+
         await self._move_inboxes(await inbox.queues(self._history))
 
     async def check(self) -> list[Finding]:

@@ -27,6 +27,9 @@ PING_SECONDS = 5.0
 SILENT_SECONDS = 15.0
 """A listener that got no answer to its pings for so long is opened again."""
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Before it is opened again; the pause doubles while that fails."""
+
 _CHANNELS = (
     (Change.READY, "wake:ready"),
     (Change.SETTLED, "wake:settled"),
@@ -46,6 +49,7 @@ class Listener:
         self._watchers = Watchers()
         self._wanted = Change.NOTHING
         self._watching: dict[Change, int] = {}
+        self._up = True
         self._subscribed = Change.NOTHING
         self._connection: AbstractConnection | None = None
         self._subscribing: asyncio.Task[None] | None = None
@@ -88,9 +92,8 @@ class Listener:
     # ── The connection ───────────────────────────────────────────────────────────────────────
 
     async def _listen(self) -> None:
-        pause = 0.05
+        pause = SHORTEST_PAUSE
         while True:
-            began = time.monotonic()
             try:
                 async with asyncio.timeout(SILENT_SECONDS):
                     connection = await self._history.pool.connect()
@@ -103,12 +106,13 @@ class Listener:
             except (RedisError, OSError, HaulierError) as error:
                 # What the channels had sent by then may never arrive, though a look has seen it.
                 self._cut_off = True
-                if time.monotonic() - began > SILENT_SECONDS:
-                    pause = 0.05
-                _log("the listener was cut off", self._history.address.text, error)
+                if self._up:
+                    # Said once, however often it then fails to come back.
+                    _log("the listener was cut off", self._history.address.text, error)
+                    pause, self._up = SHORTEST_PAUSE, False
             await self._look()
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _hear(self, connection: AbstractConnection) -> None:
         self._subscribed = Change.NOTHING
@@ -121,6 +125,7 @@ class Listener:
             if message is not None:
                 heard = now
                 if message[0] == b"subscribe":
+                    self._up = True
                     self._subscribed |= self._flag_of(message[1])
                     # Whatever came before is not told by the channel.
                     await self._look()
