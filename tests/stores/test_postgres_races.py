@@ -60,7 +60,7 @@ async def claim(connection: Connection, hand: Hand, slots: int, *finished: Trans
     """What the hand's store does for an exchange, on this connection."""
     demands = [Demand(hand.queues, (Portion(hand.kinds, slots),), slots)]
     told = await exchanging.exchange(
-        connection, None, hand.id, finished, demands, None, None, exchanging.Frontier()
+        connection, None, hand.id, finished, demands, None, None, exchanging.Frontier(still=False)
     )
     return told.reply
 
@@ -177,11 +177,20 @@ class TestTurns:
         await store.insert(works(3))
         async with open_transaction(url) as late_db:
             async with open_transaction(url) as db:
-                await exchanging.exchange(db, None, hand.id, [], [], 2, 1, exchanging.Frontier())
+                await exchanging.exchange(
+                    db, None, hand.id, [], [], 2, 1, exchanging.Frontier(still=False)
+                )
                 demands = [Demand(hand.queues, (Portion(hand.kinds, 3),), 3)]
                 late = asyncio.create_task(
                     exchanging.exchange(
-                        late_db, None, hand.id, [], demands, 1, None, exchanging.Frontier()
+                        late_db,
+                        None,
+                        hand.id,
+                        [],
+                        demands,
+                        1,
+                        None,
+                        exchanging.Frontier(still=False),
                     )
                 )
                 await blocked(admin)

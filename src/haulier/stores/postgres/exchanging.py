@@ -42,7 +42,8 @@ class Frontier:
     that came in there waits a second at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, still: bool) -> None:
+        self._still = still
         self._ranks: dict[Line, int] = {}
         self._rests_until = 0.0
 
@@ -64,7 +65,7 @@ class Frontier:
         if passed:
             left = max(0, round((self._rests_until - now) * MICROSECOND))
             return left if due_in is None else min(left, due_in)
-        if slow is not None:
+        if slow is not None and not self._still:
             self._rests_until = now + min(slow * REST / MICROSECOND, LONGEST_REST)
         return due_in
 

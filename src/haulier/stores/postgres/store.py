@@ -71,7 +71,9 @@ class PostgresStore:
         self._background: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
-        self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(exchanging.Frontier)
+        self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(
+            partial(exchanging.Frontier, still=clock is not None)
+        )
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:

@@ -247,9 +247,10 @@ BEGIN
         RETURN NOT loner.reserved OR loner.idle;
     END IF;
     RETURN EXISTS (
-        SELECT FROM unnest(p_lines) l WHERE EXISTS (
-            SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-            AND j.rank >= l.floor));
+        SELECT FROM unnest(p_lines) l WHERE (
+            SELECT j.seq FROM jobs_live j
+            WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+            ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL);
 END $$;
 
 CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
