@@ -1,4 +1,4 @@
-"""A PostgreSQL store where something around it is in the way: a silent server, rights, long lines."""
+"""A PostgreSQL store with something in its way: a silent server, missing rights, a long journal."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from haulier.domain.worker import Demand, Exchange, Portion
 from haulier.ports import JobFilter
 from haulier.stores.postgres import PostgresStore, exchanging, operations
 from haulier.stores.postgres.connection import Connection, Place
-from support import Hand, adds_up, filled_batch, move, wait_until, work, works
+from support import Hand, filled_batch, move, wait_until, work, works
 
 
 @pytest.fixture
@@ -56,13 +56,11 @@ async def open_transaction(url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def claim(
-    connection: Connection, hand: Hand, slots: int, *finished: Transition
-) -> Exchange:
+async def claim(connection: Connection, hand: Hand, slots: int, *finished: Transition) -> Exchange:
     """What the hand's store does for an exchange, on this connection."""
     demands = [Demand(hand.queues, (Portion(hand.kinds, slots),), slots)]
     told = await exchanging.exchange(
-        connection, None, hand.id, finished, demands, None, None, exchanging.Frontier()
+        connection, None, hand.id, finished, demands, None, None, exchanging.Frontier(still=False)
     )
     return told.reply
 
@@ -169,3 +167,32 @@ class TestDelete:
             await blocked(admin)
         await deleting
         assert await store.counts() == {}
+
+
+class TestTurns:
+    async def test_an_exchange_that_arrives_while_its_doubt_is_settled_does_nothing(
+        self, url, store, admin
+    ):
+        hand = await Hand.enlist(store)
+        await store.insert(works(3))
+        async with open_transaction(url) as late_db:
+            async with open_transaction(url) as db:
+                await exchanging.exchange(
+                    db, None, hand.id, [], [], 2, 1, exchanging.Frontier(still=False)
+                )
+                demands = [Demand(hand.queues, (Portion(hand.kinds, 3),), 3)]
+                late = asyncio.create_task(
+                    exchanging.exchange(
+                        late_db,
+                        None,
+                        hand.id,
+                        [],
+                        demands,
+                        1,
+                        None,
+                        exchanging.Frontier(still=False),
+                    )
+                )
+                await blocked(admin)
+            assert (await late).reply.jobs == ()
+        assert (await store.find(JobFilter(worker=hand.id))).jobs == ()

@@ -82,17 +82,28 @@ CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
 LANGUAGE plpgsql AS $$
 DECLARE
     lines demand[];
+    ceilings bigint[];
     place integer;
     planned integer;
     picked bigint[];
 BEGIN
     more := false;
     seqs := '{}';
-    -- Asked for in their order, so that there is only one index to go by.
-    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE (
-        SELECT j.seq FROM jobs_live j
-        WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
-        ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL;
+    -- Of the first so many jobs of a portion, none stands in a line that begins after so many others,
+    -- and none after the last of these beginnings.
+    SELECT array_agg(f.line),
+           array_agg(CASE WHEN f.lines >= f.most THEN f.last ELSE 9223372036854775807 END)
+    INTO lines, ceilings
+    FROM (
+        SELECT n.line, n.most, count(*) OVER w AS lines, max(n.rank) OVER w AS last
+        FROM (
+            SELECT l AS line, l.portion, least(l.slots, l.portion_slots) AS most, j.rank,
+                   row_number() OVER (PARTITION BY l.portion ORDER BY j.rank, j.seq) AS nth
+            FROM unnest(p_lines) l, LATERAL (
+                SELECT rank, seq FROM jobs_live
+                WHERE queue = l.queue AND kind = l.kind AND state = 0 AND rank >= l.floor
+                ORDER BY rank, seq LIMIT 1) j) n
+        WHERE n.nth <= n.most WINDOW w AS (PARTITION BY n.portion)) f;
     IF cardinality(lines) = 1 THEN
         picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
                        least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
@@ -104,12 +115,13 @@ BEGIN
         SELECT c.place, count(*) FROM (
             SELECT m.place, m.slots, row_number() OVER (ORDER BY m.rank, m.seq) AS nth
             FROM (
-                SELECT l.ordinality AS place, l.slots, l.portion_slots, j.rank, j.seq,
+                SELECT l.place, l.slots, l.portion_slots, j.rank, j.seq,
                        row_number() OVER (PARTITION BY l.portion ORDER BY j.rank, j.seq) AS nth
-                FROM unnest(lines) WITH ORDINALITY l, LATERAL (
+                FROM unnest(lines, ceilings) WITH ORDINALITY l (demand, portion, queue, kind,
+                         floor, portion_slots, slots, ceiling, place), LATERAL (
                     SELECT rank, seq FROM jobs_live j
                     WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-                      AND j.rank >= l.floor
+                      AND j.rank BETWEEN l.floor AND l.ceiling
                     ORDER BY rank, seq LIMIT least(l.slots, l.portion_slots)) j) m
             WHERE m.nth <= m.portion_slots) c
         WHERE c.nth <= c.slots GROUP BY c.place
