@@ -18,7 +18,6 @@ from faults.run import Run
 from processes import Daemon, running
 from support import wait_until
 
-
 STARTING = 90.0
 """Seconds that a command may take to start on a machine that has a lot to do."""
 
