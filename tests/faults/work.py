@@ -71,6 +71,8 @@ class Doing:
         while how == "hold" and ctx.lease == 1:
             await asyncio.sleep(EVERY)
             await self._effect(ctx)
+        if how == "slow at last" and ctx.lease == 1:
+            seconds = 0.0
         await asyncio.sleep(seconds / 2)
         ctx.progress(50)
         self.crash.reach("job in the middle")
@@ -123,7 +125,7 @@ def _request(ctx: Context, *, last: bool) -> dict[str, Any]:
 def app_of(spec: Spec) -> App:
     """The app of one process."""
     log = Log(spec["log"])
-    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log)
+    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log, spec.get("stops", False))
     store = Witness(open_store(spec["store"], ttl=spec["ttl"]), log, crash)
     app = App(store)  # type: ignore[arg-type]
     doing = Doing(log, SinkClient(spec["sink"]), crash)
