@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -222,6 +223,7 @@ def _check_names(keys: Keyspace) -> None:
         assert not until
         assert job_id in keys.jobs, f"the name {name} is orphaned"
         assert _num(keys.jobs[job_id], "state") in (PENDING, RUNNING)
+        assert name in [own for own, _ in json.loads(keys.jobs[job_id]["uniq"])]
     assert keys.members("periods").keys() == periods
 
 

@@ -72,6 +72,7 @@ def test_an_adapter_produces_and_works(tmp_path):
     worked = figures(adapter("work", 300, "concurrency=50", server=tmp_path))
     assert worked["jobs"] == 300
     assert worked["seconds"] > 0
+    assert worked["processor"] > 0
 
 
 def test_a_listener_measures_what_another_process_sends(tmp_path):
@@ -89,9 +90,10 @@ def test_ratios_are_those_of_the_same_round_and_failures_are_told(peers):
         next(peer for peer in table.PEERS if peer.name == name and peer.server == server)
         for name, server in (("haulier", "sqlite"), ("Huey", "sqlite"), ("Huey", "redis"))
     )
+    rest = {name: [1.0] for name in ("enqueue_rates", "worker_us", "server_us")}
     rows = [
-        measure.Row(ours, rates=[30_000.0, 10_000.0, 40_000.0], enqueue_rates=[1.0]),
-        measure.Row(huey, rates=[1_000.0, 1_000.0, 2_000.0], enqueue_rates=[1.0]),
+        measure.Row(ours, rates=[30_000.0, 10_000.0, 40_000.0], **rest),
+        measure.Row(huey, rates=[1_000.0, 1_000.0, 2_000.0], **rest),
         measure.Row(redis_huey, failed="round 1: no such server"),
     ]
     found = report.results(rows, versions={}, others=[0.0, 0.4], rounds=3, seconds=1)

@@ -42,17 +42,37 @@ class Row:
     enqueue_rates: list[float] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
     inside: list[tuple[float, float]] = field(default_factory=list)
+    worker_us: list[float] = field(default_factory=list)
+    server_us: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
     failed: str = ""
 
 
-def throughput(row: Row, setting: str, jobs: int, places: Places) -> tuple[float, float]:
-    """Jobs a second that are enqueued, and that are run; one after the other."""
+@dataclass(frozen=True)
+class Throughput:
+    """Jobs a second; microseconds of processor time that one costs the worker and the server."""
+
+    enqueued: float
+    ran: float
+    worker_us: float
+    server_us: float
+    peak_mb: float
+
+
+def throughput(row: Row, setting: str, jobs: int, places: Places) -> Throughput:
+    """Jobs are enqueued by one process, then run by another."""
     environment = clean_environment(places.fresh(row.peer.server))
     produced = _ask(row, "produce", [str(jobs)], setting, environment)
+    before = places.processor_time(row.peer.server)
     worked = _ask(row, "work", [str(jobs)], setting, environment)
-    row.peak_mb = max(row.peak_mb, worked["peak_mb"])
-    return jobs / produced["seconds"], jobs / worked["seconds"]
+    served = places.processor_time(row.peer.server) - before
+    return Throughput(
+        enqueued=jobs / produced["seconds"],
+        ran=jobs / worked["seconds"],
+        worker_us=1e6 * worked["processor"] / jobs,
+        server_us=1e6 * served / jobs,
+        peak_mb=worked["peak_mb"],
+    )
 
 
 def latency(row: Row, places: Places) -> tuple[float, float]:

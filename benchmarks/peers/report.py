@@ -76,6 +76,8 @@ def _row(row: Row, ours: Row | None) -> dict[str, Any]:
         "haulier_ratio": _spread(ratios, 2),
         "latency_ms": _latencies(row.latencies),
         "latency_inside_ms": _latencies(row.inside),
+        "worker_us": _spread(row.worker_us),
+        "server_us": _spread(row.server_us),
         "peak_mb": round(row.peak_mb),
         "failed": row.failed,
     }
@@ -158,20 +160,22 @@ def _conditions(found: dict[str, Any]) -> str:
 
 def _throughput(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | run, jobs/s | min to max | haulier is | enqueue, jobs/s | memory |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | run, jobs/s | min to max | haulier is | enqueue, jobs/s | worker | server | memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in sorted(rows, key=_rank):
         name = _name(row)
         if row["per_s"] is None:
             reason = row["failed"].replace("|", "/")
-            lines.append(f"| {name} | failed: {reason} | | | | |")
+            lines.append(f"| {name} | failed: {reason} | | | | | | |")
             continue
         rate, ratio = row["per_s"], row["haulier_ratio"]
         times = "" if ratio is None or row["name"] == HAULIER else f"{ratio['median']:.1f} times"
         lines.append(
             f"| {name} | {rate['median']:,.0f} | {rate['min']:,.0f} to {rate['max']:,.0f} "
-            f"| {times} | {row['enqueued_per_s']['median']:,.0f} | {row['peak_mb']} MB |"
+            f"| {times} | {row['enqueued_per_s']['median']:,.0f} "
+            f"| {row['worker_us']['median']:,.0f} us | {row['server_us']['median']:,.0f} us "
+            f"| {row['peak_mb']} MB |"
         )
     return lines
 

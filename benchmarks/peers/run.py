@@ -113,9 +113,10 @@ def _pilot(row: Row, seconds: float, places: Places) -> None:
     for setting in row.peer.settings:
         jobs = PILOT_JOBS
         try:
-            _, rate = throughput(row, setting, jobs, places)
+            rate = throughput(row, setting, jobs, places).ran
             if jobs / rate < PILOT_SECONDS:
-                _, rate = throughput(row, setting, _bounded(rate * PILOT_SECONDS), places)
+                jobs = _bounded(rate * PILOT_SECONDS)
+                rate = throughput(row, setting, jobs, places).ran
         except MeasureError as error:
             failures.append(f"{setting}: {error}")
             _tell(row, f"{setting}: {error}")
@@ -133,10 +134,17 @@ def _bounded(jobs: float) -> int:
 
 
 def _round(row: Row, places: Places) -> None:
-    enqueued, ran = throughput(row, row.setting, row.jobs, places)
-    row.enqueue_rates.append(enqueued)
-    row.rates.append(ran)
-    _tell(row, f"{enqueued:>9,.0f} enqueued/s {ran:>9,.0f} jobs/s")
+    found = throughput(row, row.setting, row.jobs, places)
+    row.enqueue_rates.append(found.enqueued)
+    row.rates.append(found.ran)
+    row.worker_us.append(found.worker_us)
+    row.server_us.append(found.server_us)
+    row.peak_mb = max(row.peak_mb, found.peak_mb)
+    _tell(
+        row,
+        f"{found.enqueued:>9,.0f} enqueued/s {found.ran:>9,.0f} jobs/s; a job takes "
+        f"{found.worker_us:,.0f} us of the worker, {found.server_us:,.0f} us of the server",
+    )
 
 
 def _latency(row: Row, places: Places) -> None:

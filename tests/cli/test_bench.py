@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+import json
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
 import pytest
 
-from processes import haulier, haulier_json
+import servers
+from processes import environment, haulier, haulier_json
 
 TINY = ("--jobs", "300", "--singles", "10", "--present", "500", "--rounds", "2")
 FIGURES = {
@@ -61,14 +70,25 @@ def test_all_profiles_want_a_store_each(tmp_path):
 
 @pytest.mark.parametrize("profile", ["noop", "batch", "retry", "latency", "backlog"])
 def test_a_store_that_is_no_file_has_the_same_figures_but_no_fsync(tmp_path, profile):
-    options = ("--profile", profile, *TINY, "--store", "sqlite://")
-    figures = haulier_json(tmp_path, "bench", *options)
+    figures = haulier_json(tmp_path, "bench", "--profile", profile, *TINY, "--store", "sqlite://")
     for name in FIGURES[profile]:
         assert figures[name] > 0, name
     assert not [name for name in figures if "fsync" in name]
-    done = haulier(tmp_path, "bench", *options)
+
+
+def test_a_store_that_is_no_file_is_told_as_such(tmp_path):
+    done = haulier(tmp_path, "bench", "--profile", "latency", *TINY, "--store", "sqlite://")
     assert "not measured: the store is no file of this machine" in done.stdout
     assert "nothing is written to disk" in done.stdout
+
+
+def test_a_store_with_other_jobs_is_refused(tmp_path):
+    url = f"sqlite:///{tmp_path}/used.db"
+    few = ("--profile", "writers", "--writers", "1", "--seconds", "0.1")
+    assert haulier_json(tmp_path, "bench", *few, "--store", url)["enqueued"] > 0
+    done = haulier(tmp_path, "bench", *TINY, "--store", url)
+    assert done.returncode == 2
+    assert "needs a store for itself" in done.stderr
 
 
 @pytest.mark.parametrize("options", [("--profile", "writers"), ("--processes", "1")])
@@ -76,3 +96,77 @@ def test_a_store_in_memory_is_not_for_several_processes(tmp_path, options):
     done = haulier(tmp_path, "bench", *TINY, *options, "--store", "sqlite://")
     assert done.returncode == 2
     assert "cannot be shared with another process" in done.stderr
+
+
+PASSWORD = "correct-horse"
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module", params=["postgres", "redis"])
+def server(request):
+    with servers.or_skip(), servers.private(request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def server_url(server):
+    """A new store there, by a URL with a password that the server does not ask for."""
+    parts = urlsplit(server.url)
+    user = parts.username or "default"
+    own = f"bench_{next(NUMBERS)}"
+    return urlunsplit(
+        parts._replace(
+            netloc=f"{user}:{PASSWORD}@127.0.0.1:{server.port}",
+            query=f"schema={own}" if parts.username else f"prefix={own}:",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [("noop", "--processes", "1"), ("batch",), ("retry",), ("latency",), ("backlog",)]
+)
+def test_a_store_on_a_server_has_the_same_figures_and_keeps_its_password(
+    tmp_path, server_url, options
+):
+    done = haulier(tmp_path, "bench", "--profile", *options, *TINY, "--store", server_url, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for name in FIGURES[options[0]]:
+        assert figures[name] > 0, name
+    assert ":***@" in figures["store"]
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+async def test_processes_that_write_are_not_given_the_password_as_an_argument(tmp_path, server_url):
+    command = ("bench", "--profile", "writers", "--writers", "2", "--seconds", "1.5", "--json")
+    bench = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "haulier", *command, "--store", server_url),
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    told = asyncio.create_task(bench.communicate())
+    seen = set()
+    while not told.done():
+        seen |= {pid for pid in children_of(bench.pid) if PASSWORD not in command_line(pid)}
+        assert not [pid for pid in children_of(bench.pid) if PASSWORD in command_line(pid)]
+        await asyncio.sleep(0.05)
+    figures = json.loads((await told)[0])
+    assert len(seen) == 2
+    assert figures["errors"] == 0
+    assert figures["enqueued"] > 0
+
+
+def children_of(parent):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.append(int(stat.parent.name))
+    return found
+
+
+def command_line(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""

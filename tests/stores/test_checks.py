@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import psycopg
 import pytest
 import redis
 
 import servers
 from haulier.domain.finding import Level
+from haulier.domain.unique import Uniqueness
+from haulier.services.transfer import End, copy
 from haulier.stores import open_store
+from haulier.stores.redis.check import PROBES
+from haulier.stores.redis.scripts import PARTS, script
 from support import STORE_HOMES, Hand, wait_until, work
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 async def found(url):
@@ -125,6 +134,12 @@ class TestRedis:
         yield make
         admin.execute_command("ACL", "DELUSER", self.USER)
 
+    def test_every_command_of_the_scripts_is_tried(self):
+        text = "\n".join(script(verb).source.decode() for verb in PARTS)
+        used = set(re.findall(r"(?:call|many)\('([A-Z]+)'", text))
+        assert len(used) > 30
+        assert used - {command for command, *_ in PROBES} == {"TIME"}
+
     async def test_the_default_user_is_told_of(self, home):
         rights = (await found(home.url))["rights"]
         assert (rights.level, rights.what) == (
@@ -132,15 +147,19 @@ class TestRedis:
             "default may administer the server",
         )
 
-    async def test_a_limited_user_can_work_and_not_administer(self, limited):
-        url = limited("+@all", "-@admin", "-@dangerous", "+info", "+config|get")
+    async def test_the_documented_user_can_work_and_copy_and_not_administer(self, home, limited):
+        text = (DOCS / "stores.md").read_text()
+        documented = re.search(r"ACL SETUSER haulier (.*?)```", text, re.DOTALL)[1].split()
+        url = limited(*(right for right in documented if right[0] in "+-"))
         findings = await found(url)
         assert findings["rights"].level is Level.OK, findings["rights"]
-        assert findings["durability"].level is Level.OK
-        async with open_store(url) as store:
-            await store.insert([work()])
+        assert findings["version"].level is Level.OK
+        async with open_store(url) as store, home.beside("other").client() as other:
+            await store.insert([work(), work(unique=(Uniqueness("n"),))])
             hand = await Hand.enlist(store)
-            assert await hand.work_off() == 1
+            assert await hand.work_off() == 2
+            await store.retire(hand.id)
+            await copy(End(store, "from"), End(other, "to"), keep_source=True)
 
     async def test_a_missing_right_is_named(self, limited):
         rights = (await found(limited("+@all", "-xadd", "-zpopmin")))["rights"]

@@ -9,7 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from haulier import BaseTaskRunner, BatchFinished, JobState, PermanentError
+from haulier.domain.job import NewJob, Role
+from haulier.services.ids import new_id
 from haulier.services.jobs import CHUNK
+from support import wait_until
 
 
 class Start(BaseModel):
@@ -85,3 +88,25 @@ async def test_no_more_items_run_at_once_than_the_batch_may(app):
     async with app.working():
         await app.wait(batch, timeout=20)
     assert most == 3
+
+
+async def test_a_job_that_was_enqueued_as_another_role_than_its_kinds_fails_at_once(app):
+    spoilt = Spoilt()
+    app.add_runner(spoilt)
+
+    @app.task
+    async def plain() -> None: ...
+
+    headed = NewJob(id=new_id(), kind="plain", payload=b"{}", role=Role.HEAD)
+    headless = NewJob(id=new_id(), kind="spoilt", payload=b'{"items": 0}')
+    await app.jobs.store.insert([headed, headless])
+    async with app.working():
+        for job_id in (headed.id, headless.id):
+            job = await app.wait(job_id, timeout=20)
+            assert (job.state, job.error.type) == (JobState.FAILED, "PermanentError")
+        await wait_until(lambda: settled(app, headed.id))
+    assert spoilt.expansions == 0
+
+
+async def settled(app, batch: str) -> bool:
+    return (await app.batch(batch)).settled

@@ -41,6 +41,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.first = 0.0
+        self.processor = 0.0
         self.latencies: list[float] | None = None
         self.all_started = threading.Event()
         self.when_all_started: Callable[[], object] = self.all_started.set
@@ -55,6 +56,7 @@ class Tally:
         now = time.perf_counter()
         if not self.first:
             self.first = now
+            self.processor = time.process_time()
         if self.latencies is not None:
             self.latencies.append(now - number)
         if next(self._left) == 0:
@@ -182,9 +184,10 @@ def _watch(peer: Peer, jobs: int) -> None:
 
 def _report(jobs: int) -> NoReturn:
     seconds = time.perf_counter() - TALLY.first
+    processor = time.process_time() - TALLY.processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if TALLY.latencies is None:
-        _answer(jobs=jobs, seconds=seconds, peak_mb=round(peak, 1))
+        _answer(jobs=jobs, seconds=seconds, processor=processor, peak_mb=round(peak, 1))
     counted = sorted(TALLY.latencies[WARM_UP:])
     _answer(
         jobs=len(counted),

@@ -18,6 +18,10 @@ const connection = { host: server.hostname, port: Number(server.port), maxRetrie
 const queue = new Queue("peers", { connection });
 
 const seconds = () => Number(process.hrtime.bigint()) / 1e9;
+const processor = () => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, Math.max(milliseconds, 0)));
 
 function answer(figures) {
@@ -50,12 +54,13 @@ async function work(listening) {
   const jobs = listening ? count + WARM_UP : count;
   const latencies = [];
   let first = 0;
+  let before = 0;
   let left = jobs;
   let allStarted;
   const all = new Promise((done) => { allStarted = done; });
   const worker = new Worker("peers", async (job) => {
     const now = seconds();
-    first ||= now;
+    if (!first) [first, before] = [now, processor()];
     if (listening) latencies.push(now - job.data.number);
     if (--left === 0) allStarted();
   }, { connection, concurrency: Number(options.concurrency ?? 100) });
@@ -68,8 +73,9 @@ async function work(listening) {
     await pause(LOOK_EVERY);
   }
   const took = seconds() - first;
+  const used = processor() - before;
   const peak_mb = Math.round(process.resourceUsage().maxRSS / 102.4) / 10;
-  if (!listening) return answer({ jobs, seconds: took, peak_mb });
+  if (!listening) return answer({ jobs, seconds: took, processor: used, peak_mb });
   const counted = latencies.slice(WARM_UP).sort((a, b) => a - b);
   const at = (rank) => Math.round(1e6 * counted[rank]) / 1000;
   answer({

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -67,7 +69,7 @@ async def copy_store(
     source, target = _url(source), _url(target)
     began = time.monotonic()
     async with existing_store(source) as there, open_store(_shared(target)) as new:
-        with _Bars(hidden=as_json) as bars:
+        with _Bars(hidden=as_json) as bars, _hint_to_go_on(bars):
             done = await copy(
                 End(there, shown(source)),
                 End(new, shown(target)),
@@ -185,6 +187,17 @@ def _tell(done: Copied, source: str, target: str, seconds: float, *, as_json: bo
         click.echo(f"Work goes on with:  haulier worker --store {target}", err=True)
 
 
+@contextlib.contextmanager
+def _hint_to_go_on(bars: _Bars) -> Iterator[None]:
+    """Say what to do about a copy that breaks off in the middle."""
+    try:
+        yield
+    except BaseException:
+        if bars.begun:
+            click.echo("Nothing is lost: the same command goes on where it was.", err=True)
+        raise
+
+
 class _Bars:
     """How far a copy is, on standard error: a bar for each section, twice."""
 
@@ -193,6 +206,7 @@ class _Bars:
 
         self._bars = bars(hidden=hidden)
         self._tasks: dict[tuple[str, Section], TaskID] = {}
+        self.begun = False
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -208,6 +222,7 @@ class _Bars:
 
     def show(self, what: str, section: Section, done: int, total: int) -> None:
         """Draw one step; a section without records has no bar."""
+        self.begun = True
         key = (what, section)
         if key not in self._tasks and total:
             self._tasks[key] = self._bars.add_task(f"{what} {section}", note="", total=total)

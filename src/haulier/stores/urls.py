@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from haulier.exceptions import ConfigurationError
 
 MASK = "***"
 
-_SECRET_OPTIONS = frozenset({"password", "sslpassword", "passfile", "sslkey"})
+_SECRET_OPTIONS = frozenset({"passfile", "sslkey"})
 
 
 def shown(url: str) -> str:
     """The URL with the password masked, for messages, tables and logs."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _hidden(url)
     place = parts.netloc
+    if place and "@" not in place and "@" in unquote(f"{parts.path}{parts.query}{parts.fragment}"):
+        # A password with a / ? or # that was not encoded: what is before the @ is no host.
+        return _hidden(url)
     user, at, host = place.rpartition("@")
     if at:
         name, colon, _ = user.partition(":")
         place = f"{name}{colon and ':' + MASK}@{host}"
     options = [
-        (name, MASK if name in _SECRET_OPTIONS else value)
+        (name, MASK if name in _SECRET_OPTIONS or "password" in name else value)
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     query = urlencode(options, safe="*{}/:,")
     return _joined(parts, place, query)
 
 
+def _hidden(url: str) -> str:
+    """Of a URL that nobody can read: nothing of what may be a password."""
+    return f"{url.partition('://')[0]}://{MASK}"
+
+
 def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
     """The URL for the driver, and the options in its query that are ours.
 
-    Raises ConfigurationError for one that is given twice or has no value.
+    Raises ConfigurationError for one that is given twice or has no value, or for what is no URL.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"the store URL {_hidden(url)} cannot be read") from None
     theirs: list[tuple[str, str]] = []
     ours: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from haulier.domain.job import Expanded, Job, Outcome, Succeeded
+from haulier.domain.job import Expanded, Job, Outcome, Role, Succeeded
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
@@ -49,6 +49,7 @@ async def execute(
     """
     with Scrubber() as scrubber:
         try:
+            _check_role(job, definition)
             payload = decode(definition, job.payload, job.id, manager.sealer)
             if definition.executor is Executor.PROCESS:
                 return await executors.children.run(job, definition, payload, control, runtime)
@@ -71,6 +72,16 @@ async def execute(
             return outcome_of(error, job, control, scrubber)
         except BaseException as error:  # noqa: BLE001 - a job ends here, also by SystemExit
             return outcome_of(error, job, control, scrubber)
+
+
+def _check_role(job: Job, definition: TaskDefinition) -> None:
+    """Who inserts past the library says by themselves whether a kind is a bulk kind.
+
+    A head that is not expanded, or a single job that is, would never settle.
+    """
+    if (job.role is Role.HEAD) != (definition.role is Role.HEAD):
+        bulk = "a bulk kind" if definition.expand else "no bulk kind"
+        raise PermanentError(f"{job.kind} is {bulk}, but was enqueued as a {job.role} job")
 
 
 async def _in_thread(

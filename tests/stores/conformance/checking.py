@@ -29,7 +29,7 @@ class TestCheck:
         assert found["oldest ready job"].what == "none waits"
         assert found["counters"].what == "0 jobs, as counted"
         assert found["workers"].level is Level.OK
-        for name in ("version", "schema", "indexes", "counters", "copy", "bloat", "clock"):
+        for name in ("version", "schema", "indexes", "counters", "copy", "clock"):
             assert found[name].level is Level.OK, found[name]
 
     async def test_every_finding_that_is_not_ok_has_advice(self, store):

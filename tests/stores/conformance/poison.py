@@ -229,6 +229,23 @@ class TestAlone(LongLife):
         assert one.id != two.id
         assert await hand.claim(9) == await other.claim(9) == []
 
+    async def test_with_those_in_the_line_they_are_no_more_than_their_batch_may_run(
+        self, store, hand, clock
+    ):
+        batch = await filled_batch(store, 2, concurrency=1)
+        for _ in range(ALONE_AFTER):
+            doomed = await another(store)
+            assert len(await doomed.claim(9)) == 1
+            await store.retire(doomed.id)
+        # Until the suspect is due again, the other item was let into the line in its stead.
+        clock.advance(5)
+        other = await another(store)
+        for _ in range(2):
+            (job,) = [*await hand.claim(9), *await other.claim(9)]
+            assert (await store.batch(batch)).counts.running == 1
+            await hand.hand_in(job, Move.COMPLETE)
+        assert (await store.batch(batch)).settled
+
     async def test_a_head_whose_expanders_were_lost_is_expanded_alone(self, store, hand, clock):
         top = head(SUSPECT)
         await store.insert([top])

@@ -18,6 +18,7 @@ from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
 PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
+FOR_POSTGRES = "long-reader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Load:
     "--profile",
     default="noop",
     show_default=True,
-    type=click.Choice([*PROFILES, "all"]),
+    type=click.Choice([*PROFILES, FOR_POSTGRES, "all"]),
     help="What to measure.",
 )
 @click.option("--jobs", default=100_000, show_default=True, type=click.IntRange(100, 10_000_000))
@@ -80,7 +81,11 @@ class Load:
     help="writers: processes that only enqueue and count.",
 )
 @click.option(
-    "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 86_400), help="writers"
+    "--seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 86_400),
+    help="writers, long-reader: for how long.",
 )
 @click.option(
     "--store",
@@ -99,6 +104,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     latency   from enqueue to start, at 100 jobs/s on an idle worker
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
+    long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
     """  # noqa: D301 - \b is click's own mark
@@ -135,6 +141,7 @@ Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
 async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
 
@@ -145,8 +152,10 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "latency": latency,
         "backlog": backlog,
         "writers": writers,
+        FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:
+        await _refuse_used(url)
         disk, disk_line = _disk(url)
         figures, lines = await profiles[name](url, load)
     if disk and "latency_p50_ms" in figures:
@@ -164,6 +173,17 @@ def _own_store(url: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="haulier-bench-") as folder:
         yield f"sqlite:///{folder}/bench.db"
+
+
+async def _refuse_used(url: str) -> None:
+    """Jobs of others would be measured, and never run: bench has no tasks but its own."""
+    from haulier.stores import open_store
+
+    async with open_store(url) as store:
+        if any(n for (*_, state), n in (await store.counts()).items() if not state.final):
+            raise ConfigurationError(
+                f"{shown(url)} has jobs that are not done; bench needs a store for itself"
+            )
 
 
 def _disk(url: str) -> tuple[Figures, tuple[str, str]]:

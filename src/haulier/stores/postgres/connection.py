@@ -94,9 +94,9 @@ class Place:
                 max_cached_statement_lifetime=0,
                 **options,
             )
-        except ValueError as error:
-            # The driver quotes parts of what it could not read.
-            raise ConfigurationError(f"{self.shown} is not a PostgreSQL URL") from error
+        except ValueError:
+            # The driver quotes parts of what it could not read, which may be the password.
+            raise ConfigurationError(f"{self.shown} is not a PostgreSQL URL") from None
 
     @contextlib.asynccontextmanager
     async def session(self, connection: Connection) -> AsyncIterator[None]:

@@ -3,22 +3,71 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from haulier.domain.job import Job
+from haulier.domain.job import MICROSECOND, Job
 from haulier.domain.moves import RULES, Move, Transition, after_loss, runs_alone
 from haulier.domain.worker import Demand, Exchange
-from haulier.stores.codes import STATE_CODE, error_to_text
+from haulier.stores.codes import STATE_CODE, error_to_text, rank_of
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import job_from_row, storable
 
-_EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 16))})"
+_EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
 _APPLY = (
-    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, '{}')"
+    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, false)"
 )
 _END = "SELECT * FROM end_worker($1, $2, $3)"
+
+
+Line = tuple[str, str]
+"""A queue and a kind."""
+
+LOWEST = -(2**63)
+
+REST = 100
+LONGEST_REST = 1.0
+"""After a slow search, so many times its length, but at most so many seconds, later ones begin
+where the last one ended."""
+
+
+class Frontier:
+    """How far the lines of one worker have been claimed.
+
+    A claim leaves an entry behind in the index of ready jobs until a vacuum removes it. When there
+    are so many that to pass over them takes long, because vacuum is late or an old snapshot holds
+    it up, most searches begin behind them. Every now and then one begins at the front, so a job
+    that came in there waits a second at most.
+    """
+
+    def __init__(self, *, still: bool) -> None:
+        self._still = still
+        self._ranks: dict[Line, int] = {}
+        self._rests_until = 0.0
+
+    def passed(self) -> Mapping[Line, int] | None:
+        """Where to begin in each line; None: at the front."""
+        return self._ranks if time.monotonic() < self._rests_until else None
+
+    def learn(
+        self, jobs: Sequence[Job], slow: int | None, due_in: int | None, *, passed: bool
+    ) -> int | None:
+        """Take note of what was claimed and how long it took to find (microseconds, if long).
+
+        Returns when to come again, if nothing else happens.
+        """
+        for job in jobs:
+            line, rank = (job.queue, job.kind), rank_of(job.run_at, job.priority)
+            self._ranks[line] = max(rank, self._ranks.get(line, rank))
+        now = time.monotonic()
+        if passed:
+            left = max(0, round((self._rests_until - now) * MICROSECOND))
+            return left if due_in is None else min(left, due_in)
+        if slow is not None and not self._still:
+            self._rests_until = now + min(slow * REST / MICROSECOND, LONGEST_REST)
+        return due_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +93,10 @@ async def exchange(
     demands: Sequence[Demand],
     turn: int | None,
     doubt: int | None,
+    frontier: Frontier,
 ) -> Told:
     """One exchange; `doubt` is the last turn that got no answer."""
+    passed = frontier.passed()
     completions = [t for t in finished if t.move is Move.COMPLETE]
     others = (
         []
@@ -62,19 +113,21 @@ async def exchange(
         [t.job.lease for t in completions],
         [t.result for t in completions],
         moves_to_text(others) if others else None,
-        *_lines(demands),
+        *_lines(demands, passed),
         sum(demand.slots for demand in demands),
     )
     told: Mapping[str, Any] = json.loads(rows.pop()["message"])
     if told.get("late"):
         return Told(Exchange(lost=tuple(finished)), wrote=False)
+    jobs = tuple(map(job_from_row, rows))
+    due_in = frontier.learn(jobs, told.get("slow"), told.get("due_in"), passed=passed is not None)
     lost = [completions[place - 1] for place in told.get("lost_done") or ()]
     lost += [others[place - 1] for place in told.get("lost_moves") or ()]
     reply = Exchange(
-        jobs=tuple(map(job_from_row, rows)),
+        jobs=jobs,
         lost=tuple(lost),
         cancels=tuple(told.get("cancels") or ()),
-        due_in=told.get("due_in"),
+        due_in=due_in,
         alive=told["alive"],
     )
     return Told(
@@ -86,16 +139,17 @@ async def exchange(
     )
 
 
-def _lines(demands: Sequence[Demand]) -> tuple[list[Any], ...]:
+def _lines(demands: Sequence[Demand], passed: Mapping[Line, int] | None) -> tuple[list[Any], ...]:
     """One line per queue and kind that a worker asks for, with the slots that it shares."""
+    floors = passed or {}
     lines = [
-        (number, place, queue, kind, portion.slots, demand.slots)
+        (number, place, queue, kind, floors.get((queue, kind), LOWEST), portion.slots, demand.slots)
         for number, demand in enumerate(demands)
         for place, portion in enumerate(demand.portions)
         for queue in demand.queues
         for kind in portion.kinds
     ]
-    return tuple(map(list, zip(*lines, strict=True))) if lines else ([], [], [], [], [], [])
+    return tuple(map(list, zip(*lines, strict=True))) if lines else ([], [], [], [], [], [], [])
 
 
 def moves_to_text(transitions: Sequence[Transition]) -> str:

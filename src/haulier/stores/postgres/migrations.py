@@ -26,6 +26,9 @@ STEPS = (
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
 
+# IF NOT EXISTS would ask for the right to create schemas even where an administrator made it.
+_HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
+
 _VERBS = (
     "exchange",
     "insert_jobs",
@@ -90,8 +93,8 @@ async def prepare(place: Place, connection: Connection) -> None:
         step = await _step(place, connection)
         if step >= len(STEPS):
             return
-        if step == 0:
-            await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{place.schema}"')
+        if step == 0 and not await connection.fetchval(_HAS_SCHEMA, place.schema):
+            await connection.execute(f'CREATE SCHEMA "{place.schema}"')
         await connection.execute(f'SET LOCAL search_path = "{place.schema}", pg_temp')
         for name in STEPS[step:]:
             await connection.execute(_text(name))
@@ -109,8 +112,14 @@ def _text(name: str) -> str:
 
 async def _step(place: Place, connection: Connection) -> int:
     """How far the schema is; 0 when there is none."""
-    # Asked for first: an error would end the transaction.
-    if await connection.fetchval("SELECT to_regclass($1)::text", f'"{place.schema}".store') is None:
+    # Asked for first, as an error would end the transaction; and of the catalog itself: what
+    # to_regclass says may be as old as the wait for the lock.
+    there = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE n.nspname = $1 AND c.relname = 'store')",
+        place.schema,
+    )
+    if not there:
         return 0
     row = await connection.fetchrow(f'SELECT step, protocol FROM "{place.schema}".store')
     if row is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import asyncpg
@@ -19,21 +21,38 @@ Work = Callable[[Connection], Awaitable[T]]
 GRACE = 1.0
 """Seconds that a call which was cancelled waits for what it had asked for."""
 
+SLOW = 0.02
+PLANS_LAST = 5.0
+"""After a call of so many seconds plans are made anew, if they are so many seconds old."""
+
 LONGEST_PAUSE = 0.1
 """Seconds between two tries of what collided with another transaction."""
+
+
+@dataclass(slots=True)
+class _Link:
+    """A connection, and how old its plans may be.
+
+    The server keeps the plans of our functions, made for tables of the size that they had then. One
+    made for an empty table reads all of it; so plans are made anew when calls begin to take long.
+    """
+
+    connection: Connection
+    planned: float = field(default_factory=time.monotonic)
+    slow: bool = False
 
 
 class Pool:
     """At most `size` connections, opened when they are needed.
 
-    One that failed, or did not answer in time, is not used again; when one breaks, those that lie
-    idle go too, for what broke it most likely was the server.
+    One that failed, or did not answer in time, is not used again, nor are those that lay idle then:
+    most likely the server or the way to it is gone.
     """
 
     def __init__(self, place: Place, deadline: float) -> None:
         self._place = place
         self._deadline = deadline
-        self._idle: list[Connection] = []
+        self._idle: list[_Link] = []
         self._free = asyncio.Semaphore(place.pool)
         self._open = False
 
@@ -44,10 +63,10 @@ class Pool:
         """Close what lies idle; what is at work is closed when it comes back."""
         self._open = False
         idle, self._idle = self._idle, []
-        for connection in idle:
+        for link in idle:
             with contextlib.suppress(Exception):
-                await connection.close(timeout=GRACE)
-            connection.terminate()
+                await link.connection.close(timeout=GRACE)
+            link.connection.terminate()
 
     async def run(self, work: Work[T]) -> T:
         """Do a piece of work on a connection; raises StoreUnavailableError after the deadline.
@@ -82,6 +101,8 @@ class Pool:
                         await self._end(task)
                     raise
         except TimeoutError:
+            # What lies idle leads to the same silence: each would cost a call its deadline.
+            self._drop_idle()
             raise StoreUnavailableError(
                 f"the store {self._place.shown} did not answer within {self._deadline:g} s"
             ) from None
@@ -96,49 +117,58 @@ class Pool:
             task.result()
 
     async def _work(self, work: Work[T], give_up: float) -> T:
-        connection = await self._take(give_up)
+        link = await self._take(give_up)
+        began = time.monotonic()
         try:
-            async with self._place.session(connection):
-                value = await work(connection)
+            if link.slow and began - link.planned > PLANS_LAST:
+                await link.connection.execute("DISCARD PLANS")
+                link.planned, link.slow = began, False
+            async with self._place.session(link.connection):
+                value = await work(link.connection)
         except asyncpg.PostgresError as error:
             if (error.sqlstate or "").startswith(("08", "57P")):
-                self._broken(connection)
+                self._broken(link)
             else:
-                self._give_back(connection)
+                self._give_back(link)
             raise
         except BROKEN as error:
             if isinstance(error, ValueError):
-                self._give_back(connection)
+                self._give_back(link)
             else:
-                self._broken(connection)
+                self._broken(link)
             raise
         except asyncio.CancelledError:
-            connection.terminate()
+            link.connection.terminate()
             raise
         except BaseException:
             # Of the work itself; a transaction that it had open was rolled back.
-            self._give_back(connection)
+            self._give_back(link)
             raise
-        self._give_back(connection)
+        link.slow |= time.monotonic() - began > SLOW
+        self._give_back(link)
         return value
 
-    async def _take(self, give_up: float) -> Connection:
+    async def _take(self, give_up: float) -> _Link:
         while self._idle:
             # The last one used, so that those which are too many stay unused.
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
+            link = self._idle.pop()
+            if not link.connection.is_closed():
+                return link
         left = give_up - asyncio.get_running_loop().time()
-        return await self._place.connect("store", max(0.1, min(left, self._deadline)))
+        return _Link(await self._place.connect("store", max(0.1, min(left, self._deadline))))
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, link: _Link) -> None:
+        connection = link.connection
         if self._open and not connection.is_closed() and not connection.is_in_transaction():
-            self._idle.append(connection)
+            self._idle.append(link)
         else:
             connection.terminate()
 
-    def _broken(self, connection: Connection) -> None:
-        connection.terminate()
+    def _broken(self, link: _Link) -> None:
+        link.connection.terminate()
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []
-        for each in idle:
-            each.terminate()
+        for link in idle:
+            link.connection.terminate()

@@ -174,15 +174,27 @@ async def workers(connection: Connection, now: int | None) -> list[WorkerRow]:
 # ── Events ───────────────────────────────────────────────────────────────────────────────────
 
 
+async def number_events(connection: Connection) -> None:
+    """Number all that is committed by now; what is cut off here is gone on with the next time."""
+    while await number_some(connection):
+        pass
+
+
+async def number_some(connection: Connection) -> bool:
+    """Number one slice; whether there may be more."""
+    more: bool = await connection.fetchval("SELECT number_events()")
+    return more
+
+
 async def last_event(connection: Connection) -> str:
-    await connection.execute("SELECT number_events()")
+    await number_events(connection)
     epoch, last = await connection.fetchrow("SELECT epoch, last FROM history")
     return f"{epoch}:{last}"
 
 
 async def events(connection: Connection, after: str | None, limit: int) -> list[Event]:
     """Events after a cursor; a `reset` for one that cannot be gone on from."""
-    await connection.execute("SELECT number_events()")
+    await number_events(connection)
     # One moment for all of it: meanwhile old ones may be removed, and new ones numbered.
     async with _moment(connection):
         epoch, last = await connection.fetchrow("SELECT epoch, last FROM history")

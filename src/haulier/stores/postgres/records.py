@@ -141,7 +141,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
 
 async def _insert_jobs(connection: Connection, schema: str, records: Sequence[JobRecord]) -> None:
     await connection.copy_records_to_table(
-        "jobs", schema_name=schema, columns=_JOB, records=[_job_row(each) for each in records]
+        "all_jobs", schema_name=schema, columns=_JOB, records=[_job_row(each) for each in records]
     )
     await connection.copy_records_to_table(
         "errors",

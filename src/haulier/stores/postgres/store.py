@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -70,6 +71,9 @@ class PostgresStore:
         self._background: set[asyncio.Task[None]] = set()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
+        self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(
+            partial(exchanging.Frontier, still=clock is not None)
+        )
 
     @classmethod
     def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
@@ -269,11 +273,11 @@ class PostgresStore:
     ) -> Exchange:
         if turn is not None and not self._takes_turn(worker_id, turn):
             return Exchange(lost=tuple(finished))
-        doubt = self._doubts.get(worker_id)
+        doubt, frontier = self._doubts.get(worker_id), self._frontiers[worker_id]
         try:
             told = await self._pool.run(
                 lambda db: exchanging.exchange(
-                    db, self._now, worker_id, finished, demands, turn, doubt
+                    db, self._now, worker_id, finished, demands, turn, doubt, frontier
                 )
             )
         except BaseException:
@@ -303,6 +307,7 @@ class PostgresStore:
         released = await self._retire(worker_id, expired=False)
         self._turns.pop(worker_id, None)
         self._doubts.pop(worker_id, None)
+        self._frontiers.pop(worker_id, None)
         return released
 
     async def sweep(self) -> int:
@@ -312,6 +317,9 @@ class PostgresStore:
             released += await self._retire(worker_id, expired=True)
         for batch in draining:
             await self._drain(batch)
+        # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
+        while await self._pool.run(queries.number_some):
+            pass
         return released
 
     async def _retire(self, worker_id: str, *, expired: bool) -> int:

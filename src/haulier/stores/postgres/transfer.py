@@ -15,6 +15,7 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import check_replaced
+from haulier.stores.postgres import queries
 from haulier.stores.postgres import records as rows
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.pool import Pool
@@ -49,7 +50,7 @@ _KEYS = {
 
 
 async def standing(connection: Connection) -> Standing:
-    await connection.execute("SELECT number_events()")
+    await queries.number_events(connection)
     row = await connection.fetchrow(_STANDING)
     return Standing(
         mark=None if row["mark"] is None else Mark.from_text(row["mark"]),

@@ -21,7 +21,7 @@ from haulier.stores.checking import (
     waiting,
     warning,
 )
-from haulier.stores.redis import reading
+from haulier.stores.redis import inbox, reading
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import KEYS
 from haulier.stores.redis.scripts import SCHEMA
@@ -75,16 +75,18 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("XRANGE", 5, "-", "+"),
     ("XTRIM", 5, "MINID", 2),
     ("SET", 6, "v", "PX", 1000),
+    ("GET", 6),
     ("EXISTS", 6),
     ("DEL", 1, 2, 3, 4, 5, 6),
+    ("PUBLISH", 7, "look"),
 )
-"""Every command that scripts use on keys, each on the probe's own key of that number."""
+"""Every command that scripts use, each on the probe's own key or channel of that number."""
 
 
 async def look(history: History, transfer: RedisTransfer, now: int | None) -> list[Finding]:
     """All findings."""
     info = await _info(history)
-    oldest, jobs, flat, inbox, rejected, schema = await history.script("look")
+    oldest, jobs, flat, rejected, schema = await history.script("look")
     counts = reading.counted(flat)
     standing = await transfer.standing()
     at = now or time.time_ns() // 1000
@@ -99,7 +101,7 @@ async def look(history: History, transfer: RedisTransfer, now: int | None) -> li
         await _clock(history, now),
         counters(counts, jobs),
         *waiting(counts, int(oldest) if oldest else None, await reading.workers(history), at),
-        *_inbox(inbox, rejected),
+        *_inbox(await inbox.waiting(history), rejected),
         under_way(standing.under_way),
         copying(standing.mark),
     ]

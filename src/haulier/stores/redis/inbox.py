@@ -7,8 +7,6 @@ what was judged: so none is lost and none comes twice, however many workers look
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -16,22 +14,40 @@ from typing import Any
 from haulier.domain.ids import raw_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, NewJob, OnLost
 from haulier.domain.retry import RetryPolicy
+from haulier.services.options import LONGEST_KEY
+from haulier.services.payload import MAX_DEPTH
+from haulier.services.registry import MAX_NAME, MAX_PAYLOAD, NAME
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, pack_jobs
 
 AT_ONCE = 100
 MAX_ENTRY = 512 * 1024
-MAX_PAYLOAD = 256 * 1024
-MAX_DEPTH = 32
-LONGEST_KEY = 200
 SHOWN = 2000
 """Characters of a refused entry that are kept."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 
 
 class RefusedError(ValueError):
     """Why an entry is no job."""
+
+
+async def queues(history: History) -> set[str]:
+    """The queues that have an inbox with anything in it; looks at all keys of the server."""
+    found: set[str] = set()
+    start, cursor = len(history.key("inbox:").encode()), 0
+    while True:
+        cursor, keys = await history.call(
+            "SCAN", cursor, "MATCH", history.pattern("inbox:"), "COUNT", 1000
+        )
+        # What is no text is no queue of ours.
+        found |= {key[start:].decode("utf-8", "ignore") for key in keys}
+        if not int(cursor):
+            return found
+
+
+async def waiting(history: History) -> int:
+    """How many entries wait in all inboxes, those of queues included that nobody listens to."""
+    looks = [("LLEN", history.key(f"inbox:{queue}")) for queue in await queues(history)]
+    return sum(await history.pipeline(looks)) if looks else 0
 
 
 async def move(history: History, queue: str, new_id: Callable[[], str], now: int) -> int:
@@ -85,7 +101,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _kind(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_KEY or not _NAME.match(value):
+    if not isinstance(value, str) or len(value) > MAX_NAME or not NAME.match(value):
         raise RefusedError(f"{name}: is not a dotted name of letters, digits and underscores")
     return value
 
@@ -104,7 +120,12 @@ def _payload(name: str, value: Any) -> bytes:
     if level:
         raise RefusedError(f"{name}: is nested more than {MAX_DEPTH} levels deep")
     try:
-        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        # 1e999 is read as infinity, which JSON cannot say.
+        raise RefusedError(f"{name}: holds a number that is too large") from None
+    try:
+        data = text.encode()
     except UnicodeEncodeError:
         raise RefusedError(f"{name}: holds half a character (a lone surrogate)") from None
     if len(data) > MAX_PAYLOAD:
@@ -131,7 +152,8 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
 
 def _delay(name: str, value: Any) -> int:
     seconds = isinstance(value, int | float) and not isinstance(value, bool)
-    if not seconds or not math.isfinite(value) or not 0 <= value <= LONGEST_DELAY:
+    # False for NaN too; a whole number may have hundreds of digits, so it is compared before all else.
+    if not seconds or not 0 <= value <= LONGEST_DELAY:
         raise RefusedError(f"{name}: is not a number of seconds from 0 up to ten years")
     micros: int = round(value * MICROSECOND)
     return micros
@@ -157,9 +179,11 @@ def _key(name: str, value: Any) -> str:
 
 def _retry(name: str, value: Any) -> RetryPolicy:
     try:
-        return RetryPolicy.from_dict(value)
+        policy = RetryPolicy.from_dict(value)
+        policy.as_dict()
     except (ValueError, TypeError, AttributeError) as error:
         raise RefusedError(f"{name}: {error}"[:300]) from None
+    return policy
 
 
 def _on_lost(name: str, value: Any) -> OnLost:

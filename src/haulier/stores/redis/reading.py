@@ -66,7 +66,15 @@ async def find(
     while more and len(found) <= limit:
         rows, following, more = await history.script(
             "find",
-            *(index, second, at, int(oldest_first), limit + 1 - len(found), int(payloads), *filters),
+            *(
+                index,
+                second,
+                at,
+                int(oldest_first),
+                limit + 1 - len(found),
+                int(payloads),
+                *filters,
+            ),
         )
         found.extend(map(job_from_row, rows))
         at = following or at

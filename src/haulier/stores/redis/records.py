@@ -29,7 +29,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.redis.keys import escaped
 from haulier.stores.redis.rows import text_of
-from haulier.stores.redis.scripts import SCOPES
+from haulier.stores.redis.scripts import COMPACT, SCOPES
 
 Command = tuple[Any, ...]
 
@@ -88,13 +88,13 @@ class Writer:
 # ── Jobs ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def job_record(row: Sequence[Any], due: bool) -> JobRecord:
-    """The job behind JOB_FIELDS, its id and its errors; `due`: it stands in the line."""
+def job_record(row: Sequence[Any]) -> JobRecord:
+    """The job behind JOB_FIELDS, its id, its errors, and whether it stands in the line."""
     # fmt: off
     (
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
-        finished, progress, message, result, error, job_id, errors,
+        finished, progress, message, result, error, job_id, errors, due,
     ) = row
     # fmt: on
     code = int(state)
@@ -107,7 +107,7 @@ def job_record(row: Sequence[Any], due: bool) -> JobRecord:
         version=1 if version is None else int(version),
         payload=payload,
         state=STATES[code],
-        ready=code == PENDING and due,
+        ready=bool(due),
         gate=GATES[int(gate or 0)] if code == PENDING else None,
         priority=int(priority or 0),
         run_at=int(run_at),
@@ -145,6 +145,8 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
     let_in: Counter[str] = Counter()
     for record in records:
         writer.add("HSET", f"job:{record.id}", *_job_fields(record))
+        if len(record.payload) > COMPACT:
+            writer.add("SET", f"payload:{record.id}", record.payload)
         for error in record.errors:
             writer.add("HSET", f"errors:{record.id}", error.lease, _error_text(error))
         _index(writer, record)
@@ -168,7 +170,7 @@ def _job_fields(record: JobRecord) -> Iterator[Any]:
         "seq": record.seq,
         "kind": record.kind,
         "queue": record.queue,
-        "payload": record.payload,
+        "payload": record.payload if len(record.payload) <= COMPACT else None,
         "state": STATE_CODE[record.state],
         "run_at": record.run_at,
         "created": record.created_at,
@@ -206,8 +208,8 @@ def _uniq(names: Iterable[tuple[str, int]]) -> str:
 def _index(writer: Writer, record: JobRecord) -> None:
     """Enter a job where it stands, and into all that it is found by."""
     seq, job_id, batch = record.seq, record.id, record.batch_id
-    writer.rank("jobs", seq, job_id)
     if record.role is Role.ITEM:
+        writer.rank("below", seq, job_id)
         writer.rank(f"items:{batch}", seq, job_id)
     else:
         writer.rank("top", seq, job_id)

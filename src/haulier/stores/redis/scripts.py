@@ -21,6 +21,9 @@ SCHEMA = 1
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
 
+COMPACT = 64
+"""Bytes of the longest payload that stands in its job's hash."""
+
 CODES = {
     "PENDING": codes.PENDING,
     "RUNNING": codes.RUNNING,
@@ -65,6 +68,7 @@ CONSTANTS: dict[str, int] = {
     "DELETED_AT_ONCE": 250,
     "LOOKED_AT": 2000,
     "LOOKED_THROUGH": 500,
+    "LONERS_AT_ONCE": 100,
     "FOUND_AT_ONCE": 500,
     # Jobs that are promoted or let in by one claim.
     "AT_ONCE": 1000,
@@ -75,7 +79,7 @@ CONSTANTS: dict[str, int] = {
     "EVENT_ROWS": 50,
     # A longer field would take a hash out of the compact form that Redis keeps small ones in
     # (hash-max-listpack-value), which doubles what a job takes.
-    "COMPACT": 64,
+    "COMPACT": COMPACT,
     # Entries of inboxes that were refused.
     "REJECTED_KEPT": 1000,
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
@@ -105,7 +109,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
     "regress": ("base", "ledger"),
-    "find": ("base", "ledger"),
+    "find": ("base", "ledger", "indexes"),
     "errors": ("base", "ledger"),
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
@@ -115,7 +119,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "receive": _TRANSFER,
     "advance": _TRANSFER,
     "thaw": _TRANSFER,
-    "read_jobs": _TRANSFER,
+    "read_jobs": (*_TRANSFER, "indexes"),
     "read_events": _TRANSFER,
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),
@@ -125,8 +129,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 OPEN_ONLY = frozenset(
     {
-        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch", "retry"),
-        *("prune", "enlist"),
+        *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
+        *("retry", "prune", "enlist"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""
@@ -181,10 +185,13 @@ def _tables() -> str:
         "LOSSES": losses,
         "STATES": [state.value for state in codes.STATES],
         "ROLES": [role.value for role in codes.ROLES],
-        "JOB_FIELDS": list(JOB_FIELDS),
+        "JOB_FIELDS": {name: number for number, name in enumerate(JOB_FIELDS, start=1)},
         "BATCH_FIELDS": list(BATCH_FIELDS),
     }
-    return " ".join(f"local {name} = {_lua(value)}" for name, value in tables.items()) + "\n"
+    lines = [f"local {name} = {_lua(value)}" for name, value in tables.items()]
+    nothing = ", ".join(["false"] * len(JOB_FIELDS))
+    lines.append(f"local function NO_FIELDS() return {{{nothing}}} end")
+    return " ".join(lines) + "\n"
 
 
 def _loss(lost: int, on_lost: OnLost) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from haulier.domain.transfer import (
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
-from haulier.stores.redis.keys import escaped
-from haulier.stores.redis.rows import text_of
 from haulier.stores.watching import Change
 
 KEPT = ("history", "inbox:", "rejected", "worker", "alive", "ended")
@@ -69,6 +67,7 @@ class RedisTransfer:
             given_up = replace(mark, token="")
             await self._history.script("thaw", given_up.stage, given_up.to_text(), "")
             await self._empty()
+        await self._history.call("DEL", self._key("names"))
         was_read = mark is not None and mark.stage in (Stage.FROZEN, Stage.MOVED)
         await self._history.script("thaw", "", "", secrets.token_hex(4) if was_read else "")
         self._tell(Change.ANY)
@@ -85,6 +84,9 @@ class RedisTransfer:
         if records:
             assert was.section is not None
             await self._write(writer, was.section, records)
+        if now.stage is not Stage.RECEIVING:
+            # What a reader that was killed may have left.
+            writer.add("DEL", "names")
         known = (
             ("", "", "")
             if numbers is None
@@ -131,18 +133,7 @@ class RedisTransfer:
         page, following = await self._history.script(
             "read_jobs", after or "0", PAGE_RECORDS, PAGE_BYTES
         )
-        due = await self._due(page)
-        records = tuple(rows.job_record(row, stands) for row, stands in zip(page, due, strict=True))
-        return Records(records, _text(following))
-
-    async def _due(self, page: Sequence[Any]) -> list[bool]:
-        """Which of these jobs stand in their lines."""
-        looks = []
-        for seq, kind, queue, *_, job_id, _ in page:
-            line = f"ready:{escaped(text_of(queue))}:{escaped(text_of(kind))}"
-            looks.append(("ZSCORE", self._key(line), rows.place_of(int(seq), job_id.decode())))
-        answers = await self._history.pipeline(looks) if looks else []
-        return [answer is not None for answer in answers]
+        return Records(tuple(map(rows.job_record, page)), _text(following))
 
     async def _read_batches(self, after: str | None) -> Records:
         ids = [raw.decode() for raw in await self._members("batches", after)]
@@ -162,7 +153,7 @@ class RedisTransfer:
 
     async def _read_names(self, after: str | None) -> Records:
         """Names in order: a hash has none that stays the same, so that one is made first."""
-        if after is None:
+        if after is None or not await self._history.call("EXISTS", self._key("names")):
             await self._line_up_names()
         names = await self._members("names", after)
         page = names[:PAGE_RECORDS]

@@ -44,14 +44,15 @@ END $$;
 
 -- ── In the line ──────────────────────────────────────────────────────────────────────────────
 
--- Lock the first so many jobs of a line that nobody else is just taking.
-CREATE FUNCTION pick(p_queue text, p_kind text, p_slots integer, p_pausing uuid[])
+-- Lock the first so many jobs of a line, from a rank on, that nobody else is just taking.
+CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[],
+    p_parking uuid[])
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 BEGIN
     IF p_pausing IS NULL THEN
         RETURN (SELECT array_agg(seq) FROM (
             SELECT seq FROM jobs_live
-            WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
+            WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
             ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
     END IF;
     -- A batch that is just being paused still has items in the line. A claim takes those away that
@@ -59,22 +60,25 @@ BEGIN
     UPDATE jobs_live SET rank = NULL, gate = 1
     WHERE seq IN (SELECT seq FROM (
         SELECT seq, batch FROM jobs_live
-        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
-        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_pausing));
+        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking));
     RETURN (SELECT array_agg(seq) FROM (
         SELECT seq FROM jobs_live
-        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank IS NOT NULL
+        WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
           AND (batch IS NULL OR batch <> ALL (p_pausing))
         ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
 END $$;
 
 -- What a worker could start: lines of ready jobs, one per queue and kind, each belonging to a
--- portion and a demand, which have so many slots.
+-- portion and a demand, which have so many slots. What stands before `floor` was claimed already, as
+-- far as the worker knows.
 CREATE TYPE demand AS (
-    demand integer, portion integer, queue text, kind text, portion_slots integer, slots integer);
+    demand integer, portion integer, queue text, kind text, floor bigint, portion_slots integer,
+    slots integer);
 
 -- Lock what one demand asks for; `more`: others took some of it just now.
-CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], OUT seqs bigint[], OUT more boolean)
+CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
+    OUT seqs bigint[], OUT more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
     lines demand[];
@@ -84,12 +88,14 @@ DECLARE
 BEGIN
     more := false;
     seqs := '{}';
-    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE EXISTS (
-        SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-        AND j.rank IS NOT NULL);
+    -- Asked for in their order, so that there is only one index to go by.
+    SELECT array_agg(l) INTO lines FROM unnest(p_lines) l WHERE (
+        SELECT j.seq FROM jobs_live j
+        WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+        ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL;
     IF cardinality(lines) = 1 THEN
-        picked := pick(lines[1].queue, lines[1].kind,
-                       least(lines[1].slots, lines[1].portion_slots), p_pausing);
+        picked := pick(lines[1].queue, lines[1].kind, lines[1].floor,
+                       least(lines[1].slots, lines[1].portion_slots), p_pausing, p_parking);
         seqs := coalesce(picked, '{}');
         RETURN;
     END IF;
@@ -103,18 +109,31 @@ BEGIN
                 FROM unnest(lines) WITH ORDINALITY l, LATERAL (
                     SELECT rank, seq FROM jobs_live j
                     WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-                      AND j.rank IS NOT NULL
+                      AND j.rank >= l.floor
                     ORDER BY rank, seq LIMIT least(l.slots, l.portion_slots)) j) m
             WHERE m.nth <= m.portion_slots) c
         WHERE c.nth <= c.slots GROUP BY c.place
     LOOP
-        picked := pick(lines[place].queue, lines[place].kind, planned, p_pausing);
+        picked := pick(lines[place].queue, lines[place].kind, lines[place].floor, planned,
+                       p_pausing, p_parking);
         seqs := seqs || picked;
         more := more OR coalesce(cardinality(picked), 0) < planned;
     END LOOP;
 END $$;
 
 -- ── Alone ────────────────────────────────────────────────────────────────────────────────────
+
+-- Whether an item of a batch may be run alone now. Those in the line count as if they ran already:
+-- nobody counts again when they are claimed.
+CREATE FUNCTION has_room(p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM batches b WHERE b.id = p_batch AND (b.paused OR b.concurrency <=
+            b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
+                         WHERE d.batch = b.id)
+            + (SELECT count(*) FROM jobs_live j
+               WHERE j.batch = b.id AND j.state = 0 AND j.gate = 2)));
+END $$;
 
 -- The first job to be run alone that this worker could take, or is to run dry for. `mine`: it does
 -- so already, or is idle.
@@ -133,44 +152,54 @@ BEGIN
         FROM jobs_live j
         WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
           AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
-          AND NOT EXISTS (
-              SELECT FROM batches b WHERE b.id = j.batch AND (b.paused OR b.concurrency <=
-                  b.running + (SELECT coalesce(sum(running), 0) FROM batch_deltas d
-                               WHERE d.batch = b.id)))
+          AND (j.batch IS NULL OR has_room(j.batch))
         ORDER BY j.run_at LIMIT 100) l
     WHERE idle OR l.waiter = p_worker OR NOT l.waits
     ORDER BY l.run_at LIMIT 1;
 END $$;
 
--- Lock a job that runs alone, for a worker without any other; NULL: claim as usual.
+-- Lock a job that runs alone, for a worker without any other; no `seqs`: claim as usual. `more`: it
+-- or its batch is in other hands just now.
 --
 -- A worker that is busy gets nothing more until it has run dry, so that one that never would be
 -- idle takes it too. An idle one comes first.
-CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[])
-RETURNS bigint[] LANGUAGE plpgsql AS $$
+CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     loner record;
-    held bigint;
+    held record;
 BEGIN
+    more := false;
     IF EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 1 AND worker = p_worker) THEN
-        RETURN '{}';
+        seqs := '{}';
+        RETURN;
     END IF;
     loner := suitable_loner(p_now, p_worker, p_lines);
     IF loner.seq IS NULL THEN
-        RETURN NULL;
+        RETURN;
     END IF;
-    SELECT seq INTO held FROM jobs_live
-    WHERE seq = loner.seq AND gate = 3 AND state = 0 FOR UPDATE SKIP LOCKED;
-    IF held IS NULL THEN
-        RETURN NULL;
+    SELECT j.seq, j.batch INTO held FROM jobs_live j
+    WHERE j.seq = loner.seq AND j.gate = 3 AND j.state = 0 FOR UPDATE SKIP LOCKED;
+    IF held.seq IS NULL THEN
+        more := true;
+        RETURN;
     END IF;
-    IF loner.idle THEN
-        RETURN ARRAY[held];
+    IF NOT loner.idle THEN
+        seqs := '{}';
+        IF NOT loner.reserved THEN
+            UPDATE jobs_live SET waiter = p_worker WHERE seq = held.seq;
+        END IF;
+        RETURN;
     END IF;
-    IF NOT loner.reserved THEN
-        UPDATE jobs_live SET waiter = p_worker WHERE seq = held;
+    -- With its batch, or two that are claimed at the same time could be more than it may run.
+    IF held.batch IS NOT NULL THEN
+        PERFORM 1 FROM batches WHERE id = held.batch FOR UPDATE SKIP LOCKED;
+        more := NOT FOUND;
+        IF more OR NOT has_room(held.batch) THEN
+            RETURN;
+        END IF;
     END IF;
-    RETURN '{}';
+    seqs := ARRAY[held.seq];
 END $$;
 
 -- ── The exchange ─────────────────────────────────────────────────────────────────────────────
@@ -206,9 +235,10 @@ BEGIN
         RETURN NOT loner.reserved OR loner.idle;
     END IF;
     RETURN EXISTS (
-        SELECT FROM unnest(p_lines) l WHERE EXISTS (
-            SELECT FROM jobs_live j WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
-            AND j.rank IS NOT NULL));
+        SELECT FROM unnest(p_lines) l WHERE (
+            SELECT j.seq FROM jobs_live j
+            WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+            ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL);
 END $$;
 
 CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
@@ -217,156 +247,191 @@ BEGIN
             WHERE worker = p_worker AND state = 1 AND cancel > 0);
 END $$;
 
--- Lock a worker's row against its end, and take its turn; false if a later exchange was served.
+-- Lock a worker's row against its end, and take its turn; `late` if a later exchange was served.
 --
 -- `p_doubt`: exchanges up to this turn got no answer. Their last one may still be under way, so
 -- this waits for it, and none that comes later does anything.
-CREATE FUNCTION take_turn(p_worker uuid, p_turn bigint, p_doubt bigint)
-RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    served bigint;
+CREATE FUNCTION take_turn(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
+    OUT late boolean, OUT alive boolean) LANGUAGE plpgsql AS $$
 BEGIN
     IF p_doubt IS NOT NULL THEN
         PERFORM 1 FROM workers WHERE id = p_worker FOR UPDATE;
         UPDATE workers SET turn = p_doubt WHERE id = p_worker AND turn < p_doubt;
     END IF;
     -- This lock lets heartbeats pass.
-    SELECT turn INTO served FROM workers WHERE id = p_worker FOR KEY SHARE;
-    RETURN p_turn IS NULL OR served IS NULL OR p_turn > served;
-END $$;
-
-CREATE FUNCTION lives(p_now bigint, p_worker uuid) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN EXISTS (SELECT FROM workers
-                   WHERE id = p_worker AND ended_at IS NULL AND expires > p_now);
+    SELECT p_turn <= w.turn, w.ended_at IS NULL AND w.expires > p_now INTO late, alive
+    FROM workers w WHERE w.id = p_worker FOR KEY SHARE;
+    late := coalesce(late, false);
+    alive := coalesce(alive, false);
 END $$;
 
 CREATE FUNCTION exchange(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
     p_seqs bigint[], p_leases integer[], p_results bytea[], p_moves jsonb,
-    p_demands integer[], p_portions integer[], p_queues text[], p_kinds text[],
+    p_demands integer[], p_portions integer[], p_queues text[], p_kinds text[], p_floors bigint[],
     p_portion_slots integer[], p_slots integer[], p_wanted integer)
 RETURNS SETOF claimed LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
-    lines demand[];
-    alive boolean := lives(v_now, p_worker);
     nothing boolean := cardinality(p_seqs) = 0 AND p_moves IS NULL;
-    due record;
+    lines demand[];
+    me record;
     applied record;
     picked record;
-    got integer := 0;
     due_at bigint;
+    began timestamptz := clock_timestamp();
+    slow integer;
 BEGIN
     IF NOT gives_jobs() THEN
         p_wanted := 0;
     END IF;
     IF p_wanted > 0 THEN
         SELECT array_agg(u::demand) INTO lines
-        FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_portion_slots, p_slots) u;
+        FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_floors, p_portion_slots,
+                    p_slots) u;
     END IF;
     IF nothing AND p_doubt IS NULL THEN
-        due_at := CASE WHEN p_wanted > 0 THEN next_due(v_now) END;
-        IF NOT alive OR p_wanted = 0 OR (
-            coalesce(due_at > v_now, true) AND NOT anything_to_claim(v_now, p_worker, lines)
-            AND NOT EXISTS (SELECT FROM batches
-                            WHERE gated AND NOT paused AND batch_size IS NOT NULL))
-        THEN
-            RETURN NEXT answer(json_build_object('alive', alive, 'due_in', due_at - v_now,
-                'cancels', CASE WHEN alive THEN to_json(cancels_of(p_worker)) END));
+        me := look(v_now, p_worker, lines);
+        IF NOT me.worth THEN
+            RETURN NEXT answer(json_build_object('alive', me.alive, 'due_in', me.due_at - v_now,
+                'cancels', cancels_of(p_worker), 'slow', slow_since(began)));
             RETURN;
         END IF;
     END IF;
-    IF NOT take_turn(p_worker, p_turn, p_doubt) THEN
+    me := take_turn(v_now, p_worker, p_turn, p_doubt);
+    IF me.late THEN
         RETURN NEXT answer('{"alive": true, "late": true}');
         RETURN;
     END IF;
-    -- Asked again, now that nobody can end it.
-    alive := lives(v_now, p_worker);
-    IF alive AND p_wanted > 0 THEN
-        due := lock_due(v_now);
-    ELSE
-        SELECT NULL::bigint[] AS seqs, NULL::uuid[] AS batches INTO due;
-    END IF;
     -- Applied before the claim, so that a finish callback is among what it finds.
     applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
-                           coalesce(due.batches, '{}'));
-    IF alive AND p_wanted > 0 THEN
-        IF due.seqs IS NOT NULL THEN
-            PERFORM promote(v_now, due.seqs, due.batches);
+                           me.alive AND p_wanted > 0);
+    IF me.alive AND p_wanted > 0 THEN
+        IF applied.due_seqs IS NOT NULL THEN
+            PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
+        began := clock_timestamp();
         picked := pick_jobs(v_now, p_worker, lines);
+        slow := slow_since(began);
         IF cardinality(picked.seqs) > 0 THEN
-            RETURN QUERY SELECT * FROM claim_these(v_now, p_worker, picked.seqs);
-            got := cardinality(picked.seqs);
-            picked.more := let_in_after(v_now, picked.seqs) OR picked.more;
+            -- Counters of batches are appended, so that a claim waits for no batch.
+            RETURN QUERY WITH c AS (
+                UPDATE jobs_live SET state = 1, attempt = attempt + 1, lease = lease + 1,
+                    worker = p_worker, started_at = v_now, finished_at = NULL, progress = NULL,
+                    message = NULL, waiter = NULL
+                WHERE seq = ANY (picked.seqs) AND state = 0
+                RETURNING *),
+            said AS (
+                INSERT INTO journal
+                    (n, at, type, kind, queue, role, batch, source, target, worker, body)
+                SELECT count(*), v_now, 'claim', kind, queue, role, batch, 0, 1, p_worker,
+                       string_agg(entry(id, attempt, lease), ''::bytea ORDER BY rank, seq)
+                FROM c GROUP BY kind, queue, role, batch),
+            counted AS (
+                INSERT INTO batch_deltas
+                SELECT batch, 0, -count(*), count(*), 0, 0, 0, v_now
+                FROM c WHERE role = 2 AND batch IS NOT NULL GROUP BY batch),
+            freed AS (
+                DELETE FROM uniques u USING c
+                WHERE c.uniq IS NOT NULL AND u.job = c.id AND u.scope = 0)
+            SELECT id::text, seq, kind, queue, payload, state, version, role, priority, run_at,
+                attempt, lease, lost, key, batch::text, position, retry, worker::text, cancel,
+                gate, uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress,
+                message, result, error, error_at
+            FROM c ORDER BY rank, seq;
+            IF picked.sized THEN
+                picked.more := let_in_after(v_now, picked.seqs) OR picked.more;
+            END IF;
         END IF;
-        IF got < p_wanted THEN
+        IF coalesce(cardinality(picked.seqs), 0) < p_wanted THEN
             due_at := CASE WHEN picked.more THEN v_now ELSE next_due(v_now) END;
         END IF;
     END IF;
     RETURN NEXT answer(json_build_object(
-        'alive', alive, 'due_in', CASE WHEN due_at IS NOT NULL THEN greatest(due_at - v_now, 0) END,
+        'alive', me.alive,
+        'due_in', CASE WHEN due_at IS NOT NULL THEN greatest(due_at - v_now, 0) END,
         'cancels', cancels_of(p_worker),
         'lost_done', applied.lost_done, 'lost_moves', applied.lost_moves,
-        'settled', applied.settled, 'ready', applied.ready, 'drain', applied.drain));
+        'settled', applied.settled, 'ready', applied.ready, 'drain', applied.drain,
+        'slow', slow));
 END $$;
 
--- Lock the jobs that a worker is to get.
+-- Microseconds that the search took, if it was slow because of what was claimed before: the entries
+-- of these stay in the index until a vacuum, which an old snapshot keeps from removing them.
+CREATE FUNCTION slow_since(p_began timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    IF clock_timestamp() - p_began < interval '1 ms'
+        OR pg_stat_get_dead_tuples('jobs_live'::regclass) < 10000
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN extract(epoch FROM clock_timestamp() - p_began) * 1000000;
+END $$;
+
+-- Whether an exchange that hands in nothing is worth its locks.
+CREATE FUNCTION look(p_now bigint, p_worker uuid, p_lines demand[],
+    OUT alive boolean, OUT due_at bigint, OUT worth boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    alive := EXISTS (SELECT FROM workers
+                     WHERE id = p_worker AND ended_at IS NULL AND expires > p_now);
+    worth := false;
+    IF alive AND p_lines IS NOT NULL THEN
+        due_at := next_due(p_now);
+        worth := coalesce(due_at <= p_now, false) OR anything_to_claim(p_now, p_worker, p_lines)
+            OR EXISTS (SELECT FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL);
+    END IF;
+END $$;
+
+-- Lock the jobs that a worker is to get. `sized`: there are batches of which one claim takes only
+-- so many.
 CREATE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[],
-    OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
+    OUT seqs bigint[], OUT more boolean, OUT sized boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    batch uuid;
+    b uuid;
+    alone boolean;
     pausing uuid[];
+    parking uuid[];
     number integer;
     one record;
 BEGIN
+    SELECT EXISTS (SELECT FROM jobs_live WHERE gate = 3),
+           EXISTS (SELECT FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL),
+           (SELECT array_agg(id) FROM batches WHERE draining > 0 AND draining = 4)
+    INTO alone, sized, pausing;
     more := false;
-    -- What a claim could not let in because another one held the batch.
-    FOR batch IN SELECT id FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL
+    IF sized THEN
+        -- What a claim could not let in because another one held the batch.
+        FOR b IN SELECT id FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL
                  FOR UPDATE SKIP LOCKED
-    LOOP
-        PERFORM let_in(p_now, batch);
-    END LOOP;
-    seqs := pick_loner(p_now, p_worker, p_lines);
-    IF seqs IS NOT NULL THEN
+        LOOP
+            PERFORM let_in(p_now, b);
+        END LOOP;
+    END IF;
+    IF alone THEN
+        one := pick_loner(p_now, p_worker, p_lines);
+        seqs := one.seqs;
+        more := one.more;
+        IF seqs IS NOT NULL THEN
+            RETURN;
+        END IF;
+    END IF;
+    IF pausing IS NOT NULL THEN
+        -- Held until this is committed, or a resume could miss what the claim takes out of the line.
+        SELECT array_agg(h.id) INTO parking FROM (
+            SELECT id FROM batches WHERE draining > 0 AND draining = 4 FOR SHARE SKIP LOCKED) h;
+    END IF;
+    IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
+        one := pick_lines(p_lines, pausing, parking);
+        seqs := one.seqs;
+        more := more OR one.more;
         RETURN;
     END IF;
     seqs := '{}';
-    SELECT array_agg(id) INTO pausing FROM batches WHERE draining > 0 AND draining = 4;
     FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
         one := pick_lines((SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number),
-                          pausing);
+                          pausing, parking);
         seqs := seqs || one.seqs;
         more := more OR one.more;
     END LOOP;
-END $$;
-
--- Claim locked jobs. Counters of their batches are appended, so that a claim waits for no batch.
-CREATE FUNCTION claim_these(p_now bigint, p_worker uuid, p_seqs bigint[])
-RETURNS SETOF claimed LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN QUERY WITH c AS (
-        UPDATE jobs_live SET state = 1, attempt = attempt + 1, lease = lease + 1,
-            worker = p_worker, started_at = p_now, finished_at = NULL, progress = NULL,
-            message = NULL, waiter = NULL
-        WHERE seq = ANY (p_seqs) AND state = 0
-        RETURNING *),
-    said AS (
-        INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, worker, body)
-        SELECT count(*), p_now, 'claim', kind, queue, role, batch, 0, 1, p_worker,
-               string_agg(entry(id, attempt, lease), ''::bytea ORDER BY rank, seq)
-        FROM c GROUP BY kind, queue, role, batch),
-    counted AS (
-        INSERT INTO batch_deltas
-        SELECT batch, 0, -count(*), count(*), 0, 0, 0, p_now
-        FROM c WHERE role = 2 AND batch IS NOT NULL GROUP BY batch),
-    freed AS (
-        DELETE FROM uniques u USING c WHERE c.uniq IS NOT NULL AND u.job = c.id AND u.scope = 0)
-    SELECT id::text, seq, kind, queue, payload, state, version, role, priority, run_at, attempt,
-        lease, lost, key, batch::text, position, retry, worker::text, cancel, gate,
-        uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress, message, result,
-        error, error_at
-    FROM c ORDER BY rank, seq;
 END $$;
 
 -- After a claim there is room again in batches of which one claim takes only so many. Whose batch
@@ -377,13 +442,9 @@ DECLARE
     batch uuid;
     count integer := 0;
 BEGIN
-    SELECT array_agg(id) INTO sized FROM batches
-    WHERE gated AND NOT paused AND batch_size IS NOT NULL;
-    IF sized IS NULL THEN
-        RETURN false;
-    END IF;
-    SELECT array_agg(DISTINCT j.batch) INTO sized FROM jobs_live j
-    WHERE j.seq = ANY (p_seqs) AND j.batch = ANY (sized);
+    SELECT coalesce(array_agg(DISTINCT j.batch), '{}') INTO sized
+    FROM jobs_live j JOIN batches b ON b.id = j.batch
+    WHERE j.seq = ANY (p_seqs) AND b.gated AND NOT b.paused AND b.batch_size IS NOT NULL;
     FOR batch IN SELECT id FROM batches WHERE id = ANY (sized) FOR UPDATE SKIP LOCKED LOOP
         count := count + let_in(p_now, batch);
         sized := array_remove(sized, batch);

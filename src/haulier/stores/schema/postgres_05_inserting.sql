@@ -150,8 +150,9 @@ CREATE FUNCTION insert_rows(p_now bigint, p_ids uuid[], p_kinds text[], p_queues
 RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     parents uuid[];
-    new_seqs bigint[];
-    moved_on bigint[];
+    heads uuid[];
+    fresh_ids uuid[];
+    done_ids uuid[];
 BEGIN
     SELECT array_agg(DISTINCT b) INTO parents FROM unnest(p_batches) b WHERE b IS NOT NULL;
     IF parents IS NOT NULL THEN
@@ -174,75 +175,88 @@ BEGIN
                 WITH ORDINALITY u (id, kind, queue, role, version, payload, priority, run_at,
                     delay, key, batch, place, retry, on_lost, nth)) g
         LEFT JOIN batches b ON b.id = g.batch
-        WHERE NOT EXISTS (SELECT FROM jobs_done d WHERE d.id = g.id)
         ORDER BY g.nth
         ON CONFLICT (id) DO NOTHING
-        RETURNING seq)
-    SELECT array_agg(seq) INTO new_seqs FROM fresh;
-    IF new_seqs IS NULL THEN
+        RETURNING id)
+    SELECT array_agg(id) INTO fresh_ids FROM fresh;
+    IF fresh_ids IS NULL THEN
         RETURN 0;
     END IF;
-    -- Looked at again: the row may have moved on to what is done while the insert waited for it.
-    SELECT array_agg(j.seq) INTO moved_on FROM jobs_live j, jobs_done d
-    WHERE j.seq = ANY (new_seqs) AND d.id = j.id;
-    IF moved_on IS NOT NULL THEN
-        DELETE FROM jobs_live WHERE seq = ANY (moved_on);
-        SELECT array_agg(s) INTO new_seqs FROM unnest(new_seqs) s WHERE s <> ALL (moved_on);
+    -- Looked at only now: a row may have moved on to what is done while the insert waited for it.
+    SELECT array_agg(d.id) INTO done_ids FROM jobs_done d WHERE d.id = ANY (fresh_ids);
+    IF done_ids IS NOT NULL THEN
+        DELETE FROM jobs_live WHERE id = ANY (done_ids);
+        SELECT coalesce(array_agg(f), '{}') INTO fresh_ids
+        FROM unnest(fresh_ids) f WHERE f <> ALL (done_ids);
     END IF;
-    RETURN account_new(p_now, coalesce(new_seqs, '{}'), p_state, p_policy);
-END $$;
-
--- Events and counters of rows that were just inserted; batches of new heads; the check that those
--- of new items are open; returns how many they are.
-CREATE FUNCTION account_new(p_now bigint, p_seqs bigint[], p_state smallint, p_policy policy)
-RETURNS integer LANGUAGE plpgsql AS $$
-DECLARE
-    b batches;
-    parent uuid;
-    parents uuid[];
-    heads uuid[];
-BEGIN
-    WITH fresh AS (SELECT * FROM jobs_live WHERE seq = ANY (p_seqs)),
+    WITH given AS (
+        -- Usually all of them; else each that is new, once.
+        SELECT DISTINCT ON (nth) u.* FROM (
+            SELECT u.id, u.kind, u.queue, u.role, u.batch, u.nth FROM
+                unnest(p_ids, p_kinds, p_queues, p_roles, p_batches)
+                WITH ORDINALITY u (id, kind, queue, role, batch, nth)
+            WHERE cardinality(fresh_ids) = cardinality(p_ids)
+            UNION ALL
+            SELECT u.id, u.kind, u.queue, u.role, u.batch, min(u.nth) FROM
+                unnest(p_ids, p_kinds, p_queues, p_roles, p_batches)
+                WITH ORDINALITY u (id, kind, queue, role, batch, nth)
+            WHERE cardinality(fresh_ids) < cardinality(p_ids) AND u.id = ANY (fresh_ids)
+            GROUP BY u.id, u.kind, u.queue, u.role, u.batch) u),
     said AS (
         INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, body)
-        SELECT count(*), p_now, 'insert', kind, queue, role, batch, NULL, p_state,
-               string_agg(entry(id, attempt, lease), ''::bytea ORDER BY seq)
-        FROM fresh GROUP BY kind, queue, role, batch ORDER BY min(seq)),
+        SELECT count(*), p_now, 'insert', g.kind, g.queue, g.role, g.batch, NULL, p_state,
+               string_agg(entry(g.id, 0, coalesce(b.leases, 0)), ''::bytea ORDER BY g.nth)
+        FROM given g LEFT JOIN batches b ON b.id = g.batch
+        GROUP BY g.kind, g.queue, g.role, g.batch ORDER BY min(g.nth)),
     counted AS (
         INSERT INTO batch_deltas
         SELECT batch, count(*), count(*), 0, 0, 0, 0, NULL
-        FROM fresh WHERE role = 2 AND batch IS NOT NULL GROUP BY batch)
+        FROM given WHERE role = 2 AND batch IS NOT NULL GROUP BY batch)
     SELECT array_agg(DISTINCT batch) FILTER (WHERE batch IS NOT NULL),
            array_agg(id) FILTER (WHERE role = 1)
-    INTO parents, heads FROM fresh;
+    INTO parents, heads FROM given;
     IF heads IS NOT NULL THEN
-        INSERT INTO batches (id, own_expander, finish_kind, finish_queue, concurrency, batch_size,
-            max_failures, finish_ids, gated)
-        SELECT h, p_policy.own_expander, p_policy.finish_kind, p_policy.finish_queue,
-            p_policy.concurrency, p_policy.batch_size, p_policy.max_failures,
-            ARRAY(SELECT f.id
-                  FROM unnest(p_policy.finish_of, p_policy.finish_ids) WITH ORDINALITY f (head, id, nth)
-                  WHERE f.head = h ORDER BY f.nth),
-            p_policy.concurrency IS NOT NULL OR p_policy.batch_size IS NOT NULL
-        FROM unnest(heads) h;
+        PERFORM add_batches(heads, p_policy);
     END IF;
     IF parents IS NOT NULL THEN
-        FOREACH parent IN ARRAY parents LOOP
-            -- Only for what is new: repeating an insert is harmless, also after a batch was sealed.
-            SELECT * INTO b FROM batches WHERE id = parent FOR UPDATE;
-            IF NOT FOUND THEN
-                PERFORM refuse('HL002', format('there is no batch %s to add items to', parent));
-            ELSIF b.sealed OR b.cancel > 0 THEN
-                PERFORM refuse('HL002', format('batch %s is %s: no items can be added', parent,
-                    (ARRAY['sealed', 'cancelled', 'cut short, too many of its items failed']
-                    )[b.cancel + 1]));
-            END IF;
-            IF b.gated THEN
-                PERFORM let_in(p_now, parent);
-            END IF;
-        END LOOP;
+        PERFORM check_open(p_now, parents);
     END IF;
-    RETURN cardinality(p_seqs);
+    RETURN cardinality(fresh_ids);
+END $$;
+
+CREATE FUNCTION add_batches(p_heads uuid[], p_policy policy) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO batches (id, own_expander, finish_kind, finish_queue, concurrency, batch_size,
+        max_failures, finish_ids, gated)
+    SELECT h, p_policy.own_expander, p_policy.finish_kind, p_policy.finish_queue,
+        p_policy.concurrency, p_policy.batch_size, p_policy.max_failures,
+        ARRAY(SELECT f.id
+              FROM unnest(p_policy.finish_of, p_policy.finish_ids) WITH ORDINALITY f (head, id, nth)
+              WHERE f.head = h ORDER BY f.nth),
+        p_policy.concurrency IS NOT NULL OR p_policy.batch_size IS NOT NULL
+    FROM unnest(p_heads) h;
+END $$;
+
+-- Refuse new items of batches that are not open; let some of them in. Only for what is new:
+-- repeating an insert is harmless, also after a batch was sealed.
+CREATE FUNCTION check_open(p_now bigint, p_batches uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    b batches;
+    parent uuid;
+BEGIN
+    FOREACH parent IN ARRAY p_batches LOOP
+        SELECT * INTO b FROM batches WHERE id = parent FOR UPDATE;
+        IF NOT FOUND THEN
+            PERFORM refuse('HL002', format('there is no batch %s to add items to', parent));
+        ELSIF b.sealed OR b.cancel > 0 THEN
+            PERFORM refuse('HL002', format('batch %s is %s: no items can be added', parent,
+                (ARRAY['sealed', 'cancelled', 'cut short, too many of its items failed']
+                )[b.cancel + 1]));
+        END IF;
+        IF b.gated THEN
+            PERFORM let_in(p_now, parent);
+        END IF;
+    END LOOP;
 END $$;
 
 -- ── Verbs ────────────────────────────────────────────────────────────────────────────────────

@@ -62,22 +62,25 @@ CREATE FUNCTION requeue_jobs(p_now bigint, p_ids uuid[])
 RETURNS TABLE (job uuid, now_in smallint, head boolean) LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
+    ended uuid[];
     j jobs;
 BEGIN
     PERFORM must_be_open();
+    -- Only what has ended by now: what ends meanwhile is locked neither with its names nor its batch.
+    SELECT coalesce(array_agg(d.id), '{}') INTO ended FROM jobs_done d WHERE d.id = ANY (p_ids);
     PERFORM lock_names((SELECT array_agg(n) FROM (
-        SELECT d.id, coalesce(d.batch, d.id) AS top FROM jobs_done d WHERE d.id = ANY (p_ids)) d
+        SELECT d.id, coalesce(d.batch, d.id) AS top FROM jobs_done d WHERE d.id = ANY (ended)) d
         JOIN jobs o ON o.id IN (d.id, d.top), unnest(o.uniq) n));
-    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (p_ids) AND d.role <> 1 ORDER BY d.seq FOR UPDATE;
+    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role <> 1 ORDER BY d.seq FOR UPDATE;
     PERFORM lock_batches((SELECT array_agg(coalesce(d.batch, d.id)) FROM jobs_done d
-                          WHERE d.id = ANY (p_ids) AND (d.batch IS NOT NULL OR d.role = 1)));
-    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (p_ids) AND d.role = 1 ORDER BY d.seq FOR UPDATE;
+                          WHERE d.id = ANY (ended) AND (d.batch IS NOT NULL OR d.role = 1)));
+    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role = 1 ORDER BY d.seq FOR UPDATE;
     -- One after the other: of two that held the same name, the first one takes it back.
     FOREACH job IN ARRAY p_ids LOOP
         SELECT * INTO j FROM jobs o WHERE o.id = job;
         CONTINUE WHEN NOT FOUND;
         head := false;
-        IF j.state IN (3, 4) AND retake(v_now, j.id, j.uniq) THEN
+        IF j.state IN (3, 4) AND j.id = ANY (ended) AND retake(v_now, j.id, j.uniq) THEN
             head := j.role = 1;
             IF head THEN
                 PERFORM begin_restart(j.id);
@@ -250,10 +253,13 @@ DECLARE
 BEGIN
     PERFORM must_be_open();
     PERFORM lock_batches(ARRAY[p_job]);
-    SELECT * INTO j FROM jobs_live WHERE id = p_job FOR UPDATE;
-    IF NOT FOUND THEN
+    -- Twice: what is requeued just now is found neither before in the one nor after in the other.
+    FOR pass IN 1 .. 2 LOOP
+        SELECT * INTO j FROM jobs_live WHERE id = p_job FOR UPDATE;
+        EXIT WHEN FOUND;
         SELECT * INTO j FROM jobs_done WHERE id = p_job FOR UPDATE;
-    END IF;
+        EXIT WHEN FOUND;
+    END LOOP;
     IF j.id IS NULL THEN
         PERFORM refuse('HL001', p_job::text);
     ELSIF j.state = 1 THEN

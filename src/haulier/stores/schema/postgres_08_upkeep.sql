@@ -92,17 +92,20 @@ END $$;
 
 -- ── Events ───────────────────────────────────────────────────────────────────────────────────
 
--- Number what stands in the journal, one at a time. What is not committed yet comes after all that
--- is: nobody ever sees a number before those below it.
-CREATE FUNCTION number_events() RETURNS void LANGUAGE plpgsql AS $$
+-- Number one slice of what stands in the journal, one at a time; whether there may be more. What is
+-- not committed yet comes after all that is: nobody ever sees a number before those below it.
+CREATE FUNCTION number_events() RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     total bigint;
+    rows integer;
 BEGIN
     IF NOT EXISTS (SELECT FROM journal) THEN
-        RETURN;
+        RETURN false;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('haulier events', hashtext(current_schema)));
-    WITH gone AS (DELETE FROM journal RETURNING *),
+    WITH gone AS (
+        DELETE FROM journal WHERE id IN (SELECT id FROM journal ORDER BY id LIMIT 5000)
+        RETURNING *),
     numbered AS (SELECT *, sum(n) OVER (ORDER BY id) AS upto FROM gone),
     kept AS (
         INSERT INTO events (seq, n, at, type, kind, queue, role, batch, worker, error, body)
@@ -119,10 +122,11 @@ BEGIN
         SELECT queue, kind, role, state, d FROM deltas WHERE d <> 0
         ORDER BY queue, kind, role, state
         ON CONFLICT (queue, kind, role, state) DO UPDATE SET n = counts.n + excluded.n)
-    SELECT sum(n) INTO total FROM gone;
+    SELECT sum(n), count(*) INTO total, rows FROM gone;
     IF total > 0 THEN
         UPDATE history SET last = last + total;
     END IF;
+    RETURN rows = 5000;
 END $$;
 
 CREATE FUNCTION current_counts()

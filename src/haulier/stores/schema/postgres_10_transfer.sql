@@ -71,7 +71,8 @@ END $$;
 CREATE FUNCTION receive(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE transfer IN ACCESS EXCLUSIVE MODE;
-    PERFORM number_events();
+    WHILE number_events() LOOP
+    END LOOP;
     IF EXISTS (SELECT FROM transfer WHERE stage <> 'received')
         OR EXISTS (SELECT FROM jobs) OR EXISTS (SELECT FROM batches)
         OR EXISTS (SELECT FROM uniques) OR EXISTS (SELECT FROM history WHERE last > 0)

@@ -12,6 +12,7 @@ from haulier.domain.job import Job
 from haulier.domain.worker import Demand
 from haulier.stores.codes import (
     ALONE,
+    LET_IN,
     PARKED,
     PENDING,
     RUNNING,
@@ -72,6 +73,7 @@ SELECT min(at) FROM (
     SELECT min(run_at) FROM jobs WHERE gate = {ALONE} AND state = {PENDING} AND run_at > ?)
 """
 
+# Those in the line count as if they ran already: nobody counts again when they are claimed.
 _LONERS = f"""
 SELECT j.seq, j.queue, j.kind, j.waiter,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = j.waiter AND w.ended_at IS NULL
@@ -81,7 +83,9 @@ WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
   AND j.queue IN (SELECT value FROM json_each(:queues))
   AND j.kind IN (SELECT value FROM json_each(:kinds))
   AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
-                  AND (b.paused = 1 OR b.running >= b.concurrency))
+                  AND (b.paused = 1 OR b.concurrency <= b.running + (
+                      SELECT count(*) FROM jobs w WHERE w.batch = b.id
+                      AND w.state = {PENDING} AND w.gate = {LET_IN})))
 ORDER BY j.run_at LIMIT 100
 """
 _ANY_LONER = f"SELECT 1 FROM jobs WHERE gate = {ALONE} AND state = {PENDING} LIMIT 1"

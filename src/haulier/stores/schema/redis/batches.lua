@@ -2,7 +2,8 @@
 
 return run(function()
   local one, most, cursor = optional(), number(), optional()
-  local ids = one and {one} or call('ZREVRANGEBYLEX', key('batches'), cursor and '(' .. cursor or '+', '-', 'LIMIT', 0, most)
+  local ids = one and {one} or call('ZREVRANGEBYLEX', key('batches'),
+    cursor and '(' .. cursor or '+', '-', 'LIMIT', 0, most)
   local rows = {}
   for _, id in ipairs(ids) do
     local b = call('HMGET', batch_key(id), unpack(BATCH_FIELDS))

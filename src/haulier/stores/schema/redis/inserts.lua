@@ -1,6 +1,6 @@
 -- New jobs, and batches while they are being filled. Everything is judged before anything is written.
--- Keys: history, job:<id>, payload:<id>, top, below, items:<batch>, batch:<id>, batches, gated, uniques, and where a
--- pending job stands.
+-- Keys: history, job:<id>, payload:<id>, top, below, items:<batch>, batch:<id>, batches, gated,
+-- uniques, and where a pending job stands.
 
 -- Jobs come in runs that have all but id, payload, key and position in common.
 local function read_jobs()
@@ -30,11 +30,22 @@ local function read_policy()
     batch_size = optional(), max_failures = optional()}
 end
 
+-- How many of these jobs there are already.
+local function there_already(jobs)
+  local n = 0
+  for i = 1, #jobs, 1000 do
+    local keys = {}
+    for j = i, math.min(i + 999, #jobs) do keys[#keys + 1] = job_key(jobs[j].id) end
+    n = n + call('EXISTS', unpack(keys))
+  end
+  return n
+end
+
 -- Mark those that are new; whether any job has a unique name.
 local function mark_new(jobs)
-  local seen, named = {}, false
+  local seen, named, none = {}, false, there_already(jobs) == 0
   for _, job in ipairs(jobs) do
-    if not seen[job.id] and call('EXISTS', job_key(job.id)) == 0 then
+    if not seen[job.id] and (none or call('EXISTS', job_key(job.id)) == 0) then
       job.new = true
       if job.uniq then named = true end
     end
@@ -65,88 +76,95 @@ local function check_open(jobs)
   end
 end
 
--- Write the rows of new jobs that follow each other; `state` is running for a head that its producer
--- expands.
+-- The fields that the jobs of a run have in common; those with their default are left out.
+local function common_fields(run, state, lease, gated)
+  local fields = {'kind', run.kind, 'queue', run.queue, 'state', whole(state), 'run_at', run.score,
+    'created', NOW}
+  local function also(name, value, default)
+    if value and value ~= default then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = value
+    end
+  end
+  also('role', run.role, SINGLE)
+  also('version', run.version, '1')
+  also('priority', run.priority, 0)
+  also('batch', run.batch)
+  also('retry', run.retry)
+  also('on_lost', run.on_lost, '0')
+  also('lease', lease, 0)
+  if gated then also('gate', PARKED) end
+  return fields
+end
+
+local function member_of(table_of_lists, name)
+  local found = table_of_lists[name] or {}
+  table_of_lists[name] = found
+  return found
+end
+
+-- What writing the jobs of a run has to know, found out once. `lines` and `indexes` gather what goes
+-- into sorted sets, so that each is written by one command.
+local function prepare(run, state, lines, indexes)
+  local lease = run.batch and num(call('HGET', batch_key(run.batch), 'leases')) or 0
+  local gated = run.due and run.batch and is_gated(run.batch)
+  run.score = type(run.run_at) == 'number' and whole(run.run_at) or run.run_at
+  run.fields = common_fields(run, state, lease, gated)
+  run.group = group('insert', run.queue, run.kind, run.role, run.batch, nil, state)
+  run.tail = tail_of(0, lease)
+  run.index = member_of(indexes, key(run.role == ITEM and 'below' or 'top'))
+  run.items = run.batch and member_of(indexes, key('items:' .. run.batch))
+  if run.due then run.score = whole(rank_of(run.run_at, run.priority)) end
+  run.line = state == PENDING and member_of(lines, gated and key('parked:' .. run.batch)
+    or run.due and ready_key(run.queue, run.kind) or key('scheduled'))
+end
+
+local function write_job(job, run, number)
+  local seq, at = whole(number), job_key(job.id)
+  if #job.payload <= COMPACT then
+    call('HSET', at, 'seq', seq, 'payload', job.payload, unpack(run.fields))
+  else
+    call('HSET', at, 'seq', seq, unpack(run.fields))
+    call('SET', PREFIX .. 'payload:' .. job.id, job.payload)
+  end
+  if job.key then call('HSET', at, 'key', job.key) end
+  if job.position then call('HSET', at, 'position', job.position) end
+  if job.names then call('HSET', at, 'uniq', job.names) end
+  local index, items, line = run.index, run.items, run.line
+  index[#index + 1] = seq
+  index[#index + 1] = job.id
+  if items then
+    items[#items + 1] = seq
+    items[#items + 1] = job.id
+  end
+  if line then
+    line[#line + 1] = run.score
+    line[#line + 1] = run.due and place_of(number, job.id) or job.id
+  end
+  add(run.group, job.id, run.tail)
+end
+
+-- Write new jobs; how many. `state` is running for a head that its producer expands.
 local function write_jobs(jobs, state)
   local total = 0
   for _, job in ipairs(jobs) do
     if job.new then total = total + 1 end
   end
   if total == 0 then return 0 end
-  local seq = call('HINCRBY', key('history'), 'seq', total) - total
-  local top, below, items, lines, leases = {}, {}, {}, {}, {}
-  local run, common, g, lease, gated
+  local last = call('HINCRBY', key('history'), 'seq', total) - total
+  local indexes, lines, run = {}, {}, nil
   for _, job in ipairs(jobs) do
     if job.new then
       if job.run ~= run then
         run = job.run
-        lease = 0
-        if run.batch then
-          lease = leases[run.batch] or num(call('HGET', batch_key(run.batch), 'leases'))
-          leases[run.batch] = lease
-          items[run.batch] = items[run.batch] or {}
-        end
-        common = {'kind', run.kind, 'queue', run.queue, 'state', state, 'run_at', run.run_at,
-          'created', now}
-        local function also(name, value, default)
-          if value and value ~= default then
-            common[#common + 1] = name
-            common[#common + 1] = value
-          end
-        end
-        also('role', run.role, SINGLE)
-        also('version', run.version, '1')
-        also('priority', run.priority, 0)
-        also('batch', run.batch)
-        also('retry', run.retry)
-        also('on_lost', run.on_lost, '0')
-        also('lease', lease, 0)
-        gated = run.due and run.batch and is_gated(run.batch)
-        if gated then also('gate', PARKED) end
-        g = group('insert', run.queue, run.kind, run.role, run.batch, nil, state)
+        prepare(run, state, lines, indexes)
       end
-      seq = seq + 1
-      local at = job_key(job.id)
-      if #job.payload <= COMPACT then
-        call('HSET', at, 'seq', seq, 'payload', job.payload, unpack(common))
-      else
-        call('HSET', at, 'seq', seq, unpack(common))
-        call('SET', PREFIX .. 'payload:' .. job.id, job.payload)
-      end
-      if job.key then call('HSET', at, 'key', job.key) end
-      if job.position then call('HSET', at, 'position', job.position) end
-      if job.names then call('HSET', at, 'uniq', job.names) end
-      local index = run.role == ITEM and below or top
-      index[#index + 1] = seq
-      index[#index + 1] = job.id
-      if run.batch then
-        local beside = items[run.batch]
-        beside[#beside + 1] = seq
-        beside[#beside + 1] = job.id
-      end
-      if state == PENDING then
-        local line, score, member
-        if gated then
-          line, score = key('parked:' .. run.batch), rank_of(run.run_at, run.priority)
-          member = place_of(seq, job.id)
-        elseif run.due then
-          line, score = ready_key(run.queue, run.kind), rank_of(run.run_at, run.priority)
-          member = place_of(seq, job.id)
-        else
-          line, score, member = key('scheduled'), run.run_at, job.id
-        end
-        local waiting = lines[line] or {}
-        lines[line] = waiting
-        waiting[#waiting + 1] = score
-        waiting[#waiting + 1] = member
-      end
-      add(g, job.id, 0, lease)
+      last = last + 1
+      write_job(job, run, last)
     end
   end
-  many('ZADD', key('top'), top)
-  many('ZADD', key('below'), below)
-  for batch, members in pairs(items) do many('ZADD', key('items:' .. batch), members) end
-  for line, waiting in pairs(lines) do many('ZADD', line, waiting) end
+  for index, members in pairs(indexes) do many('ZADD', index, members) end
+  for line, members in pairs(lines) do many('ZADD', line, members) end
   follow_up(write_ledger())
   return total
 end

@@ -22,15 +22,18 @@ local function group(event, queue, kind, role, batch, source, target, worker, er
   return found
 end
 
-local function add(found, id, attempt, lease)
+local function add(found, id, tail)
   local n = found.n + 1
   found.n = n
-  found.jobs[n] = id .. ',' .. attempt .. ',' .. lease
+  found.jobs[n] = id .. tail
 end
+
+-- What tells the events of one job apart, behind its id.
+local function tail_of(attempt, lease) return ',' .. attempt .. ',' .. lease end
 
 local function moved(event, job, source, target, worker, err, uncounted)
   add(group(event, job.queue, job.kind, job.role, job.batch, source, target, worker, err,
-    uncounted), job.id, job.attempt, job.lease)
+    uncounted), job.id, tail_of(job.attempt, job.lease))
 end
 
 local function add_to(deltas, name, n) deltas[name] = (deltas[name] or 0) + n end
@@ -73,10 +76,10 @@ local function write_events()
   local total = 0
   for _, g in ipairs(order) do total = total + g.n end
   local seq = call('HINCRBY', key('history'), 'last', total) - total
-  call('HSET', key('history'), 'at', now)
+  call('HSET', key('history'), 'at', NOW)
   for _, g in ipairs(order) do
     seq = seq + g.n
-    call('XADD', key('events'), whole(seq) .. '-0', 'n', g.n, 'at', now, 'type', g.event,
+    call('XADD', key('events'), whole(seq) .. '-0', 'n', g.n, 'at', NOW, 'type', g.event,
       'kind', g.kind, 'queue', g.queue, 'role', g.role, 'batch', g.batch or '',
       'worker', g.worker or '', 'error', g.err or '', 'jobs', table.concat(g.jobs, ';'))
     tell(g, seq)

@@ -4,6 +4,9 @@
 
 local lost, handed_over, ended = {}, {}, {}
 
+-- After a loss of history two workers may hold one job by the same number, until the loss is noticed:
+-- so whoever names its worker is asked whether it is that one.
+
 -- Completions are nine of ten moves, and alike: one group of them has queue, kind, role, batch and
 -- worker in common, so that what they change beside their jobs is changed by one command each.
 local function complete_group()
@@ -14,18 +17,18 @@ local function complete_group()
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
     local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker')
-    if h[1] == '1' and h[2] == lease then
-      call('HSET', at, 'state', COMPLETED, 'finished', now, 'result', result)
+    if h[1] == '1' and h[2] == lease and (not worker or h[6] == worker) then
+      call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
-      if h[3] and h[6] then call('SREM', key('cancels:' .. h[6]), id) end
+      if h[3] and worker then call('SREM', key('cancels:' .. worker), id) end
       if h[5] then release_ended(id, h[5]) end
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
-      add(g, id, attempt, lease)
+      add(g, id, ',' .. attempt .. ',' .. lease)
       ids[#ids + 1] = id
-      filed[#filed + 1] = now
+      filed[#filed + 1] = NOW
       filed[#filed + 1] = id
       if result ~= 'null' and role == SINGLE then
-        results[#results + 1] = now
+        results[#results + 1] = NOW
         results[#results + 1] = id
       end
     else
@@ -116,10 +119,10 @@ local function apply(job, move, delay, result, err, class)
 end
 
 local function apply_one()
-  local ticket, move, id, lease = arg(), arg(), arg(), number()
+  local ticket, move, id, lease, worker = arg(), arg(), arg(), number(), optional()
   local delay, result, err, class = number(), optional(), optional(), optional()
   local job = look(id)
-  if not job or job.state ~= RUNNING or job.lease ~= lease then
+  if not job or job.state ~= RUNNING or job.lease ~= lease or (worker and job.worker ~= worker) then
     lost[#lost + 1] = ticket
     return
   end

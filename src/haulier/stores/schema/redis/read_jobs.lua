@@ -1,17 +1,23 @@
--- A page of all jobs in their order, each with the errors of its attempts; where to go on, or false
--- at the end. Keys: jobs, job:<id>, errors:<id>.
+-- A page of all jobs in their order, each with the errors of its attempts and whether it stands in
+-- its line; where to go on, or false at the end.
+-- Keys: top, below, job:<id>, payload:<id>, errors:<id>, ready:<queue>:<kind>.
+
+local function is_ready(row, id)
+  return call('ZSCORE', ready_key(row[F_QUEUE], row[F_KIND]), place_of(tonumber(row[F_SEQ]), id))
+end
 
 return run(function()
   local after, most, most_bytes = arg(), number(), number()
-  local ids = call('ZRANGEBYSCORE', key('jobs'), '(' .. after, '+inf', 'WITHSCORES', 'LIMIT', 0, most + 1)
+  local ids = stretch_of_all(after, most + 1)
   local rows, size = {}, 0
   for i = 1, #ids, 2 do
     if #rows == most or size > most_bytes then return {rows, ids[i - 1]} end
     local id = ids[i]
-    local row = call('HMGET', job_key(id), unpack(JOB_FIELDS))
+    local row = row_of(id, job_key(id))
     size = size + #row[F_PAYLOAD] + (row[F_RESULT] and #row[F_RESULT] or 0)
     row[#row + 1] = id
     row[#row + 1] = call('HVALS', key('errors:' .. id))
+    row[#row + 1] = row[F_STATE] == '0' and is_ready(row, id) and 1 or 0
     rows[#rows + 1] = row
   end
   return {rows, false}

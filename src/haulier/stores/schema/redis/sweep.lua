@@ -15,7 +15,8 @@ return run(function()
     more = more or holds_more
   end
   conclude()
-  for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', whole(now - FORGET_AFTER), 'LIMIT', 0, SLICE)) do
+  local long_ago = whole(now - FORGET_AFTER)
+  for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', long_ago, 'LIMIT', 0, SLICE)) do
     if call('EXISTS', key('running:' .. worker)) == 0 then
       call('DEL', key('worker:' .. worker))
       call('ZREM', key('workers'), worker)

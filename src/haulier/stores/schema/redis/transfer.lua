@@ -1,4 +1,4 @@
--- How the store stands before, during and after a copy. Keys: history, jobs, batches, uniques, events,
+-- How the store stands before, during and after a copy. Keys: history, top, below, batches, uniques, events,
 -- workers, running:<worker>, draining.
 
 local function mark()
@@ -27,8 +27,8 @@ local function is_idle()
 end
 
 local function totals()
-  return {call('ZCARD', key('jobs')), call('ZCARD', key('batches')), call('HLEN', key('uniques')),
-    call('XLEN', key('events'))}
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+    call('HLEN', key('uniques')), call('XLEN', key('events'))}
 end
 
 local function is_empty()
