@@ -18,6 +18,9 @@ from faults.run import Run
 from processes import Daemon, running
 from support import wait_until
 
+STARTING = 90.0
+"""Seconds that a command may take to start on a machine that has a lot to do."""
+
 
 @contextlib.contextmanager
 def command(run: Run, *arguments: str, **env: str) -> Iterator[Daemon]:
@@ -54,6 +57,8 @@ class Api:
 async def api(run: Run, patience: float):
     """`haulier serve`, asked over HTTP by a client that waits no longer than so many seconds."""
     with command(run, "serve", "--port", "0", "--concurrency", "2") as daemon:
-        address = await wait_until(lambda: re.search(r"serves (http://\S+)", daemon.says()), 30)
+        address = await wait_until(
+            lambda: re.search(r"serves (http://\S+)", daemon.says()), STARTING
+        )
         async with httpx.AsyncClient(base_url=address[1], timeout=patience) as client:
             yield Api(daemon, client)

@@ -60,7 +60,7 @@ async def restarted(
     producer = run.produce(dice, longest=0.3)
     back = []
     for _ in range(restarts):
-        await wait_until(lambda least=run.sink.over + 20: run.sink.over >= least, 30)
+        await wait_until(lambda least=run.sink.over + 20: run.sink.over >= least, 60)
         back.append(await restart(run, server, web, dice.uniform(0.0, 1.5)))
     assert all(child.alive for child in (*workers, producer))
     assert web.daemon.process.poll() is None

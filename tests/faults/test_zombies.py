@@ -68,3 +68,39 @@ async def one_zombie(run: Run) -> None:
     await run.rest()
     assert (again.id, 1) in lines(run, "end", zombie)
     run.kill(zombie)
+
+
+async def test_a_finish_that_was_on_its_way_when_the_worker_stood_still_is_refused(
+    nursery, place, tell
+):
+    """The worker has no time to notice anything: its very next step is to send what it has."""
+    async with Run(nursery, place.folder, place.url("jobs"), ttl=TTL) as run:
+        jobs = Names(new_id()).jobs("late", 5, seconds=3.0, how="slow at last")
+        first = {(job.id, 1) for job in jobs}
+        await run.store.insert(jobs)
+        zombie = run.start(point="exchange with finished before", stops=True)
+        await wait_until(lambda: "exchange with finished" in run.path.read_text(), 30)
+        other = run.start()
+        await wait_until(lambda: len(run.sink.busy[other.pid]) == len(jobs), 30)
+        run.wake(zombie)
+        handed_in = await wait_until(lambda: answered(run, zombie))
+        assert handed_in <= first
+        # The other one goes on with them, as if nothing had been sent.
+        assert len(run.sink.busy[other.pid]) == len(jobs)
+        await run.rest()
+        report = await run.prove()
+        assert report.refused >= len(handed_in)
+        for job in jobs:
+            found = await run.store.get(job.id)
+            assert (found.state, found.value, found.lease) == (JobState.COMPLETED, 2, 2)
+        tell(f"{place.kind}: {report}")
+
+
+def answered(run: Run, by: Child) -> set[tuple[str, int]]:
+    """What that process handed in and was refused."""
+    return {
+        (job, lease)
+        for line in read(run.path)
+        if line["what"] == "hand_in" and line["by"] == by.pid and line["ok"] is False
+        for job, lease, _ in line["moves"]
+    }

@@ -23,7 +23,7 @@ SLICES = {"SqliteStore": "_write", "PostgresStore": "_write", "RedisStore": "_wr
 
 @dataclass(slots=True)
 class Crash:
-    """Kills this process, as nobody could catch it, at the n-th pass of a point.
+    """Kills this process, as nobody could catch it, or stops it, at the n-th pass of a point.
 
     A point is a verb with what it carries, or a step of a job, and `before` or `after` it.
     """
@@ -31,14 +31,15 @@ class Crash:
     point: str
     passes: int
     log: Log
+    stops: bool = False
 
     def reach(self, point: str) -> None:
         if point != self.point:
             return
         self.passes -= 1
         if self.passes == 0:
-            self.log.write("crash", point=point)
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.log.write("stop" if self.stops else "crash", point=point)
+            os.kill(os.getpid(), signal.SIGSTOP if self.stops else signal.SIGKILL)
 
 
 class Witness:

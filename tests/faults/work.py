@@ -71,6 +71,8 @@ class Doing:
         while how == "hold" and ctx.lease == 1:
             await asyncio.sleep(EVERY)
             await self._effect(ctx)
+        if how == "slow at last" and ctx.lease == 1:
+            seconds = 0.0
         await asyncio.sleep(seconds / 2)
         ctx.progress(50)
         self.crash.reach("job in the middle")
@@ -123,7 +125,7 @@ def _request(ctx: Context, *, last: bool) -> dict[str, Any]:
 def app_of(spec: Spec) -> App:
     """The app of one process."""
     log = Log(spec["log"])
-    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log)
+    crash = Crash(spec.get("point", ""), spec.get("passes", 1), log, spec.get("stops", False))
     store = Witness(open_store(spec["store"], ttl=spec["ttl"]), log, crash)
     app = App(store)  # type: ignore[arg-type]
     doing = Doing(log, SinkClient(spec["sink"]), crash)
@@ -166,22 +168,25 @@ def work_until_told(spec: Spec) -> None:
 def _watch_the_machine(log: Log, ttl: float) -> None:
     """Write down when this process stood still because the machine gave it no time.
 
-    One that was busy with itself does not count: what that costs is its own doing.
+    When it was busy with itself that does not count: what it costs is its own doing.
     """
-    began, used = now(), time.process_time()
-    while True:
-        time.sleep(LOOK_EVERY)
-        ended, spent = now(), time.process_time()
-        late = (ended - began) / 1e6 - LOOK_EVERY
-        if late > ttl / 4 and spent - used < late / 4:
-            until = ended + round(ttl * 1e6)
-            log.write("stall", pid=os.getpid(), since=began, until=until, late=late)
-        began, used = ended, spent
+
+    def watch() -> None:
+        began, used = now(), time.process_time()
+        while True:
+            time.sleep(LOOK_EVERY)
+            ended, spent = now(), time.process_time()
+            late = (ended - began) / 1e6 - LOOK_EVERY
+            if late > ttl / 4 and spent - used < late / 4:
+                until = ended + round(ttl * 1e6)
+                log.write("stall", pid=os.getpid(), since=began, until=until, late=late)
+            began, used = ended, spent
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 async def _work(spec: Spec) -> None:
-    log = Log(spec["log"])
-    threading.Thread(target=_watch_the_machine, args=(log, spec["ttl"]), daemon=True).start()
+    _watch_the_machine(Log(spec["log"]), spec["ttl"])
     app = app_of(spec)
     async with app:
         options = WorkerOptions(
@@ -201,4 +206,6 @@ def __getattr__(name: str) -> App:
     if "FAKETIME_TIMESTAMP_FILE" in os.environ:
         # libfaketime 0.9.10 spoils the system call behind this function, and no other way to wait.
         time.sleep = lambda seconds: select.select([], [], [], seconds)
-    return app_of(json.loads(Path(os.environ["FAULTS_SPEC"]).read_text()))
+    spec = json.loads(Path(os.environ["FAULTS_SPEC"]).read_text())
+    _watch_the_machine(Log(spec["log"]), spec["ttl"])
+    return app_of(spec)
