@@ -42,7 +42,7 @@ class Frontier:
     that came in there waits a second at most.
     """
 
-    def __init__(self, *, still: bool) -> None:
+    def __init__(self, *, still: bool = False) -> None:
         self._still = still
         self._ranks: dict[Line, int] = {}
         self._rests_until = 0.0
