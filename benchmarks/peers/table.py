@@ -50,7 +50,7 @@ PEERS = (
             adapter="with_haulier.py",
             packages=("-e", f"{ROOT}[postgres,redis,speed]"),
             shows=("haulier", "apsw", "asyncpg", "redis"),
-            settings=("concurrency=1000",),
+            settings=("concurrency=300", "concurrency=1000", "concurrency=3000"),
         )
         for server in SERVERS
     ),
@@ -120,7 +120,12 @@ PEERS = (
         adapter="with_dramatiq.py",
         packages=("dramatiq[redis]==2.2.1", "hiredis"),
         shows=("dramatiq",),
-        settings=("threads=8", "threads=8 prefetch=500", "threads=4 prefetch=1000"),
+        settings=(
+            "threads=8",
+            "threads=8 prefetch=500",
+            "threads=4 prefetch=1000",
+            "threads=16 prefetch=1000",
+        ),
     ),
     Peer(
         name="taskiq",

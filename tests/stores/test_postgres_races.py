@@ -12,7 +12,7 @@ import pytest
 
 import servers
 from haulier.domain.job import JobState, Role
-from haulier.domain.moves import Move
+from haulier.domain.moves import Move, Transition
 from haulier.domain.worker import Demand, Exchange, Portion
 from haulier.ports import JobFilter
 from haulier.stores.postgres import PostgresStore, exchanging, operations
@@ -56,16 +56,18 @@ async def open_transaction(url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def claim(connection: Connection, hand: Hand, slots: int) -> Exchange:
-    """What the hand's store does for a claim, on this connection."""
+async def claim(
+    connection: Connection, hand: Hand, slots: int, *finished: Transition
+) -> Exchange:
+    """What the hand's store does for an exchange, on this connection."""
     demands = [Demand(hand.queues, (Portion(hand.kinds, slots),), slots)]
     told = await exchanging.exchange(
-        connection, None, hand.id, [], demands, None, None, exchanging.Frontier()
+        connection, None, hand.id, finished, demands, None, None, exchanging.Frontier()
     )
     return told.reply
 
 
-async def blocked(admin: psycopg.Connection, url: str, count: int = 1) -> None:
+async def blocked(admin: psycopg.Connection, count: int = 1) -> None:
     """Wait until so many sessions wait for a lock."""
 
     def so() -> bool:
@@ -104,7 +106,7 @@ class TestRequeue:
             async with open_transaction(url) as blocker:
                 await blocker.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", first.id)
                 waiting = asyncio.create_task(operations.requeue(one, None, [first.id, second.id]))
-                await blocked(admin, url)
+                await blocked(admin)
                 await hand.hand_in(second, Move.FAIL)
                 other = contextlib.AsyncExitStack()
                 two = await other.enter_async_context(open_transaction(url))
@@ -131,3 +133,39 @@ class TestAlone:
             assert (reply.jobs, reply.due_in) == ((), 0)
         assert await two.claim(1) == []
         assert (await store.batch(batch)).counts.running == 1
+
+
+class TestLockOrder:
+    async def test_an_exchange_and_a_cancel_do_not_wait_for_each_other(self, url, store, admin):
+        hand = await Hand.enlist(store)
+        await store.insert([work()])
+        running = await hand.claim_one()
+        due = work(delay=1)
+        await store.insert([due])
+        async with open_transaction(url) as one, open_transaction(url) as two:
+            async with open_transaction(url) as blocker:
+                await blocker.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", running.id)
+                cancelling = asyncio.create_task(operations.cancel(one, None, [running.id, due.id]))
+                await blocked(admin, 1)
+                finishing = asyncio.create_task(claim(two, hand, 1, move(running, Move.RETRY)))
+                await blocked(admin, 2)
+            await cancelling
+            await one.execute("COMMIT AND CHAIN")
+            reply = await finishing
+        assert not reply.lost
+        states = [(await store.get(job_id)).state for job_id in (running.id, due.id)]
+        assert states == [JobState.CANCELLED] * 2
+
+
+class TestDelete:
+    async def test_a_job_that_is_requeued_meanwhile_is_found(self, url, store, admin):
+        hand = await Hand.enlist(store)
+        await store.insert([work()])
+        job = await hand.claim_one()
+        await hand.hand_in(job, Move.FAIL)
+        async with open_transaction(url) as db:
+            await operations.requeue(db, None, [job.id])
+            deleting = asyncio.create_task(store.delete(job.id))
+            await blocked(admin)
+        await deleting
+        assert await store.counts() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -51,9 +52,10 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if type(self.max_attempts) is not int or self.max_attempts < 1:
             raise ValueError("max_attempts must be an integer, 1 or more")
-        if not 0 <= self.delay < float("inf"):
+        # The largest float: a whole number beyond it cannot be reckoned with.
+        if not 0 <= self.delay <= sys.float_info.max:
             raise ValueError("delay must be a number of seconds, 0 or more")
-        if not self.delay <= self.cap < float("inf"):
+        if not self.delay <= self.cap <= sys.float_info.max:
             raise ValueError("cap must be a number of seconds, not below delay")
         for name in ("retry_on", "give_up_on"):
             # Kept as names, the form that can be stored and compared.

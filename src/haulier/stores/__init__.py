@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from haulier.exceptions import ConfigurationError
 from haulier.ports import DEFAULT_TTL
@@ -26,7 +25,8 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     `redis://host:6379/0`, or one of its kin (extra `redis`; docs/stores.md). Raises
     ConfigurationError for any other scheme, or when the driver is not installed.
     """
-    scheme = urlsplit(url).scheme
+    scheme, colon, _ = url.partition(":")
+    scheme = scheme.lower() if colon else ""
     if scheme == "sqlite":
         from haulier.stores.sqlite import SqliteStore
 

@@ -8,7 +8,7 @@ from haulier.exceptions import ConfigurationError
 
 MASK = "***"
 
-_SECRET_OPTIONS = frozenset({"password", "sslpassword", "passfile", "sslkey"})
+_SECRET_OPTIONS = frozenset({"passfile", "sslkey"})
 
 
 def shown(url: str) -> str:
@@ -26,7 +26,7 @@ def shown(url: str) -> str:
         name, colon, _ = user.partition(":")
         place = f"{name}{colon and ':' + MASK}@{host}"
     options = [
-        (name, MASK if name in _SECRET_OPTIONS else value)
+        (name, MASK if name in _SECRET_OPTIONS or "password" in name else value)
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     ]
     query = urlencode(options, safe="*{}/:,")

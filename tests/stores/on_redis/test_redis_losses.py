@@ -136,6 +136,32 @@ class TestLostHistory:
             assert [loss.events for loss in two.losses] == [None]
             assert (await one.last_event()) == (await two.last_event())
 
+    async def test_of_two_that_hold_a_job_by_one_number_only_the_later_finishes_it(self, server):
+        """One claimed it in what is lost, the other before the loss was noticed."""
+        async with RedisStore(server.url) as old, RedisStore(server.url) as other:
+            hand = await Hand.enlist(old)
+            young = await Hand.enlist(other)
+            await other.insert([work(), work()])
+            with capture_logs():
+                with self.thrown_back(server):
+                    await wait_until(lambda: self.counted(old))
+                    zombies = await hand.claim(2)
+                await wait_until(lambda: self.counted(other))
+                claims = await young.claim(2)
+                assert [each.lease for each in zombies] == [each.lease for each in claims]
+                await wait_until(lambda: self.counted(old))
+                moves = move(zombies[0], Move.COMPLETE), move(zombies[1], Move.FAIL)
+                assert len((await hand.exchange(*moves)).lost) == 2
+                assert await young.hand_in(claims[0], Move.COMPLETE)
+                assert await other.sweep() == 1
+            states = {job.id: job.state for job in await self.rest(old)}
+            assert states == {
+                claims[0].id: JobState.COMPLETED,
+                claims[1].id: JobState.PENDING,
+            }
+            with admin(server) as control:
+                check(Keyspace(control, "haulier:"))
+
     async def test_so_is_a_store_that_was_emptied(self, server):
         async with RedisStore(server.url) as store:
             await store.insert(works(3))
@@ -189,10 +215,10 @@ class TestFailover:
 
     @pytest.fixture
     def replica(self, primary: servers.Server) -> Iterator[servers.Server]:
-        settings = {"replicaof": f"127.0.0.1 {primary.port}"}
-        made = servers.RedisServer("redis", servers.machine_redis(), **settings)
+        made = servers.RedisServer("redis", servers.machine_redis())
         try:
             made.start()
+            admin(made).replicaof("127.0.0.1", str(primary.port))
             yield made
         finally:
             made.stop()

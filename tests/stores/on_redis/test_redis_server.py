@@ -200,7 +200,7 @@ class TestUsers:
     def limited(self, server, *extra: str) -> str:
         control = admin(server)
         rules = [
-            *("on", f">{SECRET}", "~haulier:*", "&haulier:*", "-@all"),
+            *("on", f">{SECRET}", "~haulier:*", "resetchannels", "&haulier:*", "-@all"),
             *("+@connection", "+evalsha", "+eval", "+script|load", "+subscribe", "+publish"),
             *("+@read", "+@write", "+time", "-@dangerous"),
             *extra,

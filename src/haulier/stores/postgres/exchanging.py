@@ -17,7 +17,7 @@ from haulier.stores.postgres.rows import job_from_row, storable
 
 _EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
 _APPLY = (
-    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, '{}')"
+    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, false)"
 )
 _END = "SELECT * FROM end_worker($1, $2, $3)"
 

@@ -156,4 +156,9 @@ def _database(text: str) -> int:
 
 def _host_and_port(place: str, default: int) -> tuple[str, int]:
     parts = urlsplit(f"//{place}")
-    return parts.hostname or "localhost", parts.port or default
+    try:
+        port = parts.port
+    except ValueError:
+        # Its own text quotes what may be a password.
+        raise ValueError("the port is a number; in a password, / ? # @ are escaped") from None
+    return parts.hostname or "localhost", port or default

@@ -21,7 +21,7 @@ from haulier.stores.checking import (
     waiting,
     warning,
 )
-from haulier.stores.redis import reading
+from haulier.stores.redis import inbox, reading
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import KEYS
 from haulier.stores.redis.scripts import SCHEMA
@@ -86,7 +86,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
 async def look(history: History, transfer: RedisTransfer, now: int | None) -> list[Finding]:
     """All findings."""
     info = await _info(history)
-    oldest, jobs, flat, inbox, rejected, schema = await history.script("look")
+    oldest, jobs, flat, rejected, schema = await history.script("look")
     counts = reading.counted(flat)
     standing = await transfer.standing()
     at = now or time.time_ns() // 1000
@@ -101,7 +101,7 @@ async def look(history: History, transfer: RedisTransfer, now: int | None) -> li
         await _clock(history, now),
         counters(counts, jobs),
         *waiting(counts, int(oldest) if oldest else None, await reading.workers(history), at),
-        *_inbox(inbox, rejected),
+        *_inbox(await inbox.waiting(history), rejected),
         under_way(standing.under_way),
         copying(standing.mark),
     ]

@@ -15,16 +15,21 @@ from typing import Any
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
-from haulier.stores.redis.address import CONNECT_SECONDS, Address
+from haulier.stores.redis.address import Address
 from haulier.stores.redis.errors import translated
 from haulier.stores.redis.scripts import script
 
 IDLE_SECONDS = 60.0
 """A connection that was not used for so long is asked whether it still lives before it is used."""
+
+SENTINEL_SECONDS = 2.0
+"""How long one Sentinel is waited for before the next is asked."""
 
 Greeting = Callable[[AbstractConnection], Awaitable[None]]
 """What is said on a new connection before it is used."""
@@ -153,8 +158,12 @@ class Pool:
         if self._sentinel is None:
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 self._address.sentinels,
-                socket_timeout=CONNECT_SECONDS,
-                socket_connect_timeout=CONNECT_SECONDS,
+                # By itself the driver asks a dead one ten times before it turns to the next.
+                sentinel_kwargs={
+                    "retry": Retry(NoBackoff(), 0),
+                    "socket_timeout": SENTINEL_SECONDS,
+                    "socket_connect_timeout": SENTINEL_SECONDS,
+                },
             )
         host, port = await self._sentinel.discover_master(self._address.service)
         return str(host), int(port)

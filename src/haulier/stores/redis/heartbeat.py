@@ -10,12 +10,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
+from haulier.domain.job import MICROSECOND
 from haulier.domain.worker import Renewal
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.errors import translated
 from haulier.stores.redis.scripts import script
 
-RENEWAL_SECONDS = 5.0
+SHORTEST, LONGEST = 1.0, 5.0
+"""Seconds that a renewal waits for any answer: a fifth of the ttl, within these bounds."""
 
 
 class RedisHeartbeat:
@@ -42,7 +44,8 @@ class RedisHeartbeat:
 
     def _call(self, args: tuple[Any, ...]) -> Any:
         if self._client is None:
-            self._client = connect_blocking(self._address)
+            patience = min(max(self._ttl / MICROSECOND / 5, SHORTEST), LONGEST)
+            self._client = connect_blocking(self._address, patience)
         which = script("renew")
         call = self._client.execute_command
         try:
@@ -56,19 +59,30 @@ class RedisHeartbeat:
             self._client = None
 
 
-def connect_blocking(address: Address) -> driver.Redis:
-    """A client for a thread that has no event loop; its waits are bounded."""
-    arguments = dict(address.arguments)
-    arguments["socket_timeout"] = RENEWAL_SECONDS
-    # Whoever beats comes again by itself.
-    arguments["retry"] = Retry(NoBackoff(), 0)
+def connect_blocking(address: Address, patience: float) -> driver.Redis:
+    """A client for a thread that has no event loop; each of its waits is bounded."""
+    # By itself the driver tries ten times, which may take a minute: far longer than a ttl.
+    once: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": patience,
+        "socket_connect_timeout": patience,
+    }
+    arguments = address.arguments | once
     if address.service is not None:
-        sentinel = driver.Sentinel(address.sentinels, socket_timeout=RENEWAL_SECONDS)  # type: ignore[no-untyped-call]
-        arguments["host"], arguments["port"] = sentinel.discover_master(  # type: ignore[no-untyped-call]
-            address.service
-        )
+        arguments["host"], arguments["port"] = _primary(address, once)
     if "path" in arguments:
         arguments["unix_socket_path"] = arguments.pop("path")
     if "SSL" in address.connection.__name__:
         arguments["ssl"] = True
     return driver.Redis(**arguments, single_connection_client=True)
+
+
+def _primary(address: Address, arguments: dict[str, Any]) -> tuple[str, int]:
+    """Where Sentinel says that the primary is."""
+    sentinel = driver.Sentinel(address.sentinels, sentinel_kwargs=arguments)  # type: ignore[no-untyped-call]
+    try:
+        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
+    finally:
+        for client in sentinel.sentinels:
+            client.close()
+    return str(host), int(port)

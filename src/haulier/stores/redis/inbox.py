@@ -7,7 +7,6 @@ what was judged: so none is lost and none comes twice, however many workers look
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -29,6 +28,26 @@ SHOWN = 2000
 
 class RefusedError(ValueError):
     """Why an entry is no job."""
+
+
+async def queues(history: History) -> set[str]:
+    """The queues that have an inbox with anything in it; looks at all keys of the server."""
+    found: set[str] = set()
+    start, cursor = len(history.key("inbox:").encode()), 0
+    while True:
+        cursor, keys = await history.call(
+            "SCAN", cursor, "MATCH", history.pattern("inbox:"), "COUNT", 1000
+        )
+        # What is no text is no queue of ours.
+        found |= {key[start:].decode("utf-8", "ignore") for key in keys}
+        if not int(cursor):
+            return found
+
+
+async def waiting(history: History) -> int:
+    """How many entries wait in all inboxes, those of queues included that nobody listens to."""
+    looks = [("LLEN", history.key(f"inbox:{queue}")) for queue in await queues(history)]
+    return sum(await history.pipeline(looks)) if looks else 0
 
 
 async def move(history: History, queue: str, new_id: Callable[[], str], now: int) -> int:
@@ -101,7 +120,12 @@ def _payload(name: str, value: Any) -> bytes:
     if level:
         raise RefusedError(f"{name}: is nested more than {MAX_DEPTH} levels deep")
     try:
-        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        # 1e999 is read as infinity, which JSON cannot say.
+        raise RefusedError(f"{name}: holds a number that is too large") from None
+    try:
+        data = text.encode()
     except UnicodeEncodeError:
         raise RefusedError(f"{name}: holds half a character (a lone surrogate)") from None
     if len(data) > MAX_PAYLOAD:
@@ -128,7 +152,8 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
 
 def _delay(name: str, value: Any) -> int:
     seconds = isinstance(value, int | float) and not isinstance(value, bool)
-    if not seconds or not math.isfinite(value) or not 0 <= value <= LONGEST_DELAY:
+    # False for NaN too; a whole number may have hundreds of digits, so it is compared before all else.
+    if not seconds or not 0 <= value <= LONGEST_DELAY:
         raise RefusedError(f"{name}: is not a number of seconds from 0 up to ten years")
     micros: int = round(value * MICROSECOND)
     return micros
@@ -154,9 +179,11 @@ def _key(name: str, value: Any) -> str:
 
 def _retry(name: str, value: Any) -> RetryPolicy:
     try:
-        return RetryPolicy.from_dict(value)
+        policy = RetryPolicy.from_dict(value)
+        policy.as_dict()
     except (ValueError, TypeError, AttributeError) as error:
         raise RefusedError(f"{name}: {error}"[:300]) from None
+    return policy
 
 
 def _on_lost(name: str, value: Any) -> OnLost:

@@ -125,7 +125,8 @@ def pack_finished(finished: Sequence[Transition]) -> list[Arg]:
             group += (number, job.id, job.lease, job.attempt, b"null" if result is None else result)
             continue
         others += 1
-        moves += (number, move.value, job.id, job.lease, "" if delay is None else delay)
+        moves += (number, move.value, job.id, job.lease, job.worker or "")
+        moves.append("" if delay is None else delay)
         moves.append("" if result is None else result)
         if error is None:
             moves += ("", "")

@@ -68,6 +68,7 @@ CONSTANTS: dict[str, int] = {
     "DELETED_AT_ONCE": 250,
     "LOOKED_AT": 2000,
     "LOOKED_THROUGH": 500,
+    "LONERS_AT_ONCE": 100,
     "FOUND_AT_ONCE": 500,
     # Jobs that are promoted or let in by one claim.
     "AT_ONCE": 1000,

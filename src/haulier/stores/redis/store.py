@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
+from haulier.exceptions import ConfigurationError, HaulierError, JobNotFoundError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.services.ids import new_id
 from haulier.stores import checking
@@ -167,11 +168,10 @@ class RedisStore:
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         batch = known_id(batch_id)
-        begun = await self._write(
-            "retry",
-            *(batch, "" if error_type is None else json.dumps(error_type), optional(limit)),
-            change=Change.SETTLED,
-        )
+        which = (batch, "" if error_type is None else json.dumps(error_type), optional(limit))
+        begun, following = 0, 0
+        while not begun and following is not None:
+            begun, following = await self._write("retry", *which, following, change=Change.SETTLED)
         return await self._drain(batch) if begun else 0
 
     async def delete(self, job_id: str) -> None:
@@ -213,15 +213,16 @@ class RedisStore:
         )
         if reply == b"late":
             return Exchange(lost=tuple(finished))
-        rows, lost, cancels, due_in, alive, drain_later, pushed = reply
+        rows, lost, cancels, due_in, alive, drain_later, pushed, ready = reply
         jobs = tuple(map(job_from_row, rows))
         if finished or jobs:
-            self._listener.tell(Change.ANY if finished else Change.EVENTS)
+            change = Change.EVENTS | Change.SETTLED if finished else Change.EVENTS
+            self._listener.tell(change | Change.READY if ready else change)
         for batch in drain_later:
-            self._later(self._drain(batch.decode()))
+            self._later(partial(self._drain, batch.decode()))
         self._queues.update(queue for demand in demands for queue in demand.queues)
         if pushed:
-            self._later(self._move_inboxes(self._queues))
+            self._later(partial(self._move_inboxes, self._queues))
         return Exchange(
             jobs=jobs,
             lost=tuple(finished[int(number)] for number in lost) if lost else (),
@@ -276,15 +277,7 @@ class RedisStore:
 
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
-        pattern = self._history.pattern("inbox:")
-        queues, cursor = set(), 0
-        while True:
-            cursor, keys = await self._history.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            start = len(self._history.key("inbox:"))
-            queues |= {key.decode()[start:] for key in keys}
-            if not int(cursor):
-                break
-        await self._move_inboxes(queues)
+        await self._move_inboxes(await inbox.queues(self._history))
 
     async def check(self) -> list[Finding]:
         now = None if self._clock is None else self._clock.now()
@@ -366,12 +359,12 @@ class RedisStore:
             more, moved = await self._write("drain", batch, change=Change.ANY)
         return int(moved)
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Callable[[], Awaitable[object]]) -> None:
         """Do it without keeping the caller; what fails here is left to a sweep."""
 
         async def run() -> None:
-            with contextlib.suppress(StoreError):
-                await work
+            with contextlib.suppress(HaulierError):
+                await work()
 
         task = asyncio.create_task(run())
         self._background.add(task)

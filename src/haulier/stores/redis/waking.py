@@ -51,6 +51,7 @@ class Listener:
         self._subscribing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._place: tuple[Any, ...] | None = None
+        self._cut_off = False
         self._own = history.caller.encode()
         self._own_events = f'{{"by":"{history.caller}"'.encode()
 
@@ -100,6 +101,8 @@ class Listener:
                     with contextlib.suppress(RedisError, OSError):
                         await connection.disconnect(nowait=True)
             except (RedisError, OSError, HaulierError) as error:
+                # What the channels had sent by then may never arrive, though a look has seen it.
+                self._cut_off = True
                 if time.monotonic() - began > SILENT_SECONDS:
                     pause = 0.05
                 _log("the listener was cut off", self._history.address.text, error)
@@ -168,7 +171,8 @@ class Listener:
             unchanged = before is None or before[0] == self._place[0]
             if before is not None and before[1] is not None:
                 unchanged = unchanged and before[1] == notes
-            if not unchanged and not quietly:
+            if self._cut_off or (not unchanged and not quietly):
+                self._cut_off = False
                 self._watchers.tell(Change.ANY)
 
 

@@ -113,11 +113,13 @@ BEGIN
     END IF;
 END $$;
 
--- Apply all that one worker hands in, then do what follows for the batches; those of `p_more` are
--- locked as well. Places count from 1. `drain` names batches that are to be gone on with.
+-- Apply all that one worker hands in, then do what follows for the batches. Places count from 1.
+-- `drain` names batches that are to be gone on with. With `p_due` also lock jobs that are due, and
+-- their batches: after the jobs that are waited for and before all batches, as the one order says.
 CREATE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
-    p_moves jsonb, p_more uuid[], OUT lost_done integer[], OUT lost_moves integer[],
-    OUT settled boolean, OUT ready boolean, OUT drain uuid[]) LANGUAGE plpgsql AS $$
+    p_moves jsonb, p_due boolean, OUT lost_done integer[], OUT lost_moves integer[],
+    OUT settled boolean, OUT ready boolean, OUT drain uuid[], OUT due_seqs bigint[],
+    OUT due_batches uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     given transition[];
     done bigint[];
@@ -148,8 +150,11 @@ BEGIN
         FROM jobs_live j, unnest(given) t
         WHERE j.seq = t.seq AND (j.batch IS NOT NULL OR j.role = 1);
     END IF;
-    IF touched || p_more <> '{}' THEN
-        PERFORM lock_batches(touched || p_more);
+    IF p_due THEN
+        SELECT d.seqs, d.batches INTO due_seqs, due_batches FROM lock_due(p_now) d;
+    END IF;
+    IF touched || due_batches <> '{}' THEN
+        PERFORM lock_batches(touched || due_batches);
     END IF;
     IF given IS NOT NULL THEN
         -- Heads last.

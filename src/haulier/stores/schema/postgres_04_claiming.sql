@@ -275,7 +275,6 @@ DECLARE
     nothing boolean := cardinality(p_seqs) = 0 AND p_moves IS NULL;
     lines demand[];
     me record;
-    due record;
     applied record;
     picked record;
     due_at bigint;
@@ -303,22 +302,12 @@ BEGIN
         RETURN NEXT answer('{"alive": true, "late": true}');
         RETURN;
     END IF;
+    -- Applied before the claim, so that a finish callback is among what it finds.
+    applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
+                           me.alive AND p_wanted > 0);
     IF me.alive AND p_wanted > 0 THEN
-        due := lock_due(v_now);
-    ELSE
-        SELECT NULL::bigint[] AS seqs, NULL::uuid[] AS batches INTO due;
-    END IF;
-    IF nothing AND due.batches IS NULL THEN
-        SELECT '{}'::integer[] AS lost_done, '{}'::integer[] AS lost_moves, false AS settled,
-               false AS ready, '{}'::uuid[] AS drain INTO applied;
-    ELSE
-        -- Applied before the claim, so that a finish callback is among what it finds.
-        applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
-                               coalesce(due.batches, '{}'));
-    END IF;
-    IF me.alive AND p_wanted > 0 THEN
-        IF due.seqs IS NOT NULL THEN
-            PERFORM promote(v_now, due.seqs, due.batches);
+        IF applied.due_seqs IS NOT NULL THEN
+            PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
         began := clock_timestamp();
         picked := pick_jobs(v_now, p_worker, lines);

@@ -253,10 +253,13 @@ DECLARE
 BEGIN
     PERFORM must_be_open();
     PERFORM lock_batches(ARRAY[p_job]);
-    SELECT * INTO j FROM jobs_live WHERE id = p_job FOR UPDATE;
-    IF NOT FOUND THEN
+    -- Twice: what is requeued just now is found neither before in the one nor after in the other.
+    FOR pass IN 1 .. 2 LOOP
+        SELECT * INTO j FROM jobs_live WHERE id = p_job FOR UPDATE;
+        EXIT WHEN FOUND;
         SELECT * INTO j FROM jobs_done WHERE id = p_job FOR UPDATE;
-    END IF;
+        EXIT WHEN FOUND;
+    END LOOP;
     IF j.id IS NULL THEN
         PERFORM refuse('HL001', p_job::text);
     ELSIF j.state = 1 THEN

@@ -25,12 +25,19 @@ BEGIN
         PERFORM refuse('22023', 'payload must be a JSON object');
     ELSIF length(body) > 262144 THEN
         PERFORM refuse('22023', format('payload has %s bytes; it may have 262144', length(body)));
+    ELSIF jsonb_path_exists(payload,
+        'strict $.**{32} ? (@.type() == "object" || @.type() == "array")') THEN
+        PERFORM refuse('22023', 'payload is nested more than 32 levels deep');
+    ELSIF coalesce(version, 0) NOT BETWEEN 1 AND 1000000 OR bulk IS NULL THEN
+        PERFORM refuse('22023', 'version must be from 1 to 1000000, and bulk true or false');
     ELSIF priority IS NULL OR abs(priority) > 10000 THEN
         PERFORM refuse('22023', 'priority must be from -10000 to 10000');
     ELSIF run_at IS NOT NULL AND delay IS NOT NULL THEN
         PERFORM refuse('22023', 'run_at cannot be given together with delay');
     ELSIF NOT (delay BETWEEN interval '0' AND interval '3650 days') OR NOT isfinite(run_at) THEN
         PERFORM refuse('22023', 'delay must be from 0 up to ten years, and run_at an instant');
+    ELSIF run_at >= '10000-01-01Z' THEN
+        PERFORM refuse('22023', 'run_at must be before the year 10000');
     ELSIF length(key) NOT BETWEEN 1 AND 200 OR length(unique_name) NOT BETWEEN 1 AND 200 THEN
         PERFORM refuse('22023', 'key and unique_name must have 1 to 200 characters');
     END IF;

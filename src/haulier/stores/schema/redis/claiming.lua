@@ -97,16 +97,29 @@ local function has_no_room(batch)
   return num(b[1]) > 0 or (b[2] and num(b[3]) + num(b[4]) >= tonumber(b[2]))
 end
 
--- The first job to be run alone that this worker could take, or is to run dry for.
+-- Whether a claim stopped looking before the end of what it may find something in.
+local unlooked = false
+
+-- The first job to be run alone that this worker could take, or is to run dry for. Those of other
+-- workers' kinds, or of paused batches, may be many: the next claim goes on where this one stops.
 local function suitable_loner(worker, demands)
   if call('EXISTS', key('alone')) == 0 then return nil end
   local idle = call('EXISTS', key('running:' .. worker)) == 0
-  for _, id in ipairs(call('ZRANGEBYSCORE', key('alone'), '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+  local at = key('worker:' .. worker)
+  local from = num(call('HGET', at, 'looked'))
+  local ids = call('ZRANGEBYSCORE', key('alone'), '-inf', now, 'LIMIT', from, LONERS_AT_ONCE)
+  for _, id in ipairs(ids) do
     local h = call('HMGET', job_key(id), 'queue', 'kind', 'batch', 'waiter')
     if asked_for(demands, h[1], h[2]) and not has_no_room(h[3]) then
       local mine = h[4] == worker
       if idle or mine or not (h[4] and is_alive(h[4])) then return id, idle, mine end
     end
+  end
+  if #ids == LONERS_AT_ONCE then
+    unlooked = true
+    call('HSET', at, 'looked', from + #ids)
+  elseif from > 0 then
+    call('HDEL', at, 'looked')
   end
 end
 
@@ -147,8 +160,8 @@ end
 -- meets: passing over them would cost every claim the same way again. Returns how many of the first
 -- are sound.
 local function park_ahead(line, pausing)
-  local sound = 0
-  for _, place in ipairs(call('ZRANGE', line, 0, LOOKED_THROUGH - 1)) do
+  local sound, places = 0, call('ZRANGE', line, 0, LOOKED_THROUGH - 1)
+  for _, place in ipairs(places) do
     local id = id_of(place)
     local batch = call('HGET', job_key(id), 'batch')
     if batch and pausing[batch] then
@@ -160,6 +173,7 @@ local function park_ahead(line, pausing)
       sound = sound + 1
     end
   end
+  if sound < #places and #places == LOOKED_THROUGH then unlooked = true end
   return sound
 end
 
@@ -220,7 +234,7 @@ local function take_out(demand, pausing)
   return places
 end
 
--- Claim what the demands ask for and may start now. `more`: others were let into the line by it.
+-- Claim what the demands ask for and may start now. `more`: there may be others by now.
 local function claim(worker, demands)
   promote()
   local floor = num(call('HGET', key('history'), 'generation')) * GENERATION
@@ -236,7 +250,7 @@ local function claim(worker, demands)
     end
   end
   many('ZADD', key('running:' .. worker), running)
-  local more = false
+  local more = unlooked
   for _, touched in ipairs(write_ledger()) do
     if let_in(touched.batch) > 0 then more = true end
   end

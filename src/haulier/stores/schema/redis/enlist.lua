@@ -2,6 +2,7 @@
 -- Keys: worker:<id>, worker:health:<id>, workers, alive.
 
 return run(function()
+  though_full()
   local worker, ttl = arg(), number()
   local host, pid, queues, kinds, slots = arg(), arg(), arg(), arg(), arg()
   local at = key('worker:' .. worker)

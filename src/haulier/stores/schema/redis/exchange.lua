@@ -35,5 +35,6 @@ return run(function()
     end
   end
   return {jobs, lost, call('SMEMBERS', key('cancels:' .. worker)),
-    due and math.max(due - now, 0) or false, alive and 1 or 0, drain_later, inbox}
+    due and math.max(due - now, 0) or false, alive and 1 or 0, drain_later, inbox,
+    wakes_ready and 1 or 0}
 end)

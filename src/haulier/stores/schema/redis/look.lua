@@ -1,9 +1,8 @@
--- What waits: when the first job of each line was ready, how many jobs there are, how many entries
--- wait in inboxes, and how many were refused. Keys: counts, top, below, ready:<queue>:<kind>, scheduled,
--- job:<id>, inbox:<queue>, rejected.
+-- What waits: when the first job of each line was ready, how many jobs there are, and how many entries
+-- of inboxes were refused. Keys: counts, top, below, ready:<queue>:<kind>, scheduled, job:<id>, rejected.
 
 return run(function()
-  local oldest, inbox, seen = nil, 0, {}
+  local oldest
   local function at(id)
     local run_at = tonumber(call('HGET', job_key(id), 'run_at'))
     if not oldest or run_at < oldest then oldest = run_at end
@@ -14,14 +13,10 @@ return run(function()
       local first = call('ZRANGE', key('ready:' .. queue .. ':' .. kind), 0, 0)[1]
       if first then at(id_of(first)) end
     end
-    if not seen[queue] then
-      seen[queue] = true
-      inbox = inbox + call('LLEN', key('inbox:' .. queue))
-    end
   end
   local due = call('ZRANGEBYSCORE', key('scheduled'), '-inf', now, 'LIMIT', 0, 1)[1]
   if due then at(due) end
   local jobs = call('ZCARD', key('top')) + call('ZCARD', key('below'))
-  return {oldest and whole(oldest) or '', jobs, call('HGETALL', key('counts')), inbox,
+  return {oldest and whole(oldest) or '', jobs, call('HGETALL', key('counts')),
     call('LLEN', key('rejected')), call('HGET', key('history'), 'schema') or ''}
 end)

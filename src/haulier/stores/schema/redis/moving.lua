@@ -4,6 +4,9 @@
 
 local lost, handed_over, ended = {}, {}, {}
 
+-- After a loss of history two workers may hold one job by the same number, until the loss is noticed:
+-- so whoever names its worker is asked whether it is that one.
+
 -- Completions are nine of ten moves, and alike: one group of them has queue, kind, role, batch and
 -- worker in common, so that what they change beside their jobs is changed by one command each.
 local function complete_group()
@@ -13,8 +16,8 @@ local function complete_group()
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
-    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq')
-    if h[1] == '1' and h[2] == lease then
+    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker')
+    if h[1] == '1' and h[2] == lease and (not worker or h[6] == worker) then
       call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
       if h[3] and worker then call('SREM', key('cancels:' .. worker), id) end
@@ -116,10 +119,10 @@ local function apply(job, move, delay, result, err, class)
 end
 
 local function apply_one()
-  local ticket, move, id, lease = arg(), arg(), arg(), number()
+  local ticket, move, id, lease, worker = arg(), arg(), arg(), number(), optional()
   local delay, result, err, class = number(), optional(), optional(), optional()
   local job = look(id)
-  if not job or job.state ~= RUNNING or job.lease ~= lease then
+  if not job or job.state ~= RUNNING or job.lease ~= lease or (worker and job.worker ~= worker) then
     lost[#lost + 1] = ticket
     return
   end

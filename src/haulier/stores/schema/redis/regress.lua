@@ -22,6 +22,7 @@ return run(function()
   if EPOCH == '' or (h[1] and h[1] ~= EPOCH) then return {0, 0} end
   local lost = missing(h[1], num(h[2]), num(h[3]))
   if not lost then return {0, 0} end
+  though_full()
   call('HSET', key('history'), 'epoch', new_epoch, 'schema', schema, 'generation',
     math.max(generation, num(h[4])) + 1)
   for _, worker in ipairs(call('ZRANGE', key('alive'), 0, -1)) do

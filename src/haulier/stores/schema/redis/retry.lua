@@ -1,22 +1,21 @@
--- Reopen the head of a settled batch; slices then requeue its failed items. 0 if there is none.
+-- Reopen the head of a settled batch; slices then requeue its failed items. Returns whether it
+-- did, and if not, where to go on looking for an item to requeue, or false if there is none.
 -- Keys: batch:<id>, failed:<batch>, job:<id>, and those of slices.
 
-local function any_failed(batch, class)
+-- Whether any of a stretch of its failed items has an error of that class; if not, where to go on,
+-- or nil at the end.
+local function any_failed(batch, class, from)
   local start = '{"type":' .. class .. ','
-  local from = 0
-  while true do
-    local ids = call('ZRANGE', key('failed:' .. batch), from, from + LOOKED_AT - 1)
-    for _, id in ipairs(ids) do
-      local err = call('HGET', job_key(id), 'error')
-      if err and string.sub(err, 1, #start) == start then return true end
-    end
-    if #ids < LOOKED_AT then return false end
-    from = from + LOOKED_AT
+  local ids = call('ZRANGE', key('failed:' .. batch), from, from + LOOKED_AT - 1)
+  for _, id in ipairs(ids) do
+    local err = call('HGET', job_key(id), 'error')
+    if err and string.sub(err, 1, #start) == start then return true end
   end
+  return false, #ids == LOOKED_AT and from + LOOKED_AT or nil
 end
 
 return run(function()
-  local batch, class, most = arg(), optional(), optional()
+  local batch, class, most, from = arg(), optional(), optional(), number()
   local b = look_at_batch(batch)
   if not b then refuse('missing', '', batch) end
   local top = look(batch)
@@ -26,9 +25,12 @@ return run(function()
   if b.sealed == 0 then
     refuse('state', 'this batch was never completely filled; start it anew')
   end
-  if b.failed == 0 or most == '0' then return 0 end
+  if b.failed == 0 or most == '0' then return {0, false} end
   if top.state ~= RUNNING then
-    if class and not any_failed(batch, class) then return 0 end
+    if class then
+      local found, following = any_failed(batch, class, from)
+      if not found then return {0, following or false} end
+    end
     check_reopen(top, b)
     reopen_head(top, b)
   end
@@ -36,5 +38,5 @@ return run(function()
   call('HDEL', batch_key(batch), 'retry_type', 'retry_left')
   if class then call('HSET', batch_key(batch), 'retry_type', class) end
   if most then call('HSET', batch_key(batch), 'retry_left', most) end
-  return 1
+  return {1, false}
 end)

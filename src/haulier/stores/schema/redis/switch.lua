@@ -3,6 +3,7 @@
 -- Keys: batch:<id>, gated, draining, job:<id>, parked:<batch>.
 
 return run(function()
+  though_full()
   local batch, paused = arg(), number()
   local b = look_at_batch(batch)
   if not b then refuse('missing', '', batch) end
