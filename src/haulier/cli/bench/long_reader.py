@@ -38,7 +38,7 @@ class _Timed:
         await self._store.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, *exc: Any) -> None:
         await self._store.__aexit__(*exc)
 
     async def exchange(self, *arguments: Any, **options: Any) -> Exchange:

@@ -16,9 +16,7 @@ from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import job_from_row, storable
 
 _EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
-_APPLY = (
-    "SELECT drain::text[] FROM apply_moves(coalesce($1, clock_us()), '{}', '{}', '{}', $2, false)"
-)
+_PUT_BACK = "SELECT put_back($1, $2)::text[]"
 _END = "SELECT * FROM end_worker($1, $2, $3)"
 
 
@@ -42,7 +40,7 @@ class Frontier:
     that came in there waits a second at most.
     """
 
-    def __init__(self, *, still: bool) -> None:
+    def __init__(self, *, still: bool = False) -> None:
         self._still = still
         self._ranks: dict[Line, int] = {}
         self._rests_until = 0.0
@@ -192,5 +190,5 @@ async def retire(
         if not held:
             return 0, []
         moves = moves_to_text([after_loss(job) for job in held])
-        drain = await connection.fetchval(_APPLY, now, moves)
+        drain = await connection.fetchval(_PUT_BACK, now, moves)
         return len(held), list(drain)

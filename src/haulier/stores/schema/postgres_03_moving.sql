@@ -198,6 +198,12 @@ BEGIN
     END LOOP;
 END $$;
 
+-- The same for jobs whose worker was lost; the batches that are to be gone on with.
+CREATE FUNCTION put_back(p_now bigint, p_moves jsonb) RETURNS uuid[] LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (apply_moves(coalesce(p_now, clock_us()), '{}', '{}', '{}', p_moves, false)).drain;
+END $$;
+
 -- The places of completions that were not applied; each job counts once, even when a finish was
 -- delivered twice.
 CREATE FUNCTION places_lost(p_seqs bigint[], p_leases integer[], p_done bigint[])

@@ -1,0 +1,195 @@
+"""PostgreSQL: jobs in the caller's own transaction, from SQL and from Python."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from haulier.app import App
+from haulier.domain.job import JobState, Role
+from haulier.exceptions import (
+    ConfigurationError,
+    JobNotFoundError,
+)
+from haulier.ports import JobFilter
+from haulier.stores.postgres.connection import Place
+from support import Hand, wait_until, work
+
+
+def schema_of(url: str) -> str:
+    return Place.from_url(url).schema
+
+
+class TestEnqueueFunction:
+    """`SELECT haulier.enqueue(...)` from any driver, in the caller's own transaction."""
+
+    async def test_what_is_committed_runs_and_what_is_rolled_back_never_was(
+        self, server, url, store
+    ):
+        hand = await Hand.enlist(store)
+        call = f"SELECT {schema_of(url)}.enqueue('work', %s::jsonb, priority => 7, key => 'k')"
+        with psycopg.connect(server) as db:
+            (gone,) = db.execute(call, ['{"n": 1}']).fetchone()
+            db.rollback()
+            (kept,) = db.execute(call, ['{"n": 2}']).fetchone()
+            assert await hand.claim(9) == []
+            told: list[int] = []
+            with store.watch(lambda: told.append(1), ready=True):
+                db.commit()
+                await wait_until(lambda: told)
+        job = await hand.claim_one()
+        assert (job.id, job.priority, job.key) == (str(kept), 7, "k")
+        assert json.loads(job.payload) == {"n": 2}
+        assert job.role is Role.SINGLE
+        with pytest.raises(JobNotFoundError):
+            await store.get(str(gone))
+
+    async def test_from_sqlalchemy(self, server, url, store):
+        engine = create_async_engine(server.replace("postgresql://", "postgresql+psycopg://"))
+        statement = text(f"SELECT {schema_of(url)}.enqueue('work', '{{\"n\": 1}}')")
+        async with engine.begin() as db:
+            kept = (await db.execute(statement)).scalar()
+        async with engine.connect() as db:
+            await db.execute(statement)
+            await db.rollback()
+        await engine.dispose()
+        hand = await Hand.enlist(store)
+        assert [job.id for job in await hand.claim(9)] == [str(kept)]
+
+    async def test_when_it_runs_and_what_it_is_called(self, server, url, store):
+        schema, job_id = schema_of(url), work().id
+        with psycopg.connect(server, autocommit=True) as db:
+
+            def enqueue(arguments: str, *values: object) -> str:
+                row = db.execute(f"SELECT {schema}.enqueue({arguments})", values).fetchone()
+                return str(row[0])
+
+            later = enqueue("'work', delay => '1 hour'")
+            at = enqueue("'work', run_at => now() + interval '2 hours'")
+            named = enqueue("'work', unique_name => 'one'")
+            assert enqueue("'work', unique_name => 'one'") == named
+            for _ in range(2):
+                assert enqueue("'work', id => %s", job_id) == job_id
+            top = enqueue("'bulk', bulk => true, queue => 'night'")
+        created = (await store.get(later)).created_at
+        assert (await store.get(later)).run_at - created == 3600 * 1_000_000
+        assert 7190 < ((await store.get(at)).run_at - created) / 1_000_000 < 7210
+        batch = await store.batch(top)
+        assert (batch.queue, batch.sealed) == ("night", False)
+        assert sum((await store.counts()).values()) == 5
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("''", "dotted name"),
+            ("'a b'", "dotted name"),
+            ("NULL", "dotted name"),
+            ("'work', queue => 'x y'", "dotted name"),
+            ("'work', '[1]'", "JSON object"),
+            ("'work', NULL", "JSON object"),
+            ("'work', jsonb_build_object('x', repeat('y', 300000))", "262144"),
+            ("'work', priority => 10001", "priority"),
+            ("'work', delay => '-1 second'", "delay"),
+            ("'work', delay => '1 s', run_at => now()", "together"),
+            ("'work', run_at => 'infinity'", "instant"),
+            ("'work', key => ''", "characters"),
+        ],
+    )
+    async def test_bad_values_are_refused_with_their_reason(
+        self, server, url, store, arguments, message
+    ):
+        with (
+            psycopg.connect(server, autocommit=True) as db,
+            pytest.raises(psycopg.errors.InvalidParameterValue, match=message),
+        ):
+            db.execute(f"SELECT {schema_of(url)}.enqueue({arguments})")
+        assert await store.counts() == {}
+
+    async def test_a_producer_needs_no_right_to_the_tables(self, server, url, store, admin):
+        schema, role = schema_of(url), f"r_{secrets.token_hex(4)}"
+        admin.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema} TO {role}")
+        try:
+            with psycopg.connect(server.replace("haulier@", f"{role}@"), autocommit=True) as db:
+                db.execute(f"SELECT {schema}.enqueue('work')")
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    db.execute(f"SELECT * FROM {schema}.jobs")
+            assert sum((await store.counts()).values()) == 1
+        finally:
+            admin.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    async def test_its_jobs_are_run_by_their_tasks(self, server, url):
+        app = App(url)
+        ran: list[int] = []
+
+        @app.task
+        async def noted(number: int) -> None:
+            ran.append(number)
+
+        async with app, app.working():
+            with psycopg.connect(server, autocommit=True) as db:
+                db.execute(f"SELECT {schema_of(url)}.enqueue('noted', '{{\"number\": 7}}')")
+                db.execute(f"SELECT {schema_of(url)}.enqueue('noted', '{{\"number\": \"x\"}}')")
+            await wait_until(lambda: ran)
+            page = JobFilter(states=frozenset({JobState.FAILED}))
+            await wait_until(lambda: has_jobs(app, page))
+        assert ran == [7]
+
+
+async def has_jobs(app: App, where: JobFilter) -> bool:
+    return bool((await app.find(where)).jobs)
+
+
+class TestConnection:
+    """`app.enqueue(..., connection=...)`."""
+
+    @pytest.fixture
+    async def app(self, url: str) -> AsyncIterator[App]:
+        app = App(url)
+
+        @app.task
+        async def work(n: int) -> None:
+            del n
+
+        async with app:
+            yield app
+
+    async def test_of_asyncpg(self, app, server):
+        connection = await Place.from_url(server).connect("test", 5)
+        try:
+            transaction = connection.transaction()
+            await transaction.start()
+            gone = await app.enqueue("work", {"n": 1}, connection=connection)
+            await transaction.rollback()
+            with pytest.raises(JobNotFoundError):
+                await app.get(gone)
+            async with connection.transaction():
+                kept = await app.enqueue("work", {"n": 2}, connection=connection)
+                with pytest.raises(JobNotFoundError):
+                    await app.get(kept)
+            assert (await app.get(kept)).state is JobState.PENDING
+        finally:
+            await connection.close()
+
+    async def test_of_sqlalchemy(self, app, server):
+        engine = create_async_engine(server.replace("postgresql://", "postgresql+asyncpg://"))
+        async with engine.connect() as db:
+            gone = await app.enqueue("work", {"n": 1}, connection=db)
+            await db.rollback()
+        async with engine.begin() as db:
+            kept = await app.enqueue("work", {"n": 1}, connection=db)
+        await engine.dispose()
+        with pytest.raises(JobNotFoundError):
+            await app.get(gone)
+        assert (await app.get(kept)).state is JobState.PENDING
+
+    async def test_anything_else_is_refused(self, app, server):
+        with psycopg.connect(server) as db:
+            for other in (db, object()):
+                with pytest.raises(ConfigurationError, match="asyncpg"):
+                    await app.enqueue("work", {"n": 1}, connection=other)
