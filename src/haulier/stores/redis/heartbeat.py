@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import redis as driver
+from hiredis import pack_command
+from redis import connection as blocking
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
@@ -19,6 +22,12 @@ from haulier.stores.redis.scripts import script
 SHORTEST, LONGEST = 1.0, 5.0
 """Seconds that a renewal waits for any answer: a fifth of the ttl, within these bounds."""
 
+_BLOCKING: dict[Any, Any] = {
+    Connection: blocking.Connection,
+    SSLConnection: blocking.SSLConnection,
+    UnixDomainSocketConnection: blocking.UnixDomainSocketConnection,
+}
+
 
 class RedisHeartbeat:
     def __init__(
@@ -28,7 +37,7 @@ class RedisHeartbeat:
         self._worker = worker_id
         self._ttl = ttl
         self._now = now
-        self._client: driver.Redis | None = None
+        self._connection: Any = None
 
     def renew(self) -> Renewal:
         # It renews whatever became of the history: a worker that has to end is told so.
@@ -43,24 +52,32 @@ class RedisHeartbeat:
         return Renewal(alive=bool(alive), cancels=tuple(each.decode() for each in cancels))
 
     def _call(self, args: tuple[Any, ...]) -> Any:
-        if self._client is None:
+        if self._connection is None:
             patience = min(max(self._ttl / MICROSECOND / 5, SHORTEST), LONGEST)
-            self._client = connect_blocking(self._address, patience)
+            self._connection = connect_blocking(self._address, patience)
         which = script("renew")
-        call = self._client.execute_command
         try:
-            return call("EVALSHA", which.sha, 1, *args)  # type: ignore[no-untyped-call]
+            return self._ask("EVALSHA", which.sha, 1, *args)
         except NoScriptError:
-            return call("EVAL", which.source, 1, *args)  # type: ignore[no-untyped-call]
+            return self._ask("EVAL", which.source, 1, *args)
+
+    def _ask(self, *command: Any) -> Any:
+        assert self._connection is not None
+        self._connection.send_packed_command([pack_command(command)], check_health=False)
+        return self._connection.read_response()
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
 
 
-def connect_blocking(address: Address, patience: float) -> driver.Redis:
-    """A client for a thread that has no event loop; each of its waits is bounded."""
+def connect_blocking(address: Address, patience: float) -> Any:
+    """A connection for a thread that has no event loop; each of its waits is bounded.
+
+    Not a client of the driver, whose pool takes a connection for a dirty one when the server has
+    sent it a TLS session ticket.
+    """
     # By itself the driver tries ten times, which may take a minute: far longer than a ttl.
     once: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
@@ -70,11 +87,9 @@ def connect_blocking(address: Address, patience: float) -> driver.Redis:
     arguments = address.arguments | once
     if address.service is not None:
         arguments["host"], arguments["port"] = _primary(address, once)
-    if "path" in arguments:
-        arguments["unix_socket_path"] = arguments.pop("path")
-    if "SSL" in address.connection.__name__:
-        arguments["ssl"] = True
-    return driver.Redis(**arguments, single_connection_client=True)
+    connection = _BLOCKING[address.connection](**arguments)
+    connection.connect()
+    return connection
 
 
 def _primary(address: Address, arguments: dict[str, Any]) -> tuple[str, int]:
