@@ -198,8 +198,7 @@ def _empty(url: str, schema: str) -> None:
         # TRUNCATE makes new files for every table and index, which takes 30 times as long.
         empty = "; ".join(f"DELETE FROM {name}" for name in names)
     db.execute(
-        f"{empty}; UPDATE {schema}.history SET last = 0, "
-        "epoch = substr(md5(random()::text), 1, 8)"
+        f"{empty}; UPDATE {schema}.history SET last = 0, epoch = substr(md5(random()::text), 1, 8)"
     )
 
 

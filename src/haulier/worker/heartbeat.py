@@ -1,7 +1,7 @@
 """Keeps a worker incarnation alive from a thread of its own.
 
-A job that blocks the event loop with pure Python does not stop this thread, so it loses nothing.
-A second thread watches it: a renewal that hangs (on a dead network, in a name lookup) must not keep
+A job that blocks the event loop with pure Python does not stop this thread, so it loses nothing. A
+second thread watches it: a renewal that hangs (on a dead network, in a name lookup) must not keep
 the incarnation from giving itself up in time.
 """
 

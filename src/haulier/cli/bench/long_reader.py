@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from haulier.app import App
@@ -38,8 +39,13 @@ class _Timed:
         await self._store.__aenter__()
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
-        await self._store.__aexit__(*exc)
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._store.__aexit__(exc_type, exc, tb)
 
     async def exchange(self, *arguments: Any, **options: Any) -> Exchange:
         began = time.perf_counter()
