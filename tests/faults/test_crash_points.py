@@ -19,8 +19,8 @@ from haulier.services.ids import new_id
 from simulation.history import look
 from support import wait_until
 
-TTL = 1.0
-AT_ONCE = 8
+TTL = 2.5
+AT_ONCE = 12
 """Runs side by side: most of their time they wait for a ttl to pass."""
 
 BY_OPERATORS = {
