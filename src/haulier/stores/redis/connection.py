@@ -121,9 +121,14 @@ class Pool:
     async def _take(self) -> AbstractConnection:
         while self._idle:
             connection, since = self._idle.pop()
-            if await _is_alive(connection, time.monotonic() - since):
+            alive = False
+            try:
+                alive = await _is_alive(connection, time.monotonic() - since)
+            finally:
+                if not alive:
+                    await asyncio.shield(_drop(connection))
+            if alive:
                 return connection
-            await _drop(connection)
         return await self.connect()
 
     async def _drop_idle(self) -> None:
