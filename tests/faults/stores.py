@@ -51,12 +51,12 @@ def _port(ground: Ground) -> int:
 
 
 def _postgres() -> servers.Server:
-    return servers.PostgresServer("postgres", servers.machine_postgres())
+    return servers.PostgresServer("postgres", servers.any_postgres())
 
 
 def _redis() -> servers.Server:
     # What was answered is on the disk: only so a server that is killed loses nothing for sure.
-    return servers.RedisServer("redis", servers.machine_redis(), appendfsync="always")
+    return servers.RedisServer("redis", servers.any_redis(), appendfsync="always")
 
 
 STORES: dict[str, Kind] = {
