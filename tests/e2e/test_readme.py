@@ -82,7 +82,8 @@ def test_make_test_checks_and_then_tests():
     assert "ruff check" in done.stdout
     assert "mypy" in done.stdout
     assert "lint-imports" in done.stdout
-    assert done.stdout.rstrip().endswith("python -m pytest")
+    tests = re.findall(r"python -m pytest (.*)", done.stdout)
+    assert tests[-2:] == ["-q -n 3 --ignore=tests/faults", "-n 2 tests/faults"]
 
 
 @pytest.mark.parametrize("command", [c for c in HAULIER if not c.startswith("haulier serve")])

@@ -281,6 +281,8 @@ class TestCutOff:
         """A batch of which so many items run and at least so many were dropped."""
 
         async def prepare() -> str:
+            # Of an earlier try items may still be pending, and stand first in the line.
+            await store.sweep()
             batch = await filled_batch(store, MANY, finish=AFTERWARDS)
             await hand.claim(claimed)
             return batch
@@ -295,6 +297,7 @@ class TestCutOff:
 
     async def half_retried(self, store, hand) -> str:
         async def prepare() -> str:
+            await store.sweep()
             batch = await filled_batch(store, MANY, finish=AFTERWARDS)
             await hand.work_off(Move.FAIL)
             return batch

@@ -129,8 +129,10 @@ BEGIN
     RETURN rows = 5000;
 END $$;
 
+-- STABLE: it sees what the statement sees that asks.
 CREATE FUNCTION current_counts()
-RETURNS TABLE (queue text, kind text, role smallint, state smallint, n bigint) LANGUAGE plpgsql AS $$
+RETURNS TABLE (queue text, kind text, role smallint, state smallint, n bigint)
+LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN QUERY SELECT a.queue, a.kind, a.role, a.state, sum(a.n)::bigint FROM (
         SELECT c.queue, c.kind, c.role, c.state, c.n FROM counts c
@@ -151,7 +153,6 @@ CREATE FUNCTION prune_jobs(p_now bigint, p_kind text, p_state smallint, p_age bi
     OUT removed integer, OUT batches uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
-    there bigint;
     seqs bigint[];
     batch uuid;
 BEGIN
@@ -166,16 +167,17 @@ BEGIN
             ORDER BY finished_at LIMIT 250 FOR UPDATE SKIP LOCKED) d;
     END IF;
     IF seqs IS NULL AND p_count IS NOT NULL THEN
-        SELECT coalesce(sum(c.n), 0) INTO there FROM current_counts() c
-        WHERE c.kind = p_kind AND c.state = p_state AND c.role < 2;
-        IF there > p_count THEN
-            -- One that cannot go yet is still one of the oldest: no younger one goes in its stead.
-            SELECT array_agg(d.seq) INTO seqs FROM (
-                SELECT seq, id, role FROM jobs_done
-                WHERE kind = p_kind AND state = p_state AND role < 2
-                ORDER BY finished_at LIMIT least(there - p_count, 250) FOR UPDATE SKIP LOCKED) d
-            WHERE whole(d.id, d.role);
-        END IF;
+        -- Counted and looked for in one statement, or others that prune could remove in between what
+        -- was counted, and younger ones would go. One that cannot go yet is still one of the oldest:
+        -- no younger one goes in its stead either.
+        SELECT array_agg(d.seq) INTO seqs FROM (
+            SELECT seq, id, role FROM jobs_done
+            WHERE kind = p_kind AND state = p_state AND role < 2
+            ORDER BY finished_at LIMIT (
+                SELECT least(greatest(coalesce(sum(c.n), 0) - p_count, 0), 250)::bigint
+                FROM current_counts() c
+                WHERE c.kind = p_kind AND c.state = p_state AND c.role < 2)) d
+        WHERE whole(d.id, d.role);
     END IF;
     IF seqs IS NULL THEN
         RETURN;
@@ -190,8 +192,10 @@ BEGIN
         prune_jobs.batches := prune_jobs.batches || batch;
         removed := removed + 1 + (SELECT total FROM batches WHERE id = batch);
     END LOOP;
+    -- Locked, or one that is just being requeued would be removed as a pending job.
     removed := removed + remove_jobs(v_now,
-        ARRAY(SELECT seq FROM jobs_done WHERE seq = ANY (seqs) AND role = 0), false, false);
+        ARRAY(SELECT seq FROM jobs_done WHERE seq = ANY (seqs) AND role = 0
+              ORDER BY seq FOR UPDATE SKIP LOCKED), false, false);
 END $$;
 
 -- A head may be final while its items still stop; others are being retried or deleted.
