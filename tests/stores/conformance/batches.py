@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -13,7 +14,7 @@ from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import MAX_LOST, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
-from support import Hand, adds_up, filled_batch, head, items, move, work
+from support import Hand, adds_up, filled_batch, head, items, move, wait_until, work
 
 AFTERWARDS = FinishCallback(kind="afterwards", queue="later")
 
@@ -277,14 +278,31 @@ class TestManyItems:
 class TestCutOff:
     """Whoever began such work may die of it; the next sweep of any worker takes it up."""
 
+    async def nothing_waits(self, store) -> bool:
+        await store.sweep()
+        counts = await store.counts()
+        return not any(
+            count
+            for (_, kind, _, state), count in counts.items()
+            if kind == "work" and state is JobState.PENDING
+        )
+
     async def half_cancelled(self, store, hand, claimed: int, dropped: int) -> str:
         """A batch of which so many items run and at least so many were dropped."""
 
         async def prepare() -> str:
-            # Of an earlier try items may still be pending, and stand first in the line.
-            await store.sweep()
+            # Items of an earlier try stand first in the line, until its last slice, which its
+            # server may still be busy with, has let them go.
+            await wait_until(partial(self.nothing_waits, store))
             batch = await filled_batch(store, MANY, finish=AFTERWARDS)
-            await hand.claim(claimed)
+            mine: list[Job] = []
+
+            async def holds_enough() -> bool:
+                mine.extend(await hand.claim(claimed - len(mine)))
+                return len(mine) == claimed
+
+            await wait_until(holds_enough)
+            assert {job.batch_id for job in mine} <= {batch}
             return batch
 
         async def half_way(batch: str) -> bool:
