@@ -102,6 +102,7 @@ class TestOperators:
             ]
         )
 
+    @pytest.mark.faults_long
     async def test_work_on_many_that_is_cut_off_between_two_slices_is_done_to_its_end(
         self, nursery, place, dice
     ):
