@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -235,7 +236,8 @@ async def cut_off(verb: Verb, prepare: Callable[[], Awaitable[str]], half_way: L
         while not task.done() and not await half_way(batch):
             pass
         task.cancel()
-        await asyncio.wait([task])
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
         if await half_way(batch):
             return batch
     raise AssertionError("the verb was always through before it could be cut off")
@@ -293,7 +295,11 @@ class TestCutOff:
         async def prepare() -> str:
             # Items of an earlier try stand first in the line, until its last slice, which its
             # server may still be busy with, has let them go.
-            await wait_until(partial(self.nothing_waits, store))
+            try:
+                await wait_until(partial(self.nothing_waits, store))
+            except AssertionError as error:
+                error.add_note(f"{await store.counts()}, {await store.batches()}")
+                raise
             batch = await filled_batch(store, MANY, finish=AFTERWARDS)
             mine: list[Job] = []
 
