@@ -10,8 +10,6 @@ import asyncio
 import random
 import signal
 
-import pytest
-
 from faults.run import Run
 from faults.script import TOLD, Names, prepare
 from haulier.domain.batch import BatchPolicy
