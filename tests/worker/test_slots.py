@@ -70,6 +70,31 @@ async def test_never_more_is_claimed_than_can_start_at_once(app):
     assert meter.most == {"light": 5, "heavy": 2}
 
 
+async def test_slots_are_filled_by_halves_so_that_one_half_runs_while_the_other_is_claimed(
+    app, monkeypatch
+):
+    meter = Meter()
+    asked = []
+
+    @app.task
+    async def light() -> None:
+        await meter.stay("light")
+
+    exchange = app.store.exchange
+
+    async def spy(worker_id, finished, demands, **more):
+        asked.extend(demand.slots for demand in demands if "light" in demand.portions[0].kinds)
+        return await exchange(worker_id, finished, demands, **more)
+
+    monkeypatch.setattr(app.store, "exchange", spy)
+    await app.enqueue_many(light, [{}] * 5)
+    async with app.working(WorkerOptions(concurrency=5)):
+        await wait_until(lambda: meter.now == {"light": 5})
+        assert asked == [3, 2]
+        meter.go_on.set()
+        await wait_until(lambda: _done(app, 5))
+
+
 async def test_a_kind_keeps_to_its_own_number_and_does_not_starve(app):
     meter = Meter()
 

@@ -56,10 +56,15 @@ class Lane:
         )
 
     def demand(self, queues: tuple[str, ...]) -> Demand | None:
-        """What this lane could start now; None if nothing."""
+        """What this lane could start now, but no more than half of it; None if nothing.
+
+        All at once, short jobs would run in step: the worker idle while the store is busy, and the
+        other way round. By halves the one half runs while the other is exchanged.
+        """
         free = self.slots - self.busy - self.withheld
         if free <= 0:
             return None
+        free = min(free, (self.slots + 1) // 2)
         together = list(self.free_kinds)
         portions = []
         for kind, cap in self.capped.items():

@@ -158,10 +158,11 @@ class Session:
                 raise self._bug
             self._wake.clear()
             finished, self._finished = self._finished, []
+            demands = self._demands()
             try:
                 if finished:
                     await self._notes.flush()
-                reply = await self._exchange(finished, self._demands())
+                reply = await self._exchange(finished, demands)
             except BaseException as error:
                 # Kept and handed in again: repeating a fenced transition does no harm.
                 self._finished = finished + self._finished
@@ -182,7 +183,7 @@ class Session:
                 continue
             if self._stopping and not self._jobs and not self._finished:
                 return
-            if not self._finished:
+            if not self._finished and not self._wants_more(reply, demands):
                 due = LONGEST_WAIT if reply.due_in is None else reply.due_in / MICROSECOND
                 await self._wait(min(due, LONGEST_WAIT))
 
@@ -238,6 +239,11 @@ class Session:
         threads.withheld = max(0, self._executors.threads.abandoned - threads.slots)
         demands = (lane.demand(self._options.queues) for lane in self._lanes.values())
         return [demand for demand in demands if demand is not None]
+
+    def _wants_more(self, reply: Exchange, demands: Sequence[Demand]) -> bool:
+        """Whether everything that was asked for came, and there is room for more."""
+        wanted = sum(demand.slots for demand in demands)
+        return 0 < wanted <= len(reply.jobs) and bool(self._demands())
 
     async def _wait(self, seconds: float) -> None:
         try:
