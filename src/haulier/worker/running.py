@@ -30,8 +30,8 @@ ABANDON_AFTER = 5.0
 SCAN_EVERY = 1.0
 
 AT_ONCE = 32
-"""Jobs that are started before the loop looks at its sockets again: what the worker asks of the store
-next should not wait for all that it has got just now."""
+"""Jobs that are started before the loop looks at its sockets again: what the worker asks next of
+the store should not wait until all that it has got just now have run."""
 
 _log = structlog.get_logger("haulier.worker")
 
