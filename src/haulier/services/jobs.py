@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch, FinishCallback
-from haulier.domain.ids import derived_id
+from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
     ConfigurationError,
@@ -68,9 +68,9 @@ class JobManager:
         checked = validate(definition, payload)
         if definition.expand:
             # The whole input of a batch may take a second to seal: not on the event loop.
-            job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
+            (job,) = await asyncio.to_thread(self._new_jobs, definition, plan, [job_id], [checked])
         else:
-            job = self._new_job(definition, checked, plan, job_id)
+            (job,) = self._new_jobs(definition, plan, [job_id], [checked])
         policy = plan.batch_policy(_own_finish(definition, plan))
         inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
@@ -91,10 +91,7 @@ class JobManager:
         ids: list[str] = []
         size = CHUNK if plan.unique is None else UNIQUE_CHUNK
         for chunk in _chunks(self._checked(definition, payloads), size):
-            jobs = [
-                self._new_job(definition, payload, plan, job_id)
-                for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
-            ]
+            jobs = self._new_jobs(definition, plan, new_ids(len(chunk)), chunk)
             instead = (await self.store.insert(jobs, policy=policy)).instead
             ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
         return ids
@@ -221,12 +218,13 @@ class JobManager:
         numbered: Iterable[tuple[int, BaseModel]],
         plan: Plan,
     ) -> list[NewJob]:
-        return [
-            self._new_job(
-                definition, payload, plan, derived_id(batch_id, str(position)), batch_id, position
-            )
-            for position, payload in numbered
-        ]
+        positions: list[int] = []
+        payloads: list[BaseModel] = []
+        for position, payload in numbered:
+            positions.append(position)
+            payloads.append(payload)
+        ids = derived_ids(batch_id, map(str, positions))
+        return self._new_jobs(definition, plan, ids, payloads, batch_id, positions)
 
     def _checked(
         self, definition: TaskDefinition, payloads: Iterable[Payload]
@@ -244,32 +242,43 @@ class JobManager:
             return None
         return FinishCallback(kind=finish_kind, queue=self.registry.get(finish_kind).queue)
 
-    def _new_job(
+    def _new_jobs(
         self,
         definition: TaskDefinition,
-        payload: BaseModel,
         plan: Plan,
-        job_id: str,
+        ids: Sequence[str],
+        payloads: Sequence[BaseModel],
         batch_id: str | None = None,
-        position: int | None = None,
-    ) -> NewJob:
-        return NewJob(
-            id=job_id,
-            kind=definition.kind,
-            payload=encode(definition, payload, job_id, self.sealer),
-            version=definition.version,
-            queue=plan.queue,
-            priority=plan.priority,
-            run_at=plan.run_at,
-            delay=plan.delay,
-            key=plan.key,
-            retry=plan.retry,
-            role=definition.role if batch_id is None else Role.ITEM,
-            batch_id=batch_id,
-            position=position,
-            on_lost=definition.on_lost,
-            unique=plan.names(definition, payload) if batch_id is None else (),
-        )
+        positions: Iterable[int | None] = repeat(None),
+    ) -> list[NewJob]:
+        """Jobs of one kind and plan; those of a batch are its items."""
+        sealer, single = self.sealer, batch_id is None
+        kind, version, on_lost = definition.kind, definition.version, definition.on_lost
+        queue, priority, run_at, delay = plan.queue, plan.priority, plan.run_at, plan.delay
+        key, retry = plan.key, plan.retry
+        role = definition.role if single else Role.ITEM
+        named = single and plan.named
+        return [
+            # All fields in their order: given by name they take twice the time.
+            NewJob(
+                job_id,
+                kind,
+                encode(definition, payload, job_id, sealer),
+                version,
+                queue,
+                priority,
+                run_at,
+                delay,
+                key,
+                retry,
+                role,
+                batch_id,
+                position,
+                on_lost,
+                plan.names(definition, payload) if named else (),
+            )
+            for job_id, payload, position in zip(ids, payloads, positions, strict=False)
+        ]
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────
 
