@@ -24,6 +24,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import JobFilter, JobStore
 from haulier.services import selection
+from haulier.services.ahead import PART, insert_all
 from haulier.services.ids import new_ids
 from haulier.services.options import Options, Plan, job_id_of, plan_of
 from haulier.services.payload import encode, validate
@@ -89,11 +90,17 @@ class JobManager:
         _refuse_options_of_one(options, plan)
         policy = plan.batch_policy(_own_finish(definition, plan))
         ids: list[str] = []
-        size = CHUNK if plan.unique is None else UNIQUE_CHUNK
-        for chunk in _chunks(self._checked(definition, payloads), size):
-            jobs = self._new_jobs(definition, plan, new_ids(len(chunk)), chunk)
+
+        async def insert(jobs: Sequence[NewJob]) -> None:
             instead = (await self.store.insert(jobs, policy=policy)).instead
             ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
+
+        parts = (
+            self._new_jobs(definition, plan, new_ids(len(part)), part)
+            for part in _chunks(self._checked(definition, payloads), PART)
+        )
+        size = CHUNK if plan.unique is None else UNIQUE_CHUNK
+        await insert_all(insert, parts, size, ahead=isinstance(payloads, Sequence))
         return ids
 
     async def enqueue_batch(
@@ -120,8 +127,8 @@ class JobManager:
         checked = self._checked(definition, items)
         head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
-        chunks = _chunks(enumerate(checked))
-        first = next(chunks, [])
+        numbered = iter(enumerate(checked))
+        first = list(islice(numbered, CHUNK))
         sealed = len(first) < CHUNK
         opening = self._items(definition, batch_id, first, plan)
         ours = False
@@ -133,8 +140,10 @@ class JobManager:
                 if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
-            for chunk in chunks:
-                await self.store.insert(self._items(definition, batch_id, chunk, plan))
+            parts = _chunks(numbered, PART)
+            rest = (self._items(definition, batch_id, part, plan) for part in parts)
+            ahead = isinstance(items, Sequence)
+            await insert_all(self.store.insert, rest, CHUNK, ahead=ahead)
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
@@ -429,7 +438,7 @@ def _validated_item(definition: TaskDefinition, index: int, payload: Payload) ->
         ) from None
 
 
-def _chunks(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
