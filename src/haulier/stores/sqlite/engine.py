@@ -212,8 +212,8 @@ class _Group:
 class Writer(Lane):
     """The lane through which every write of this process goes."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path))
+    def __init__(self, path: str, *, create: bool) -> None:
+        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path, create=create))
         self._watchers = Watchers()
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None
