@@ -2,9 +2,10 @@
 
 The verbs speak of jobs, never of SQL or Lua, and each is one atomic step. `exchange` is the hot
 one: finished transitions go in, newly claimed jobs come out, one round trip and one commit. Every
-call raises StoreError when the store cannot serve, within the store's deadline, and may then have
-been applied or not: each verb can be repeated without harm. StoreClosedError says that the store is
-not open, so that waiting does not help.
+call raises StoreError when the store cannot serve, within the store's deadline (or a shorter one of
+the caller's, see services/deadlines.py), and may then have been applied or not: each verb can be
+repeated without harm. StoreClosedError says that the store is not open, so that waiting does not
+help.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.errors import translated
 from haulier.stores.redis.scripts import script
@@ -85,6 +86,7 @@ class Pool:
         if not self._open:
             sending.close()
             raise StoreClosedError(f"the store {self._address.text} is closed")
+        deadline = shortened(deadline)
         try:
             async with asyncio.timeout(deadline):
                 answers = await sending

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
 from haulier.stores.watching import Change, Watchers
 
@@ -92,6 +93,7 @@ class Lane:
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
+        deadline = shortened(deadline)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
