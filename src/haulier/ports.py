@@ -28,6 +28,10 @@ from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
 
+CHUNK = 2000
+"""Jobs that one insert takes where there is nothing against it: it stays far below the 50 ms that a
+writer may take."""
+
 
 class Clock(Protocol):
     """The time of the machine a store runs on."""
@@ -215,10 +219,17 @@ class Transferable(Protocol):
 
 
 class JobStore(JobReader, Protocol):
-    """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal."""
+    """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal.
+
+    Who has more than `chunk` jobs to insert does so in several calls, between which others get
+    their turn. A longer call is one transaction all the same, and keeps them waiting.
+    """
 
     @property
     def ttl(self) -> float: ...
+
+    @property
+    def chunk(self) -> int: ...
 
     async def __aenter__(self) -> Self: ...
 

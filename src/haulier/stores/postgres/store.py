@@ -21,6 +21,7 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreError, StoreUnavailableError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -65,6 +66,7 @@ class PostgresStore:
         create: bool = True,
     ) -> None:
         self.ttl = ttl
+        self.chunk = CHUNK
         self._place = place
         self._deadline = deadline
         self._clock = clock

@@ -44,6 +44,10 @@ from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
+
+CHUNK = 400
+"""Jobs that one script inserts in some 5 ms, in which the server serves nobody else."""
+
 EMPTY = Exchange()
 
 
@@ -66,6 +70,7 @@ class RedisStore:
     ) -> None:
         self.address = Address.of(url)
         self.ttl = ttl
+        self.chunk = CHUNK
         self._deadline = deadline
         self._clock = clock
         self._history = History(self.address, deadline, self._now, create=create)

@@ -23,6 +23,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -75,6 +76,7 @@ class SqliteStore:
     ) -> None:
         self.path = path
         self.ttl = ttl
+        self.chunk = CHUNK
         self._deadline = deadline
         self._clock = clock or SystemClock()
         self._writer = Writer(path, create=create)
