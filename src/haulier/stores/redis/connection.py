@@ -163,10 +163,12 @@ class Pool:
         """Where Sentinel says that the primary is."""
         assert self._address.service is not None
         if self._sentinel is None:
+            tls = self._address.sentinel_tls
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 self._address.sentinels,
                 # By itself the driver asks a dead one ten times before it turns to the next.
                 sentinel_kwargs={
+                    **({} if tls is None else {"ssl": True, **tls}),
                     "retry": Retry(NoBackoff(), 0),
                     "socket_timeout": SENTINEL_SECONDS,
                     "socket_connect_timeout": SENTINEL_SECONDS,
