@@ -28,6 +28,10 @@ Operation = Callable[[apsw.Connection], T]
 GROUP_SECONDS = 0.02
 GROUP_OPERATIONS = 64
 FOREIGN_POLL_SECONDS = 0.01
+OFTEN_POLL_SECONDS = 0.004
+OFTEN_SECONDS = 1.0
+"""So long after a commit of another process the next one is looked for more often."""
+
 IDLE_POLL_SECONDS = 1.0
 
 
@@ -218,6 +222,7 @@ class Writer(Lane):
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None
         self._look_at = 0.0
+        self._often_until = 0.0
 
     @contextlib.contextmanager
     def watch(self, notify: Callable[[], None], change: Change) -> Iterator[None]:
@@ -245,7 +250,7 @@ class Writer(Lane):
         """Collect the calls that wait; whether the last one has come."""
         try:
             if block:
-                pause = FOREIGN_POLL_SECONDS if self._watchers else IDLE_POLL_SECONDS
+                pause = self._pause(time.monotonic()) if self._watchers else IDLE_POLL_SECONDS
                 call = self._calls.get(timeout=pause)
             else:
                 call = self._calls.get_nowait()
@@ -320,10 +325,14 @@ class Writer(Lane):
         # Set before the look: when that fails, the next one is left some time.
         self._look_at = now + IDLE_POLL_SECONDS
         version = self._data_version(db)
-        self._look_at = now + FOREIGN_POLL_SECONDS
         if version != self._seen_version:
             self._seen_version = version
+            self._often_until = now + OFTEN_SECONDS
             self._watchers.tell(Change.ANY)
+        self._look_at = now + self._pause(now)
+
+    def _pause(self, now: float) -> float:
+        return OFTEN_POLL_SECONDS if now < self._often_until else FOREIGN_POLL_SECONDS
 
     def _data_version(self, db: apsw.Connection) -> object:
         ((version,),) = db.execute("PRAGMA data_version").fetchall()
