@@ -300,15 +300,25 @@ class Writer(Lane):
                 # A long transaction would keep other processes from writing.
                 self._waiting.extend(calls[index:])
                 return
-            db.execute("SAVEPOINT one")
-            try:
-                group.add(call, self._run_one(db, call), None)
-            except apsw.Error:
-                raise
-            except Exception as failure:  # noqa: BLE001 - one caller's, the others go on
-                db.execute("ROLLBACK TO one")
-                group.add(call, None, failure)
-            db.execute("RELEASE one")
+            group.add(call, *self._run_safely(db, call, alone=len(calls) == 1))
+
+    def _run_safely(
+        self, db: apsw.Connection, call: _Call[Any], *, alone: bool
+    ) -> tuple[Any, BaseException | None]:
+        """What a call came to; one that fails leaves nothing behind, and the others go on."""
+        if alone:
+            return self._run_one(db, call), None
+        db.execute("SAVEPOINT one")
+        value, failure = None, None
+        try:
+            value = self._run_one(db, call)
+        except apsw.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - this caller's alone
+            db.execute("ROLLBACK TO one")
+            failure = error
+        db.execute("RELEASE one")
+        return value, failure
 
     def _run_one(self, db: apsw.Connection, call: _Call[Any]) -> Any:
         try:
