@@ -62,7 +62,8 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     """Our own variables only where a test sets them; the key file inside the test's folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HAULIER_")}
     kept.pop("CONCURRENCY_LIMIT", None)
-    return {**kept, "XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1", **more}
+    ours = {"XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1", "PYTHONFAULTHANDLER": "1"}
+    return {**kept, **ours, **more}
 
 
 def haulier(
@@ -118,7 +119,14 @@ class Daemon:
         self.process.send_signal(number)
 
     async def ended(self, timeout: float = 30) -> int:
-        await wait_until(lambda: self.process.poll() is not None, timeout)
+        """Its return code; if it goes on for too long, the error tells where it hangs."""
+        try:
+            await wait_until(lambda: self.process.poll() is not None, timeout)
+        except AssertionError as error:
+            self.send(signal.SIGABRT)
+            await wait_until(lambda: self.process.poll() is not None)
+            error.add_note(self.says())
+            raise
         return self.process.returncode
 
 

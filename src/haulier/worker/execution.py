@@ -79,7 +79,7 @@ def _check_role(job: Job, definition: TaskDefinition) -> None:
 
     A head that is not expanded, or a single job that is, would never settle.
     """
-    if (job.role is Role.HEAD) != (definition.role is Role.HEAD):
+    if (job.role is Role.HEAD) != (definition.expand is not None):
         bulk = "a bulk kind" if definition.expand else "no bulk kind"
         raise PermanentError(f"{job.kind} is {bulk}, but was enqueued as a {job.role} job")
 

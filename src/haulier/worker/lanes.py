@@ -81,7 +81,8 @@ class Lane:
     def took(self, kind: str, change: int) -> None:
         """Count a job of the lane in (+1) or out (-1)."""
         self.busy += change
-        self.busy_by_kind[kind] = self.busy_by_kind.get(kind, 0) + change
+        if kind in self.capped:
+            self.busy_by_kind[kind] = self.busy_by_kind.get(kind, 0) + change
 
 
 def lanes(options: WorkerOptions, definitions: Iterable[TaskDefinition]) -> dict[Executor, Lane]:

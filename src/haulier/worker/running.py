@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +28,10 @@ ABANDON_AFTER = 5.0
 """Seconds that a cancelled coroutine gets to clean up before nobody waits for it any more."""
 
 SCAN_EVERY = 1.0
+
+AT_ONCE = 32
+"""Jobs that are started before the loop looks at its sockets again: what the worker asks next of
+the store should not wait until all that it has got just now have run."""
 
 _log = structlog.get_logger("haulier.worker")
 
@@ -77,6 +82,7 @@ class RunningJobs:
         self._broken = broken
         self._abandoned = abandoned
         self._entries: dict[str, Running] = {}
+        self._to_start: deque[Running] = deque()
         self._none = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._outer = asyncio.current_task()
@@ -99,7 +105,16 @@ class RunningJobs:
         self._entries[job.id] = entry
         if definition.hard_timeout is not None:
             entry.timer = self._loop.call_later(definition.hard_timeout, self._expire, entry)
-        entry.task = self._loop.create_task(self._run(entry))
+        if not self._to_start:
+            self._loop.call_soon(self._start_some)
+        self._to_start.append(entry)
+
+    def _start_some(self) -> None:
+        for _ in range(min(AT_ONCE, len(self._to_start))):
+            entry = self._to_start.popleft()
+            entry.task = self._loop.create_task(self._run(entry))
+        if self._to_start:
+            self._loop.call_soon(self._start_some)
 
     async def _run(self, entry: Running) -> None:
         entry.started = True

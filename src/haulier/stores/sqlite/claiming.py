@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import apsw
@@ -15,6 +16,7 @@ from haulier.stores.codes import (
     LET_IN,
     PARKED,
     PENDING,
+    ROLE_CODE,
     RUNNING,
 )
 from haulier.stores.sqlite import gates, uniques
@@ -42,9 +44,11 @@ def _claiming(seqs: str) -> str:
 UPDATE jobs SET state = {RUNNING}, attempt = attempt + 1, lease = lease + 1, worker = :worker,
     started_at = :now, finished_at = NULL, progress = NULL, message = NULL, waiter = NULL
 WHERE seq IN ({seqs})
-RETURNING rank, {JOB_COLUMNS}
+RETURNING {JOB_COLUMNS}, rank
 """
 
+
+_RANK_AND_SEQ = itemgetter(-1, 1)
 
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
 _FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
@@ -172,18 +176,27 @@ def _claim(
         seqs = json.dumps(_line_up(db, demand, lines, pausing=pausing))
         rows = fetch(db, _CLAIM_THESE, bindings | {"seqs": seqs})
     # RETURNING gives no order of its own; rank, then seq, is the order of the line.
-    rows.sort(key=_rank_and_seq)
-    return [_claimed(db, row, worker, ledger) for row in rows]
+    rows.sort(key=_RANK_AND_SEQ)
+    return _claimed(db, rows, worker, ledger)
 
 
-def _claimed(db: apsw.Connection, row: Row, worker: bytes, ledger: Ledger) -> Job:
-    job = job_from_row(row[1:])
-    ledger.group("claim", job.queue, job.kind, row[8], row[15], PENDING, RUNNING, worker).append(
-        ENTRY.pack(row[1], job.attempt, job.lease)
-    )
-    if job.unique:
-        uniques.release_claimed(db, row[1])
-    return job
+def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Ledger) -> list[Job]:
+    """The jobs of these rows, entered in the ledger. Most of what one claim finds is alike."""
+    jobs = []
+    alike, group = None, []
+    for row in rows:
+        job = job_from_row(row)
+        raw, batch = row[0], row[14]
+        if alike != (job.queue, job.kind, job.role, batch):
+            alike = (job.queue, job.kind, job.role, batch)
+            group = ledger.group(
+                "claim", job.queue, job.kind, ROLE_CODE[job.role], batch, PENDING, RUNNING, worker
+            )
+        group.append(ENTRY.pack(raw, job.attempt, job.lease))
+        if job.unique:
+            uniques.release_claimed(db, raw)
+        jobs.append(job)
+    return jobs
 
 
 class _Line(NamedTuple):
@@ -229,10 +242,6 @@ def _line_up(
     return chosen
 
 
-def _rank_and_seq(row: Row) -> tuple[int, int]:
-    return row[0] or 0, row[2]
-
-
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -260,7 +269,7 @@ def _claim_loner(
         return []
     seqs = json.dumps([loner.seq])
     rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": now, "seqs": seqs})
-    return [_claimed(db, row, worker, ledger) for row in rows]
+    return _claimed(db, rows, worker, ledger)
 
 
 class _Loner(NamedTuple):

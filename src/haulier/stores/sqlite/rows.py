@@ -29,7 +29,7 @@ JOB_COLUMNS = (
     "key, batch, position, retry, worker, cancel, gate, uniq, on_lost, created_at, started_at, "
     "finished_at, progress, message, result, error"
 )
-"""In the order in which `job_from_row` expects them."""
+"""In the order of Job's fields."""
 
 
 def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) -> list[Row]:
@@ -38,28 +38,23 @@ def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) 
 
 
 def job_from_row(row: Row) -> Job:
-    """The job that a row of JOB_COLUMNS holds; they stand in the order of Job's fields."""
-    return Job._make(
-        (
-            text_id(row[0]),
-            *row[1:5],
-            STATES[row[5]],
-            row[6],
-            ROLES[row[7]],
-            *row[8:14],
-            row[14] and text_once(row[14]),
-            row[15],
-            row[16] and retry_from_text(row[16]),
-            row[17] and text_once(row[17]),
-            row[18] > 0,
-            row[18] == HEARD,
-            row[19] == PARKED,
-            row[20] is not None,
-            ON_LOST[row[21]],
-            *row[22:28],
-            row[28] and error_from_text(row[28]),
-        )
-    )
+    """The job that a row of JOB_COLUMNS, and maybe more, holds."""
+    # fmt: off
+    (job_id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease,
+     lost, key, batch, position, retry, worker, cancel, gate, uniq, on_lost, created, started,
+     finished, progress, message, result, error, *_) = row
+    # Every claimed job passes here: no list between, and the tuple made without its wrapper.
+    return tuple.__new__(Job, (
+        text_id(job_id), seq, kind, queue, payload, STATES[state], version, ROLES[role], priority,
+        run_at, attempt, lease, lost, key,
+        text_once(batch) if batch else None, position,
+        retry_from_text(retry) if retry else None,
+        text_once(worker) if worker else None,
+        cancel > 0, cancel == HEARD, gate == PARKED, uniq is not None, ON_LOST[on_lost],
+        created, started, finished, progress, message, result,
+        error_from_text(error) if error else None,
+    ))
+    # fmt: on
 
 
 BATCH_COLUMNS = (
