@@ -19,7 +19,7 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import JobNotFoundError, StoreError, StoreUnavailableError
+from haulier.exceptions import JobNotFoundError, StoreUnavailableError
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -32,6 +32,7 @@ from haulier.ports import (
     Transferable,
 )
 from haulier.stores import checking
+from haulier.stores.background import Background
 from haulier.stores.codes import RUNNING
 from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
 from haulier.stores.postgres.connection import Connection, Place, translated
@@ -73,7 +74,7 @@ class PostgresStore:
         self._create = create
         self._pool = Pool(place, deadline)
         self._signals = Signals(place, self._pool)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
         self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(
@@ -120,11 +121,8 @@ class PostgresStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # A sweep goes on with what is cut off here.
-        for task in self._background:
-            task.cancel()
         try:
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._background.end()
         finally:
             await self._signals.close()
             await self._pool.close()
@@ -296,7 +294,7 @@ class PostgresStore:
         if told.wrote:
             self._signals.tell(_changed(finished, told))
         for batch in told.drain:
-            self._drain_later(batch)
+            self._background.begin(self._drain(batch))
         return told.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -429,17 +427,6 @@ class PostgresStore:
             # Others get a turn; they may also hold what this waits for.
             await asyncio.sleep(pause)
             pause = 0.001
-
-    def _drain_later(self, batch: str) -> None:
-        """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
-
-        async def drain() -> None:
-            with contextlib.suppress(StoreError):
-                await self._drain(batch)
-
-        task = asyncio.create_task(drain())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 def _changed(finished: Sequence[Transition], told: exchanging.Told) -> Change:

@@ -21,7 +21,7 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
-from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
+from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -34,6 +34,7 @@ from haulier.ports import (
     Transferable,
 )
 from haulier.stores import checking
+from haulier.stores.background import Background
 from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
@@ -80,7 +81,7 @@ class SqliteStore:
         self._deadline = deadline
         self._clock = clock or SystemClock()
         self._writer = Writer(path, create=create)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._turns: dict[str, int] = {}
         # A private in-memory database has one connection, so its reads go through the writer.
         self._reader: Lane = (
@@ -117,11 +118,8 @@ class SqliteStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # A sweep goes on with what is cut off here.
-        for task in self._background:
-            task.cancel()
         try:
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._background.end()
         finally:
             await asyncio.to_thread(self._close)
 
@@ -278,7 +276,7 @@ class SqliteStore:
 
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
-            self._drain_later(batch)
+            self._background.begin(self._drain(batch))
         return result.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -425,17 +423,6 @@ class SqliteStore:
         """Go on with what is done to a whole batch until it is done."""
         while await self._write(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
             pass
-
-    def _drain_later(self, batch: bytes) -> None:
-        """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
-
-        async def drain() -> None:
-            with contextlib.suppress(StoreError):
-                await self._drain(batch)
-
-        task = asyncio.create_task(drain())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):
