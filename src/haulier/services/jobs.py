@@ -33,11 +33,8 @@ from haulier.services.secrets import Sealer
 
 Payload = Mapping[str, Any] | BaseModel
 
-CHUNK = 2000
-"""Jobs that one transaction inserts: it stays far below the 50 ms that a writer may take."""
-
-UNIQUE_CHUNK = 250
-"""The same for jobs with unique names, which are looked at one by one."""
+UNIQUE_CHUNK = 150
+"""Jobs with unique names, which are looked at one by one, that one transaction inserts."""
 
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
@@ -79,7 +76,7 @@ class JobManager:
     async def enqueue_many(
         self, kind: str, payloads: Iterable[Payload], options: Options
     ) -> list[str]:
-        """Insert a job per payload, in order, some thousands to a transaction; returns their ids.
+        """Insert a job per payload, in order, a chunk to a transaction; returns their ids.
 
         Raises ValidationError at the first bad payload, with its index. Up to 10,000 payloads of a
         sequence are checked before the first one is inserted; more, or those of an iterator, are
@@ -99,7 +96,7 @@ class JobManager:
             self._new_jobs(definition, plan, new_ids(len(part)), part)
             for part in _chunks(self._checked(definition, payloads), PART)
         )
-        size = CHUNK if plan.unique is None else UNIQUE_CHUNK
+        size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
         await insert_all(insert, parts, size, ahead=isinstance(payloads, Sequence))
         return ids
 
@@ -128,8 +125,8 @@ class JobManager:
         head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
         numbered = iter(enumerate(checked))
-        first = list(islice(numbered, CHUNK))
-        sealed = len(first) < CHUNK
+        first = list(islice(numbered, self.store.chunk))
+        sealed = len(first) < self.store.chunk
         opening = self._items(definition, batch_id, first, plan)
         ours = False
         try:
@@ -143,7 +140,7 @@ class JobManager:
             parts = _chunks(numbered, PART)
             rest = (self._items(definition, batch_id, part, plan) for part in parts)
             ahead = isinstance(items, Sequence)
-            await insert_all(self.store.insert, rest, CHUNK, ahead=ahead)
+            await insert_all(self.store.insert, rest, self.store.chunk, ahead=ahead)
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:

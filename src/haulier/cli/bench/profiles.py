@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from haulier.cli.bench.command import Lines, Load
 
 LATENCY_RATE = 100
+WARM_UP = 50
+"""The first single jobs, which are not counted: connections open, the server compiles."""
+
 STATUS_CALLS = 300
 STATUS_PAUSE = 0.02
 ELSEWHERE = "elsewhere"
@@ -153,7 +156,7 @@ async def latency(url: str, load: Load) -> tuple[Figures, Lines]:
     app = App(url)
     stamps = _Stamps(app)
     async with app, app.working():
-        latencies = await stamps.at_rate(load.singles, LATENCY_RATE)
+        latencies = (await stamps.at_rate(WARM_UP + load.singles, LATENCY_RATE))[WARM_UP:]
     figures: Figures = {"singles": load.singles, "rate": LATENCY_RATE, **_latencies(latencies)}
     return figures, [_percentiles_line("enqueue to start", figures, "latency")]
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from struct import Struct
 from typing import Any
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import RESET, Event
-from haulier.domain.ids import text_id
 from haulier.domain.job import Job, JobError, JobState, Role
 from haulier.domain.worker import WorkerRow
-from haulier.exceptions import JobNotFoundError, Problem, ValidationError
+from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import (
     HEAD,
@@ -23,12 +21,12 @@ from haulier.stores.codes import (
     STATES,
     error_from_text,
 )
+from haulier.stores.packed import events_of, parsed_cursor
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import (
     BATCH_COLUMNS,
     BATCH_TABLES,
     JOB_COLUMNS,
-    Row,
     batch_from_row,
     job_from_row,
     uuid_of,
@@ -38,7 +36,6 @@ from haulier.stores.postgres.rows import (
 _WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " 'null'::bytea,")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
-_ENTRY = Struct(">16sII")
 
 
 async def get(connection: Connection, job_id: str) -> Job:
@@ -202,7 +199,7 @@ async def events(connection: Connection, after: str | None, limit: int) -> list[
         before = oldest[0] if oldest else last
         seen = before
         if after is not None:
-            of, seen = _parsed(after)
+            of, seen = parsed_cursor(after)
             if of != epoch or not before <= seen <= last:
                 return [Event(epoch, before, oldest[1] if oldest else 0, RESET)]
         rows = await connection.fetch(
@@ -214,7 +211,7 @@ async def events(connection: Connection, after: str | None, limit: int) -> list[
         )
     found: list[Event] = []
     for row in rows:
-        found.extend(_unpacked(epoch, row, seen))
+        found += events_of(epoch, row, seen, batch=row[7], worker=row[8])
         if len(found) >= limit:
             break
     return found[:limit]
@@ -225,35 +222,3 @@ def _moment(connection: Connection) -> Any:
     if connection.is_in_transaction():
         return connection.transaction()
     return connection.transaction(isolation="repeatable_read", readonly=True)
-
-
-def _unpacked(epoch: str, row: Row, seen: int) -> list[Event]:
-    last, n, at, event, kind, queue, role, batch_id, worker_id, error, body = row
-    return [
-        Event(
-            epoch,
-            seq,
-            at,
-            event,
-            text_id(job),
-            kind,
-            queue,
-            ROLES[role],
-            batch_id,
-            attempt,
-            lease,
-            worker_id,
-            error,
-        )
-        for seq, (job, attempt, lease) in enumerate(_ENTRY.iter_unpack(body), start=last - n + 1)
-        if seq > seen
-    ]
-
-
-def _parsed(cursor: str) -> tuple[str, int]:
-    epoch, colon, number = cursor.partition(":")
-    if not (colon and epoch and number.isascii() and number.isdigit() and len(number) <= 18):
-        raise ValidationError(
-            "the cursor was refused", [Problem("after", "is no cursor of an event")]
-        )
-    return epoch, int(number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from struct import Struct
 from typing import Any
 
 from haulier.domain.ids import derived_id, raw_id, text_id
@@ -36,6 +35,7 @@ from haulier.stores.codes import (
     retry_to_text,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
+from haulier.stores.packed import ENTRY
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
@@ -45,7 +45,6 @@ GATE_CODE = {gate: code or None for code, gate in enumerate(GATES)}
 SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
 SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 
-_ENTRY = Struct(">16sII")
 
 MORE = PAGE_RECORDS + 1
 """One more row than a page has tells whether there is a following page."""
@@ -304,7 +303,7 @@ async def _read_events(connection: Connection, after: str | None) -> Records:
             worker=worker,
             error_type=error,
             jobs=tuple(
-                (text_id(job), attempt, lease) for job, attempt, lease in _ENTRY.iter_unpack(body)
+                (text_id(job), attempt, lease) for job, attempt, lease in ENTRY.iter_unpack(body)
             ),
         )
         for seq, at, event, kind, queue, role, batch, worker, error, body in (
@@ -323,7 +322,7 @@ async def _insert_events(
             ROLE_CODE[record.role],
             *record[6:9],
             b"".join(
-                _ENTRY.pack(raw_id(job), attempt, lease) for job, attempt, lease in record.jobs
+                ENTRY.pack(raw_id(job), attempt, lease) for job, attempt, lease in record.jobs
             ),
             len(record.jobs),
         )

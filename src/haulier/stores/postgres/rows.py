@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from haulier.domain.batch import Batch, Counts
+from haulier.domain.batch import Batch
 from haulier.domain.ids import text_id
 from haulier.domain.job import Job, JobError
 from haulier.domain.worker import WorkerRow
@@ -22,6 +21,7 @@ from haulier.stores.codes import (
     key_of,
     retry_from_text,
 )
+from haulier.stores.packed import batch_of, worker_of
 
 Row = Sequence[Any]
 
@@ -91,43 +91,9 @@ BATCH_TABLES = """
 
 def batch_from_row(row: Row) -> Batch:
     """The batch that a row of BATCH_COLUMNS holds."""
-    return Batch(
-        id=row[0],
-        kind=row[1],
-        queue=row[2],
-        state=STATES[row[3]],
-        counts=Counts(
-            total=row[4],
-            pending=row[5],
-            running=row[6],
-            completed=row[7],
-            failed=row[8],
-            cancelled=row[9],
-        ),
-        sealed=row[10],
-        cancel_requested=row[11] > 0,
-        created_at=row[12],
-        started_at=row[13],
-        finished_at=row[14],
-        finish_job=row[15],
-        paused=row[16],
-        concurrency=row[17],
-        batch_size=row[18],
-        max_failures=row[19],
-        settled=not row[20],
-    )
+    return batch_of(row, row[0], row[15])
 
 
 def worker_from_row(row: Row) -> WorkerRow:
     """The worker behind: id, host, pid, queues, kinds, slots, started_at, renewed_at, alive."""
-    return WorkerRow(
-        id=row[0],
-        host=row[1],
-        pid=row[2],
-        queues=tuple(json.loads(row[3])),
-        kinds=tuple(json.loads(row[4])),
-        slots=row[5],
-        started_at=row[6],
-        renewed_at=row[7],
-        alive=row[8],
-    )
+    return worker_of(row, row[0])

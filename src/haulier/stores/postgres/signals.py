@@ -23,6 +23,9 @@ from haulier.stores.watching import Change, Watchers
 QUIET = 0.02
 """Seconds between two notifications of this process."""
 
+SOON = 0.004
+"""The same when there is something to run: an idle worker waits for that."""
+
 PROOF = 1.0
 """Seconds between two proofs that the listener still hears."""
 
@@ -109,11 +112,15 @@ class Signals:
         """Say what is unsaid; what comes up within the pause after the last word goes together."""
         loop = asyncio.get_running_loop()
         try:
-            await asyncio.sleep(max(0.0, self._spoke + QUIET - loop.time()))
             while self._unsaid:
+                pause = SOON if Change.READY in self._unsaid else QUIET
+                left = self._spoke + pause - loop.time()
+                if left > 0:
+                    # In short steps: what comes up meanwhile may be more urgent.
+                    await asyncio.sleep(min(left, SOON))
+                    continue
                 self._spoke = loop.time()
                 await self._say()
-                await asyncio.sleep(QUIET)
         except _TROUBLE:
             # Who is not told will look; the watchdog sees to the connection.
             self._unsaid = Change.NOTHING

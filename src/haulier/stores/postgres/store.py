@@ -19,8 +19,9 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import JobNotFoundError, StoreError, StoreUnavailableError
+from haulier.exceptions import JobNotFoundError, StoreUnavailableError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -31,6 +32,7 @@ from haulier.ports import (
     Transferable,
 )
 from haulier.stores import checking
+from haulier.stores.background import Background
 from haulier.stores.codes import RUNNING
 from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
 from haulier.stores.postgres.connection import Connection, Place, translated
@@ -51,7 +53,8 @@ class PostgresStore:
     """Jobs in a schema of their own of a PostgreSQL database.
 
     `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
-    call. Time is the server's, unless a `clock` is given.
+    call. Time is the server's, unless a `clock` is given. `create`: make a store where there is
+    none.
     """
 
     def __init__(
@@ -61,14 +64,17 @@ class PostgresStore:
         ttl: float = DEFAULT_TTL,
         deadline: float = DEFAULT_DEADLINE,
         clock: Clock | None = None,
+        create: bool = True,
     ) -> None:
         self.ttl = ttl
+        self.chunk = CHUNK
         self._place = place
         self._deadline = deadline
         self._clock = clock
+        self._create = create
         self._pool = Pool(place, deadline)
         self._signals = Signals(place, self._pool)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._turns: dict[str, int] = {}
         self._doubts: dict[str, int] = {}
         self._frontiers: defaultdict[str, exchanging.Frontier] = defaultdict(
@@ -76,13 +82,13 @@ class PostgresStore:
         )
 
     @classmethod
-    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> Self:
         """`postgresql://user:password@host:port/database`, with options of ours and the driver's.
 
         `schema` names the schema (haulier), `pool` the most connections (4), `pooler=transaction`
         says that there is a pooler in between which changes sessions. Raises ConfigurationError.
         """
-        return cls(Place.from_url(url), ttl=ttl)
+        return cls(Place.from_url(url), ttl=ttl, create=create)
 
     async def __aenter__(self) -> Self:
         self._pool.open()
@@ -101,7 +107,8 @@ class PostgresStore:
         give_up = loop.time() + OPENING
         while True:
             try:
-                await self._pool.run(partial(migrations.prepare, self._place))
+                prepare = partial(migrations.prepare, self._place, create=self._create)
+                await self._pool.run(prepare)
                 return
             except StoreUnavailableError:
                 if loop.time() > give_up:
@@ -114,11 +121,8 @@ class PostgresStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # A sweep goes on with what is cut off here.
-        for task in self._background:
-            task.cancel()
         try:
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._background.end()
         finally:
             await self._signals.close()
             await self._pool.close()
@@ -290,7 +294,7 @@ class PostgresStore:
         if told.wrote:
             self._signals.tell(_changed(finished, told))
         for batch in told.drain:
-            self._drain_later(batch)
+            self._background.begin(self._drain(batch))
         return told.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -423,17 +427,6 @@ class PostgresStore:
             # Others get a turn; they may also hold what this waits for.
             await asyncio.sleep(pause)
             pause = 0.001
-
-    def _drain_later(self, batch: str) -> None:
-        """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
-
-        async def drain() -> None:
-            with contextlib.suppress(StoreError):
-                await self._drain(batch)
-
-        task = asyncio.create_task(drain())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 def _changed(finished: Sequence[Transition], told: exchanging.Told) -> Change:

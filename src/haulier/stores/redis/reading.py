@@ -11,9 +11,10 @@ from haulier.domain.event import RESET, Event
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.domain.retention import Retention
 from haulier.domain.worker import WorkerRow
-from haulier.exceptions import JobNotFoundError, Problem, ValidationError
+from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import ROLE_CODE, ROLES, STATE_CODE, STATES, error_from_text
+from haulier.stores.packed import parsed_cursor
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional
@@ -157,7 +158,7 @@ async def last_event(history: History) -> str:
 
 async def events(history: History, after: str | None, limit: int) -> list[Event]:
     """Events after a cursor; a `reset` for one that cannot be gone on from."""
-    of, seen = ("", 0) if after is None else _parsed(after)
+    of, seen = ("", 0) if after is None else parsed_cursor(after)
     epoch, seen, at, rows = await history.script("events", of, seen, limit)
     epoch = epoch.decode()
     if rows is None:
@@ -187,15 +188,6 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
                 )
             )
     return found
-
-
-def _parsed(cursor: str) -> tuple[str, int]:
-    epoch, colon, number = cursor.partition(":")
-    if not (colon and epoch and number.isascii() and number.isdigit() and len(number) <= 15):
-        raise ValidationError(
-            "the cursor was refused", [Problem("after", "is no cursor of an event")]
-        )
-    return epoch, int(number)
 
 
 # ── Retention ────────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +16,11 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
-from haulier.exceptions import ConfigurationError, HaulierError, JobNotFoundError
+from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
 from haulier.services.ids import new_id
 from haulier.stores import checking
+from haulier.stores.background import Background
 from haulier.stores.codes import STATES
 from haulier.stores.redis import check, reading, safety
 from haulier.stores.redis.address import Address
@@ -44,6 +43,10 @@ from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
+
+CHUNK = 400
+"""Jobs that one script inserts in some 5 ms, in which the server serves nobody else."""
+
 EMPTY = Exchange()
 
 
@@ -51,7 +54,8 @@ class RedisStore:
     """Jobs in one Redis or Valkey server, or in one prefix of it.
 
     `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
-    call. The time is the server's; a `clock` replaces it in tests.
+    call. The time is the server's; a `clock` replaces it in tests. `create`: make a store where
+    there is none.
     """
 
     def __init__(
@@ -61,21 +65,23 @@ class RedisStore:
         ttl: float = DEFAULT_TTL,
         deadline: float = DEFAULT_DEADLINE,
         clock: Clock | None = None,
+        create: bool = True,
     ) -> None:
         self.address = Address.of(url)
         self.ttl = ttl
+        self.chunk = CHUNK
         self._deadline = deadline
         self._clock = clock
-        self._history = History(self.address, deadline, self._now)
+        self._history = History(self.address, deadline, self._now, create=create)
         self._listener = Listener(self._history, self._look_into_inboxes)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._queues: set[str] = set()
         self._moving: set[str] = set()
 
     @classmethod
-    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> Self:
         """`redis://`, `rediss://`, `unix://` or `redis+sentinel://`; see docs/stores.md."""
-        return cls(url, ttl=ttl)
+        return cls(url, ttl=ttl, create=create)
 
     async def __aenter__(self) -> Self:
         await self._history.open()
@@ -92,10 +98,7 @@ class RedisStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # A sweep goes on with what is cut off here.
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.end()
         await self._listener.close()
         await self._history.close()
 
@@ -219,10 +222,10 @@ class RedisStore:
             change = Change.EVENTS | Change.SETTLED if finished else Change.EVENTS
             self._listener.tell(change | Change.READY if ready else change)
         for batch in drain_later:
-            self._later(partial(self._drain, batch.decode()))
+            self._background.begin(self._drain(batch.decode()))
         self._queues.update(queue for demand in demands for queue in demand.queues)
         if pushed:
-            self._later(partial(self._move_inboxes, self._queues))
+            self._background.begin(self._move_inboxes(self._queues))
         return Exchange(
             jobs=jobs,
             lost=tuple(finished[int(number)] for number in lost) if lost else (),
@@ -360,17 +363,6 @@ class RedisStore:
         while more:
             more, moved = await self._write("drain", batch, change=Change.ANY)
         return int(moved)
-
-    def _later(self, work: Callable[[], Awaitable[object]]) -> None:
-        """Do it without keeping the caller; what fails here is left to a sweep."""
-
-        async def run() -> None:
-            with contextlib.suppress(HaulierError):
-                await work()
-
-        task = asyncio.create_task(run())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _look_into_inboxes(self) -> None:
         """Of the queues that workers of this process listen to."""

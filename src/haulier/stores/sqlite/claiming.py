@@ -19,8 +19,9 @@ from haulier.stores.codes import (
     ROLE_CODE,
     RUNNING,
 )
+from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite import gates, uniques
-from haulier.stores.sqlite.ledger import ENTRY, Ledger
+from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     JOB_COLUMNS,
     Row,

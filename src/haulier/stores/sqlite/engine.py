@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
 from haulier.stores.watching import Change, Watchers
 
@@ -28,6 +29,10 @@ Operation = Callable[[apsw.Connection], T]
 GROUP_SECONDS = 0.02
 GROUP_OPERATIONS = 64
 FOREIGN_POLL_SECONDS = 0.01
+OFTEN_POLL_SECONDS = 0.004
+OFTEN_SECONDS = 1.0
+"""So long after a commit of another process the next one is looked for more often."""
+
 IDLE_POLL_SECONDS = 1.0
 
 
@@ -92,6 +97,7 @@ class Lane:
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
+        deadline = shortened(deadline)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -212,12 +218,13 @@ class _Group:
 class Writer(Lane):
     """The lane through which every write of this process goes."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path))
+    def __init__(self, path: str, *, create: bool) -> None:
+        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path, create=create))
         self._watchers = Watchers()
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None
         self._look_at = 0.0
+        self._often_until = 0.0
 
     @contextlib.contextmanager
     def watch(self, notify: Callable[[], None], change: Change) -> Iterator[None]:
@@ -245,7 +252,7 @@ class Writer(Lane):
         """Collect the calls that wait; whether the last one has come."""
         try:
             if block:
-                pause = FOREIGN_POLL_SECONDS if self._watchers else IDLE_POLL_SECONDS
+                pause = self._pause(time.monotonic()) if self._watchers else IDLE_POLL_SECONDS
                 call = self._calls.get(timeout=pause)
             else:
                 call = self._calls.get_nowait()
@@ -295,15 +302,25 @@ class Writer(Lane):
                 # A long transaction would keep other processes from writing.
                 self._waiting.extend(calls[index:])
                 return
-            db.execute("SAVEPOINT one")
-            try:
-                group.add(call, self._run_one(db, call), None)
-            except apsw.Error:
-                raise
-            except Exception as failure:  # noqa: BLE001 - one caller's, the others go on
-                db.execute("ROLLBACK TO one")
-                group.add(call, None, failure)
-            db.execute("RELEASE one")
+            group.add(call, *self._run_safely(db, call, alone=len(calls) == 1))
+
+    def _run_safely(
+        self, db: apsw.Connection, call: _Call[Any], *, alone: bool
+    ) -> tuple[Any, BaseException | None]:
+        """What a call came to; one that fails leaves nothing behind, and the others go on."""
+        if alone:
+            return self._run_one(db, call), None
+        db.execute("SAVEPOINT one")
+        value, failure = None, None
+        try:
+            value = self._run_one(db, call)
+        except apsw.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - this caller's alone
+            db.execute("ROLLBACK TO one")
+            failure = error
+        db.execute("RELEASE one")
+        return value, failure
 
     def _run_one(self, db: apsw.Connection, call: _Call[Any]) -> Any:
         try:
@@ -320,10 +337,14 @@ class Writer(Lane):
         # Set before the look: when that fails, the next one is left some time.
         self._look_at = now + IDLE_POLL_SECONDS
         version = self._data_version(db)
-        self._look_at = now + FOREIGN_POLL_SECONDS
         if version != self._seen_version:
             self._seen_version = version
+            self._often_until = now + OFTEN_SECONDS
             self._watchers.tell(Change.ANY)
+        self._look_at = now + self._pause(now)
+
+    def _pause(self, now: float) -> float:
+        return OFTEN_POLL_SECONDS if now < self._often_until else FOREIGN_POLL_SECONDS
 
     def _data_version(self, db: apsw.Connection) -> object:
         ((version,),) = db.execute("PRAGMA data_version").fetchall()

@@ -1,4 +1,4 @@
-"""Reading the events: rows of many are taken apart, cursors are checked."""
+"""Reading the events."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import apsw
 
 from haulier.domain.event import RESET, Event
 from haulier.domain.ids import text_id
-from haulier.exceptions import Problem, ValidationError
-from haulier.stores.codes import (
-    ROLES,
-)
-from haulier.stores.sqlite.ledger import ENTRY
-from haulier.stores.sqlite.rows import (
-    Row,
-    fetch,
-)
+from haulier.stores.packed import events_of, parsed_cursor
+from haulier.stores.sqlite.rows import fetch
 
 _AFTER = (
     "SELECT seq, n, at, type, kind, queue, role, batch, worker, error, body FROM events "
@@ -34,49 +27,15 @@ def read(db: apsw.Connection, after: str | None, limit: int) -> list[Event]:
     before = oldest[0][0] if oldest else last
     seen = before
     if after is not None:
-        of, seen = _parsed(after)
+        of, seen = parsed_cursor(after)
         if of != epoch or not before <= seen <= last:
             at = oldest[0][1] if oldest else 0
             return [Event(epoch, before, at, RESET)]
     found: list[Event] = []
     # A row holds at least one event, so so many rows are always enough.
     for row in db.execute(_AFTER, (seen, limit)):
-        found.extend(_unpacked(epoch, row, seen))
+        batch, worker = (None if raw is None else text_id(raw) for raw in row[7:9])
+        found += events_of(epoch, row, seen, batch=batch, worker=worker)
         if len(found) >= limit:
             break
     return found[:limit]
-
-
-def _unpacked(epoch: str, row: Row, seen: int) -> list[Event]:
-    last, n, at, event, kind, queue, role, batch, worker, error, body = row
-    first = last - n + 1
-    batch_id = None if batch is None else text_id(batch)
-    worker_id = None if worker is None else text_id(worker)
-    return [
-        Event(
-            epoch,
-            seq,
-            at,
-            event,
-            text_id(job),
-            kind,
-            queue,
-            ROLES[role],
-            batch_id,
-            attempt,
-            lease,
-            worker_id,
-            error,
-        )
-        for seq, (job, attempt, lease) in enumerate(ENTRY.iter_unpack(body), start=first)
-        if seq > seen
-    ]
-
-
-def _parsed(cursor: str) -> tuple[str, int]:
-    epoch, colon, number = cursor.partition(":")
-    if not (colon and epoch and number.isascii() and number.isdigit() and len(number) <= 18):
-        raise ValidationError(
-            "the cursor was refused", [Problem("after", "is no cursor of an event")]
-        )
-    return epoch, int(number)

@@ -24,8 +24,9 @@ from haulier.stores.codes import (
     raw_once,
     retry_to_text,
 )
+from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite import control, gates, uniques
-from haulier.stores.sqlite.ledger import ENTRY, Ledger
+from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     Row,
     fetch,

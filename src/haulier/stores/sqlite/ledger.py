@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from struct import Struct
 from typing import NamedTuple
 
 import apsw
@@ -18,12 +17,10 @@ from haulier.stores.codes import (
     ITEM,
     RUNNING,
 )
+from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite.rows import (
     fetch,
 )
-
-ENTRY = Struct(">16sII")
-"""What distinguishes the events of one row: job id, attempt, lease."""
 
 _ADD_COUNTS = (
     "INSERT INTO counts (queue, kind, role, state, n) VALUES (?, ?, ?, ?, ?) "

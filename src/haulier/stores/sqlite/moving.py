@@ -23,9 +23,10 @@ from haulier.stores.codes import (
     rank_of,
     raw_once,
 )
+from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite import gates, uniques
 from haulier.stores.sqlite.batches import first_slices
-from haulier.stores.sqlite.ledger import ENTRY, Ledger, Subject, Touched
+from haulier.stores.sqlite.ledger import Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
     fetch,
 )

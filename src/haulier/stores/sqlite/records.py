@@ -39,7 +39,7 @@ from haulier.stores.codes import (
     text_once,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
-from haulier.stores.sqlite.ledger import ENTRY
+from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import apsw
 
-from haulier.domain.batch import Batch, Counts
+from haulier.domain.batch import Batch
 from haulier.domain.ids import text_id
 from haulier.domain.job import Job
 from haulier.domain.worker import WorkerRow
@@ -21,6 +20,7 @@ from haulier.stores.codes import (
     retry_from_text,
     text_once,
 )
+from haulier.stores.packed import batch_of, worker_of
 
 Row = tuple[Any, ...]
 
@@ -66,43 +66,9 @@ BATCH_COLUMNS = (
 
 def batch_from_row(row: Row) -> Batch:
     """The batch that a row of BATCH_COLUMNS holds."""
-    return Batch(
-        id=text_id(row[0]),
-        kind=row[1],
-        queue=row[2],
-        state=STATES[row[3]],
-        counts=Counts(
-            total=row[4],
-            pending=row[5],
-            running=row[6],
-            completed=row[7],
-            failed=row[8],
-            cancelled=row[9],
-        ),
-        sealed=bool(row[10]),
-        cancel_requested=bool(row[11]),
-        created_at=row[12],
-        started_at=row[13],
-        finished_at=row[14],
-        finish_job=row[15] and text_id(row[15]),
-        paused=bool(row[16]),
-        concurrency=row[17],
-        batch_size=row[18],
-        max_failures=row[19],
-        settled=not row[20],
-    )
+    return batch_of(row, text_id(row[0]), row[15] and text_id(row[15]))
 
 
 def worker_from_row(row: Row) -> WorkerRow:
     """The worker behind: id, host, pid, queues, kinds, slots, started_at, renewed_at, alive."""
-    return WorkerRow(
-        id=text_id(row[0]),
-        host=row[1],
-        pid=row[2],
-        queues=tuple(json.loads(row[3])),
-        kinds=tuple(json.loads(row[4])),
-        slots=row[5],
-        started_at=row[6],
-        renewed_at=row[7],
-        alive=bool(row[8]),
-    )
+    return worker_of(row, text_id(row[0]))

@@ -21,8 +21,9 @@ from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Rol
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
-from haulier.exceptions import ConfigurationError, JobNotFoundError, StoreError
+from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -33,6 +34,7 @@ from haulier.ports import (
     Transferable,
 )
 from haulier.stores import checking
+from haulier.stores.background import Background
 from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
@@ -60,7 +62,8 @@ class SqliteStore:
     """Jobs in one SQLite file, or in memory.
 
     `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
-    call. Any number of processes of one machine may share the file.
+    call. Any number of processes of one machine may share the file. `create`: make a store where
+    there is none.
     """
 
     def __init__(
@@ -70,13 +73,15 @@ class SqliteStore:
         ttl: float = DEFAULT_TTL,
         deadline: float = DEFAULT_DEADLINE,
         clock: Clock | None = None,
+        create: bool = True,
     ) -> None:
         self.path = path
         self.ttl = ttl
+        self.chunk = CHUNK
         self._deadline = deadline
         self._clock = clock or SystemClock()
-        self._writer = Writer(path)
-        self._background: set[asyncio.Task[None]] = set()
+        self._writer = Writer(path, create=create)
+        self._background = Background()
         self._turns: dict[str, int] = {}
         # A private in-memory database has one connection, so its reads go through the writer.
         self._reader: Lane = (
@@ -86,14 +91,14 @@ class SqliteStore:
         )
 
     @classmethod
-    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> Self:
         """`sqlite:///relative`, `sqlite:////absolute`, or `sqlite://` for memory."""
         parts = urlsplit(url)
         if parts.netloc or parts.query or parts.fragment:
             raise ConfigurationError(
                 f"{url!r} is not a store URL; write sqlite:///file.db or sqlite:////folder/file.db"
             )
-        return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl)
+        return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl, create=create)
 
     async def __aenter__(self) -> Self:
         check_library()
@@ -113,11 +118,8 @@ class SqliteStore:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # A sweep goes on with what is cut off here.
-        for task in self._background:
-            task.cancel()
         try:
-            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._background.end()
         finally:
             await asyncio.to_thread(self._close)
 
@@ -274,7 +276,7 @@ class SqliteStore:
 
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
-            self._drain_later(batch)
+            self._background.begin(self._drain(batch))
         return result.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -421,17 +423,6 @@ class SqliteStore:
         """Go on with what is done to a whole batch until it is done."""
         while await self._write(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
             pass
-
-    def _drain_later(self, batch: bytes) -> None:
-        """Go on with a batch without keeping the caller; what fails here is left to a sweep."""
-
-        async def drain() -> None:
-            with contextlib.suppress(StoreError):
-                await self._drain(batch)
-
-        task = asyncio.create_task(drain())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):
