@@ -1,4 +1,5 @@
--- Take up a store, or begin one. Keys: history.
+-- Take up a store, or begin one. What a later form has more is made when it is first used, so that
+-- to bring a store up to it is to say so. Keys: history.
 
 return run(function()
   local schema, epoch = number(), arg()
@@ -7,5 +8,9 @@ return run(function()
     refuse('schema', 'the store has schema ' .. there .. ', this haulier knows up to ' .. schema
       .. ': upgrade haulier')
   end
-  if not there then call('HSET', key('history'), 'schema', schema, 'epoch', epoch) end
+  if not there then
+    call('HSET', key('history'), 'schema', schema, 'epoch', epoch)
+  elseif there < schema then
+    call('HSET', key('history'), 'schema', schema)
+  end
 end)
