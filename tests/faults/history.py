@@ -29,9 +29,10 @@ class Report:
 
     repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
     without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
-    claim of their own. redone: steps that were finished, and done again. stalls: how often the machine let a process stand still. stale: writes under
-    a lease that was over, and accepted. refused: those that were not, by the store and by the sink.
-    released, again: seconds from a kill until each job was free, and claimed again.
+    claim of their own. steps: those that were finished. redone: of these, those done again. stalls:
+    how often the machine let a process stand still. stale: writes under a lease that was over, and
+    accepted. refused: those that were not, by the store and by the sink. released, again: seconds
+    from a kill until each job was free, and claimed again.
     """
 
     jobs: int = 0
@@ -138,12 +139,8 @@ class _Run:
                 self._handed_in(line)
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
-            case "passed":
-                self.passed.setdefault((line["job"], line["step"]), line["lease"])
-            case "did":
-                # By a later claim: one that was given up may not know yet that others went on.
-                if line["lease"] >= self.passed.get((line["job"], line["step"]), line["lease"] + 1):
-                    self.again.append((line["job"], line["step"], line["lease"]))
+            case "did" | "passed":
+                self._stepped(line)
             case "kill" | "stop" | "crash":
                 self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
             case "trouble" | "stall":
@@ -154,6 +151,14 @@ class _Run:
         job, lease, worker = line["job"], line["lease"], line["worker"]
         self.starts.append((job, lease, worker))
         self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
+
+    def _stepped(self, line: Line) -> None:
+        job, step, lease = line["job"], line["step"], line["lease"]
+        if line["what"] == "passed":
+            self.passed.setdefault((job, step), lease)
+        # One that was given up may not know yet that others went on.
+        elif (job, step) in self.passed and lease >= self.passed[job, step]:
+            self.again.append((job, step, lease))
 
     def _handed_in(self, line: Line) -> None:
         for job, lease, move in line["moves"]:
