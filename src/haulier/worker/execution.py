@@ -13,7 +13,7 @@ from haulier.domain.job import Expanded, Job, Outcome, Role, Succeeded
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
-from haulier.services.jobs import CHUNK, JobManager
+from haulier.services.jobs import JobManager
 from haulier.services.payload import decode, encode_result
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
@@ -116,7 +116,7 @@ async def _expand(
     assert expand is not None
     items = await threads.run(lambda: iter(expand(ctx, payload)))
     position = 0
-    while chunk := await threads.run(lambda: list(islice(items, CHUNK))):
+    while chunk := await threads.run(lambda: list(islice(items, manager.store.chunk))):
         ctx.check()
         numbered = enumerate(chunk, start=position)
         made = manager.expanded_items(definition, job, numbered)
