@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from pydantic import BaseModel
 
@@ -388,8 +390,9 @@ class TestOnTheWay:
         lines = (await client.get(f"{JOBS}/{job_id}/lines")).json()["lines"]
         assert [(each["text"], each["lease"]) for each in lines] == [("one ☕", 1), ("two", 1)]
         job = (await client.get(f"{JOBS}/{job_id}")).json()
+        began, ended = (datetime.fromisoformat(job[name]) for name in ("created_at", "finished_at"))
         for each in [*steps, *lines]:
-            assert job["created_at"] <= each["at"] <= job["finished_at"]
+            assert began <= datetime.fromisoformat(each["at"]) <= ended
 
     async def test_a_job_that_has_left_none_has_none(self, client):
         job_id = await enqueued(client, sum_of())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import child_tasks
@@ -14,6 +15,7 @@ from test_stopping import Running
 
 from haulier import (
     App,
+    BaseTaskRunner,
     Context,
     Job,
     JobState,
@@ -187,6 +189,51 @@ class TestOnce:
         assert len(await counted.steps(job.id)) == 5
         # The first goes alone; the others have gathered while it was under way.
         assert len(counting.kept) <= 3
+
+
+class Start(BaseModel):
+    names: list[str]
+
+
+class Item(BaseModel):
+    name: str
+
+
+class Lister(BaseTaskRunner[Start, Item]):
+    task_type, start_model, item_model, retry = "lister", Start, Item, THRICE
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+
+    def expand(self, ctx: Context, start: Start) -> Iterator[Item]:
+        for name in ctx.step_sync("list", self.look, start.names):
+            yield Item(name=name)
+        if ctx.job.attempt == 1:
+            raise ValueError("the first expansion fails")
+
+    def look(self, names: list[str]) -> list[str]:
+        self.done["list"] += 1
+        return [name.upper() for name in names]
+
+    async def run_item(self, ctx: Context, item: Item) -> str:
+        greeting = await ctx.step("greet", self.greet, item.name)
+        if ctx.job.attempt == 1:
+            raise ValueError("the first attempt fails")
+        return greeting
+
+    async def greet(self, name: str) -> str:
+        self.done[name] += 1
+        return f"hello {name}"
+
+
+class TestBulkKinds:
+    async def test_the_head_and_each_item_have_steps_of_their_own(self, app):
+        lister = Lister()
+        app.add_runner(lister)
+        head = await outcome_of(app, "lister", names=["ada", "bob"])
+        assert (head.state, head.attempt, head.value["completed"]) == (JobState.COMPLETED, 2, 2)
+        assert lister.done == {"list": 1, "ADA": 1, "BOB": 1}
+        assert [step.result for step in await app.steps(head.id)] == [b'["ADA","BOB"]']
 
 
 class TestCost:
