@@ -172,6 +172,17 @@ def stepping(ctx: Context) -> list[Any]:
     return [first[0], ctx.step_sync("second", done, "second")[0]]
 
 
+def slow_to_keep(ctx: Context) -> int:
+    """One step, and a line in a file for each time it was done."""
+
+    def do() -> int:
+        with (Path(os.environ["HAULIER_TEST_SCENE"]) / "done").open("a") as file:
+            file.write("once\n")
+        return 7
+
+    return ctx.step_sync("one", do)
+
+
 def step_twice(ctx: Context) -> None:
     for _ in range(2):
         ctx.step_sync("again", list)

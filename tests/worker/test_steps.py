@@ -43,9 +43,12 @@ class Counting(TroubledStore):
         self.reads = 0
         self.kept: list[list[Step]] = []
         self.gate: asyncio.Event | None = None
+        self.reading: asyncio.Event | None = None
 
     async def steps(self, job_id: str) -> list[Step]:
         self.reads += 1
+        if self.reading is not None:
+            await self.reading.wait()
         return await self._store.steps(job_id)
 
     async def keep(self, given: Any) -> list[Step]:
@@ -74,7 +77,6 @@ def three_steps(app: App, how: str, fail: Any = ValueError) -> Counter[str]:
         return value
 
     async def do_async(name: str, value: Any) -> Any:
-        await asyncio.sleep(0)
         return do(name, value)
 
     if how == "async":
@@ -420,6 +422,43 @@ class TestFailingFunctions:
 
         job = await outcome_of(counted, slow)
         assert (job.value, done) == (5, [1])
+
+    async def test_one_that_is_given_up_takes_no_other_along(self, counted, counting):
+        counting.reading = asyncio.Event()
+
+        @counted.task(retry=THRICE)
+        async def two(ctx: Context) -> list[Any]:
+            if ctx.job.attempt == 1:
+                raise ValueError("so that there is something to read")
+            patient = asyncio.ensure_future(ctx.step("patient", lambda: 1))
+            try:
+                async with asyncio.timeout(0.05):
+                    await ctx.step("impatient", lambda: 2)
+            except TimeoutError:
+                counting.reading.set()
+            return [await patient, await ctx.step("impatient", lambda: 3)]
+
+        job = await outcome_of(counted, two)
+        assert (job.attempt, job.value) == (2, [1, 3])
+        assert counting.reads == 1
+
+    async def test_a_process_that_is_told_while_its_step_is_kept_hears_it_afterwards(
+        self, counted, counting, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("HAULIER_TEST_SCENE", str(tmp_path))
+        task = counted.task(executor="process", retry=THRICE, timeout=0.3)(child_tasks.slow_to_keep)
+        counting.gate = asyncio.Event()
+
+        async def open_late() -> None:
+            await wait_until(lambda: counting.kept, 20)
+            asyncio.get_running_loop().call_later(0.6, counting.gate.set)
+
+        opening = asyncio.ensure_future(open_late())
+        job = await outcome_of(counted, task)
+        await opening
+        assert (job.state, job.attempt, job.value) == (JobState.COMPLETED, 2, 7)
+        assert (tmp_path / "done").read_text() == "once\n"
+        assert [error.type for error in await counted.errors(job.id)] == ["JobTimeoutError"]
 
 
 class TestTrouble:

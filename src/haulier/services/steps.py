@@ -52,7 +52,8 @@ class Steps:
         self._take(name)
         try:
             if name not in self._own:
-                steps = await asyncio.wrap_future(self._read())
+                # Shielded: other steps may wait for the same answer when this one is given up.
+                steps = await asyncio.shield(asyncio.wrap_future(self._read()))
                 if (earlier := self._found(name, steps)) is not None:
                     return from_json(earlier)
                 value = function(*arguments)
