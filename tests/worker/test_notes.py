@@ -98,6 +98,27 @@ class TestMerging:
         await notes.flush()
         assert noted.notes == [Note("a", 1, 10, "early"), Note("b", 1, 2, heard=True)]
 
+    async def test_a_flush_waits_for_what_another_has_on_its_way(self, noted):
+        """Found by a log that was empty: the job was handed in before its last note."""
+        notes, store = Notes(noted), noted.note
+        arrived, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(given: Any) -> None:
+            arrived.set()
+            await go_on.wait()
+            await store(given)
+
+        noted.note = slow
+        notes.take(Note("a", 1, 10))
+        first = asyncio.ensure_future(notes.flush())
+        await arrived.wait()
+        second = asyncio.ensure_future(notes.flush())
+        done, _ = await asyncio.wait([second], timeout=0.1)
+        assert not done
+        go_on.set()
+        await asyncio.gather(first, second)
+        assert noted.notes == [Note("a", 1, 10)]
+
     async def test_no_note_of_many_threads_is_lost(self, noted):
         notes = Notes(noted)
 

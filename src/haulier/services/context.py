@@ -113,12 +113,14 @@ class Context:
     are not coroutines may be called from any thread.
     """
 
+    # Made when they are first used, which in most jobs is never.
+    _steps: Steps | None = None
+    _log: JobLog | None = None
+
     def __init__(self, job: Job, control: Control, runtime: Runtime) -> None:
         self.job = job
         self._control = control
         self._runtime = runtime
-        self._steps: Steps | None = None
-        self._log: JobLog | None = None
 
     @property
     def lease(self) -> int:

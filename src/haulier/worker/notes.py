@@ -29,6 +29,7 @@ class Notes:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self._flushing = asyncio.Lock()
         self._notes: dict[str, Note] = {}
         self._lines: dict[tuple[str, int], _Lines] = {}
 
@@ -44,9 +45,16 @@ class Notes:
             self._notes[note.job_id] = _merged(self._notes.get(note.job_id), note)
 
     async def flush(self) -> None:
-        """Store what was taken; raises StoreError, and then keeps it."""
-        if not self._notes:
+        """Store all that was taken so far; raises StoreError, and then keeps it."""
+        if not self._notes and not self._flushing.locked():
             return
+        # What another flush has on its way must be there too before a job is handed in: a note that
+        # came after the end of its lease would be dropped.
+        async with self._flushing:
+            if self._notes:
+                await self._store_all()
+
+    async def _store_all(self) -> None:
         with self._lock:
             notes, self._notes = self._notes, {}
             lines, self._lines = self._lines, {}

@@ -479,6 +479,22 @@ class TestDrain:
         await copying
         assert (await other.get(job.id)).lost == 1
 
+    async def test_what_they_still_do_and_say_meanwhile_is_copied(self, store, other):
+        await store.insert(works(1))
+        hand = await Hand.enlist(store)
+        job = await hand.claim_one()
+        copying = asyncio.create_task(copied(store, other, wait=10))
+        await wait_until(lambda: _drains(store))
+        assert await store.keep([Step(job.id, job.lease, "last", b"1")]) == []
+        await store.note([Note(job.id, job.lease, lines=(Said(1, "goodbye"),))])
+        await hand.hand_in(job, Move.COMPLETE)
+        await store.retire(hand.id)
+        await copying
+        assert [step.name for step in await other.steps(job.id)] == ["last"]
+        assert [line.text for line in await other.lines(job.id)] == ["goodbye"]
+        late = Step(job.id, job.lease, "late", b"1")
+        assert await store.keep([late]) == [late]
+
     async def test_what_is_refused_after_the_wait_lets_workers_have_jobs_again(self, store, other):
         await store.insert(works(2))
 
