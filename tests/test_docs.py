@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,35 @@ def test_every_setting_is_documented():
     text = (ROOT / "docs" / "cli.md").read_text()
     for name in Settings.model_fields:
         assert f"`HAULIER_{name.upper()}`" in text
+
+
+PROGRAMS = [
+    pytest.param(name, program, output, id=f"{page.name} {name}")
+    for page in DOCS
+    for program, name, output in re.findall(
+        r"```python\n(# (\w+\.py)\n.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL
+    )
+]
+"""Blocks that begin with the name of a file are whole programs; what they print follows them."""
+
+
+def test_there_are_programs_in_the_documentation():
+    assert PROGRAMS
+
+
+@pytest.mark.parametrize(("name", "program", "output"), PROGRAMS)
+def test_programs_in_the_documentation_do_what_they_say(tmp_path, name, program, output):
+    (tmp_path / name).write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == output, done.stderr
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))

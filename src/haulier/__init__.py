@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from haulier.domain.batch import Batch, Counts
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
+    from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
+    from haulier.domain.step import Step
     from haulier.domain.unique import Conflict, Scope
     from haulier.exceptions import (
         CancelJob,
@@ -69,6 +71,7 @@ _HOME = {
     "JobTimeoutError": "exceptions",
     "Keep": "domain.retention",
     "LeaseLostError": "exceptions",
+    "Line": "domain.line",
     "OnLost": "domain.job",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
@@ -79,6 +82,7 @@ _HOME = {
     "Scope": "domain.unique",
     "Secret": "services.secrets",
     "Snooze": "exceptions",
+    "Step": "domain.step",
     "StoreError": "exceptions",
     "Task": "app",
     "Unique": "services.options",
@@ -115,6 +119,7 @@ __all__ = [
     "JobTimeoutError",
     "Keep",
     "LeaseLostError",
+    "Line",
     "OnLost",
     "PermanentError",
     "Priority",
@@ -125,6 +130,7 @@ __all__ = [
     "Scope",
     "Secret",
     "Snooze",
+    "Step",
     "StoreError",
     "Task",
     "Unique",

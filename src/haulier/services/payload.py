@@ -17,9 +17,9 @@ from pydantic_core import PydanticSerializationError, from_json, to_json, to_jso
 from haulier.exceptions import PermanentError, Problem, ValidationError
 from haulier.services.registry import TaskDefinition
 from haulier.services.secrets import Sealer, Secret, collect_into, reveal_tree
+from haulier.services.steps import MAX_RESULT
 
 MAX_DEPTH = 32
-MAX_RESULT = 256 * 1024
 
 
 def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel) -> BaseModel:

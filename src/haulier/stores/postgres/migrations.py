@@ -23,6 +23,7 @@ STEPS = (
     "08_upkeep",
     "09_enqueue",
     "10_transfer",
+    "11_steps",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
@@ -45,6 +46,8 @@ _VERBS = (
     "end_worker",
     "put_back",
     "note",
+    "keep_steps",
+    "keep_lines",
     "number_events",
     "prune_jobs",
     "prune_results",
