@@ -78,7 +78,8 @@ async def test_a_finish_that_was_on_its_way_when_the_worker_stood_still_is_refus
         jobs = Names(new_id()).jobs("late", 5, seconds=3.0, how="slow at last")
         first = {(job.id, 1) for job in jobs}
         await run.store.insert(jobs)
-        zombie = run.start(point="exchange with finished before", stops=True)
+        # A claim takes half of the slots at most; here it is to take all of the jobs.
+        zombie = run.start(point="exchange with finished before", stops=True, concurrency=10)
         await wait_until(lambda: "exchange with finished" in run.path.read_text(), 30)
         other = run.start()
         await wait_until(lambda: len(run.sink.busy[other.pid]) == len(jobs), 30)

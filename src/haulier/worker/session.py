@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -248,9 +249,13 @@ class Session:
         return [demand for demand in demands if demand is not None]
 
     def _wants_more(self, reply: Exchange, demands: Sequence[Demand]) -> bool:
-        """Whether everything that was asked for came, and there is room for more."""
-        wanted = sum(demand.slots for demand in demands)
-        return 0 < wanted <= len(reply.jobs) and bool(self._demands())
+        """Whether a lane got everything that it asked for, and there is room for more."""
+        got = Counter(job.kind for job in reply.jobs)
+        filled = any(
+            sum(got[kind] for portion in demand.portions for kind in portion.kinds) >= demand.slots
+            for demand in demands
+        )
+        return filled and bool(self._demands())
 
     async def _wait(self, seconds: float) -> None:
         try:
