@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.context import Context
+    from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
     "App": "app",
+    "Attempt": "services.middleware",
     "Backoff": "domain.retry",
     "BaseTaskRunner": "runners.base",
     "Batch": "domain.batch",
@@ -55,6 +57,7 @@ _HOME = {
     "Context": "services.context",
     "Counts": "domain.batch",
     "DuplicateJobError": "exceptions",
+    "Ended": "services.middleware",
     "Event": "domain.event",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
@@ -69,6 +72,7 @@ _HOME = {
     "JobTimeoutError": "exceptions",
     "Keep": "domain.retention",
     "LeaseLostError": "exceptions",
+    "Middleware": "services.middleware",
     "OnLost": "domain.job",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
@@ -91,6 +95,7 @@ lists jobs does not pay for pydantic."""
 
 __all__ = [
     "App",
+    "Attempt",
     "Backoff",
     "BaseTaskRunner",
     "Batch",
@@ -101,6 +106,7 @@ __all__ = [
     "Context",
     "Counts",
     "DuplicateJobError",
+    "Ended",
     "Event",
     "HaulierError",
     "IdempotencyConflictError",
@@ -115,6 +121,7 @@ __all__ = [
     "JobTimeoutError",
     "Keep",
     "LeaseLostError",
+    "Middleware",
     "OnLost",
     "PermanentError",
     "Priority",

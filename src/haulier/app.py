@@ -23,6 +23,7 @@ from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
+from haulier.services.middleware import Middleware
 from haulier.services.options import Options
 from haulier.services.registry import Registry, TaskOptions, task_from
 from haulier.services.secrets import KeyFile, Sealer
@@ -148,6 +149,18 @@ class App:
     def add_runner(self, runner: BaseTaskRunner[Any, Any]) -> None:
         """Register a bulk kind."""
         register_runner(self.registry, runner)
+
+    def middleware(
+        self, *layers: Middleware, kinds: Iterable[Task[..., Any] | str] | None = None
+    ) -> None:
+        """Run hooks around every job, or around those of some kinds; see Middleware.
+
+        Those given first are the outermost, also over several calls. For workers that start later.
+        Raises ConfigurationError for what is no Middleware.
+        """
+        chosen = None if kinds is None else frozenset(_kind(task) for task in kinds)
+        for layer in layers:
+            self.registry.put_around(layer, chosen)
 
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 

@@ -3,6 +3,7 @@
 event                          level    fields
 renewal failed                 warning  error
 exchange failed                warning  worker, error, times
+hook failed                    error    job, kind, hook, error
 lease lost                     warning  job, kind, lease, dropped
 incarnation lost               error    worker, jobs
 released jobs of lost workers  warning  jobs

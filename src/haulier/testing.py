@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
-from haulier.domain.job import MICROSECOND, Job, Role
+from haulier.domain.job import MICROSECOND, Job, Outcome, Role
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
@@ -35,6 +35,7 @@ from haulier.services.payload import decode
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Sealer
 from haulier.stores.sqlite import SqliteStore
+from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors, execute
 from haulier.worker.threads import ThreadExecutor
@@ -211,6 +212,7 @@ class _Solo:
         self._executors = Executors(ThreadExecutor(), Children())
         self._notes: dict[str, Note] = {}
         self._first_turn = asyncio.Lock()
+        self._layers = app.registry.layers()
 
     # ── Life ─────────────────────────────────────────────────────────────────────────────────
 
@@ -280,18 +282,30 @@ class _Solo:
         definition = self._jobs.registry.get(job.kind)
         raised: list[BaseException] = []
         control = Control()
+        layers = self._layers.get(job.kind)
+        around = Around(job, layers) if layers else None
         token = _turn.set(asyncio.Lock())
         try:
             outcome = await execute(
-                job, _overheard(definition, raised), control, self, self._jobs, self._executors
+                job,
+                _overheard(definition, raised),
+                control,
+                self,
+                self._jobs,
+                self._executors,
+                around,
             )
+
+            def fate(outcome: Outcome) -> Transition:
+                return decide(job, outcome, job.retry or definition.retry, DICE)
+
+            transition = await around.leave(outcome, fate) if around else fate(outcome)
         except asyncio.CancelledError:
             # A thread goes on although nobody waits for it; let it hear that it is over.
             control.lost = True
             raise
         finally:
             _turn.reset(token)
-        transition = decide(job, outcome, job.retry or definition.retry, DICE)
         if self._inline and transition.move is Move.RETRY:
             transition = transition._replace(delay=0)
         await self._hand_in(transition)

@@ -119,6 +119,11 @@ class Context:
         self._runtime.report(Note(self.job.id, self.job.lease, int(percent), text))
 
     @cached_property
+    def state(self) -> dict[str, Any]:
+        """A dict of this attempt, shared with its middleware; in a child process the job's own."""
+        return {}
+
+    @cached_property
     def log(self) -> Any:
         """A structured logger that carries the job's id, kind, attempt and lease."""
         job = self.job

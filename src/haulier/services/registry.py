@@ -22,6 +22,7 @@ from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.code import Code, code_of
 from haulier.services.context import Context
+from haulier.services.middleware import Middleware
 from haulier.services.secrets import SCHEMA_FORMAT
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -156,6 +157,7 @@ class Registry:
     def __init__(self) -> None:
         self._definitions: dict[str, TaskDefinition] = {}
         self._missing: dict[str, str] = {}
+        self._middleware: list[tuple[Middleware, frozenset[str] | None]] = []
 
     def missing(self, kind: str, remedy: str) -> None:
         """Remember that a kind exists but lacks a library, and what to do about it."""
@@ -168,6 +170,30 @@ class Registry:
         if definition.kind in self._definitions:
             raise ConfigurationError(f"the kind {definition.kind!r} is registered twice")
         self._definitions[definition.kind] = definition
+
+    def put_around(self, middleware: Middleware, kinds: frozenset[str] | None = None) -> None:
+        """Run a middleware's hooks around jobs of these kinds, of all if None; inside earlier ones.
+
+        Raises ConfigurationError for what is no Middleware.
+        """
+        if not isinstance(middleware, Middleware):
+            raise ConfigurationError(f"{middleware!r} is not an instance of a Middleware")
+        self._middleware.append((middleware, kinds))
+
+    def layers(self) -> dict[str, tuple[Middleware, ...]]:
+        """The middleware around each kind that has one, the outermost first.
+
+        Raises ConfigurationError if one is for a kind that is not known.
+        """
+        for middleware, kinds in self._middleware:
+            if unknown := sorted((kinds or frozenset()) - self._definitions.keys()):
+                name = type(middleware).__name__
+                raise ConfigurationError(f"{name} is for the unknown kind {unknown[0][:60]!r}")
+        found = {
+            kind: tuple(each for each, kinds in self._middleware if kinds is None or kind in kinds)
+            for kind in self._definitions
+        }
+        return {kind: layers for kind, layers in found.items() if layers}
 
     def get(self, kind: str) -> TaskDefinition:
         """The definition of a kind; raises InvalidTaskTypeError with the nearest known names."""

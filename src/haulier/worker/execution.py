@@ -17,6 +17,7 @@ from haulier.services.jobs import CHUNK, JobManager
 from haulier.services.payload import decode, encode_result
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
+from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.outcomes import outcome_of
 from haulier.worker.threads import ThreadExecutor
@@ -42,18 +43,24 @@ async def execute(
     runtime: Runtime,
     manager: JobManager,
     executors: Executors,
+    around: Around | None = None,
 ) -> Outcome:
     """Run the job and say what it came to. Whatever the task raises becomes an outcome.
 
-    Only a cancellation of the running asyncio task itself passes through as CancelledError.
+    Only a cancellation of the running asyncio task itself passes through as CancelledError. What is
+    `around` is entered here, and left by the caller.
     """
-    with Scrubber() as scrubber:
+    with Scrubber() if around is None else around.scrubber as scrubber:
         try:
+            if around is not None:
+                await around.enter()
             _check_role(job, definition)
             payload = decode(definition, job.payload, job.id, manager.sealer)
             if definition.executor is Executor.PROCESS:
                 return await executors.children.run(job, definition, payload, control, runtime)
             ctx = Context(job, control, runtime)
+            if around is not None:
+                ctx.state = around.attempt.state
             if definition.expand is not None:
                 await _expand(job, definition, ctx, manager, payload, executors.threads)
                 return Expanded()
@@ -64,14 +71,19 @@ async def execute(
                 coroutine, seconds = definition.call(ctx, payload), definition.timeout
                 value = await (coroutine if seconds is None else Timed(coroutine, seconds, control))
             return Succeeded(encode_result(value))
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+        except BaseException as error:
+            # A job ends here, also by SystemExit, and also by a CancelledError of its own doing or
+            # of its soft timeout.
+            if isinstance(error, asyncio.CancelledError) and _stopped_from_outside():
                 raise
-            # The task's own doing, or its soft timeout: nobody cancelled it from outside.
+            if around is not None:
+                around.exception = error
             return outcome_of(error, job, control, scrubber)
-        except BaseException as error:  # noqa: BLE001 - a job ends here, also by SystemExit
-            return outcome_of(error, job, control, scrubber)
+
+
+def _stopped_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _check_role(job: Job, definition: TaskDefinition) -> None:
