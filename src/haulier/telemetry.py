@@ -5,6 +5,7 @@ renewal failed                 warning  error
 exchange failed                warning  worker, error, times
 hook failed                    error    job, kind, hook, error
 lease lost                     warning  job, kind, lease, dropped
+payload too new                warning  job, kind, reason
 incarnation lost               error    worker, jobs
 released jobs of lost workers  warning  jobs
 sweep failed                   warning  error

@@ -331,7 +331,8 @@ class _Solo:
         return self._store
 
     def payload_of(self, job: Job) -> BaseModel:
-        return decode(self._jobs.registry.get(job.kind), job.payload, job.id, self._jobs.sealer)
+        definition = self._jobs.registry.get(job.kind)
+        return decode(definition, job.payload, job.id, self._jobs.sealer, job.version)
 
     def report(self, note: Note) -> None:
         self._notes[note.job_id] = note

@@ -242,7 +242,11 @@ class JobManager:
     def _finish(self, finish_kind: str | None) -> FinishCallback | None:
         if finish_kind is None:
             return None
-        return FinishCallback(kind=finish_kind, queue=self.registry.get(finish_kind).queue)
+        definition = self.registry.get(finish_kind)
+        if definition.version != 1:
+            # The store makes its payload, which has no versions.
+            raise ConfigurationError(f"{finish_kind} has a version: it cannot be a finish callback")
+        return FinishCallback(kind=finish_kind, queue=definition.queue)
 
     def _new_job(
         self,

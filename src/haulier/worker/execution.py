@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import structlog
 from pydantic import BaseModel
 
-from haulier.domain.job import Expanded, Job, Outcome, Role, Succeeded
+from haulier.domain.job import Expanded, Job, Outcome, Role, Snoozed, Succeeded
+from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
 from haulier.services.jobs import CHUNK, JobManager
-from haulier.services.payload import decode, encode_result
+from haulier.services.payload import NEWER_DELAY, decode, encode_result, newer_than
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
 from haulier.worker.around import Around
@@ -22,6 +24,8 @@ from haulier.worker.children import Children
 from haulier.worker.outcomes import outcome_of
 from haulier.worker.threads import ThreadExecutor
 from haulier.worker.timeouts import Timed
+
+_log = structlog.get_logger("haulier.worker")
 
 
 @dataclass(slots=True)
@@ -50,12 +54,14 @@ async def execute(
     Only a cancellation of the running asyncio task itself passes through as CancelledError. What is
     `around` is entered here, and left by the caller.
     """
+    if job.version > definition.version:
+        return _put_off(job, definition, runtime)
     with Scrubber() if around is None else around.scrubber as scrubber:
         try:
             if around is not None:
                 await around.enter()
             _check_role(job, definition)
-            payload = decode(definition, job.payload, job.id, manager.sealer)
+            payload = decode(definition, job.payload, job.id, manager.sealer, job.version)
             if definition.executor is Executor.PROCESS:
                 return await executors.children.run(job, definition, payload, control, runtime)
             ctx = Context(job, control, runtime)
@@ -79,6 +85,14 @@ async def execute(
             if around is not None:
                 around.exception = error
             return outcome_of(error, job, control, scrubber)
+
+
+def _put_off(job: Job, definition: TaskDefinition, runtime: Runtime) -> Outcome:
+    """Leave a job to workers of a later release, as there are many while one is rolled out."""
+    why = newer_than(definition, job.version)
+    _log.warning("payload too new", job=job.id, kind=job.kind, reason=why)
+    runtime.report(Note(job.id, job.lease, message=why))
+    return Snoozed(NEWER_DELAY)
 
 
 def _stopped_from_outside() -> bool:

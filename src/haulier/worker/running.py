@@ -141,7 +141,8 @@ class RunningJobs:
         if entry.timer is not None:
             entry.timer.cancel()
         entry.over = True
-        outcome = _final(entry, outcome)
+        if outcome is None or entry.stop is not None:
+            outcome = _final(entry, outcome)
         if entry.around is None:
             self._end(entry, self._fate(entry, outcome))
         else:

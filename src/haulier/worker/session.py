@@ -270,7 +270,7 @@ class Session:
 
     def _execute(self, entry: Running) -> Awaitable[Outcome]:
         job = entry.job
-        if job.kind in self._layers:
+        if self._layers and job.kind in self._layers:
             entry.around = Around(job, self._layers[job.kind])
         return execute(
             job,
@@ -341,9 +341,8 @@ class Session:
         return self._store
 
     def payload_of(self, job: Job) -> BaseModel:
-        return decode(
-            self._manager.registry.get(job.kind), job.payload, job.id, self._manager.sealer
-        )
+        definition = self._manager.registry.get(job.kind)
+        return decode(definition, job.payload, job.id, self._manager.sealer, job.version)
 
     def report(self, note: Note) -> None:
         self._notes.take(note)
