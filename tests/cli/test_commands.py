@@ -184,7 +184,7 @@ def test_bad_input_is_refused_with_the_field_and_nothing_is_enqueued(
 @pytest.mark.parametrize(
     ("store", "code", "said"),
     [
-        ("sqlite:///none.db", USAGE, "there is no store none.db yet"),
+        ("sqlite:///none.db", USAGE, "there is no haulier store at none.db"),
         ("mysql://there", USAGE, "a store URL starts with"),
         ("sqlite:///text.db", UNREACHABLE, "damaged or not a haulier store"),
         ("sqlite:///other.db", UNREACHABLE, "of some other program"),

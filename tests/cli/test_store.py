@@ -96,7 +96,7 @@ class TestCopy:
     @pytest.mark.parametrize(
         ("source", "target", "code", "said"),
         [
-            ("sqlite:///none.db", TO, USAGE, "there is no store none.db"),
+            ("sqlite:///none.db", TO, USAGE, "there is no haulier store at none.db"),
             (FROM, "sqlite://", USAGE, "in memory"),
             (FROM, "mysql://h/d", USAGE, "a store URL starts with"),
             (FROM, FROM, CONFLICT, "are the same store"),

@@ -15,7 +15,8 @@ from support import wait_until
 
 TTL = 3.0
 PATIENCE = 40.0
-BOUND = 20.0
+BOUND = 3.0
+"""Seconds within which the API answers whatever its store does: 2, and one for a busy machine."""
 
 COMMITS = {
     "postgres": lambda request: "exchange" in request or "insert" in request,
@@ -127,10 +128,8 @@ async def test_a_long_black_hole_costs_no_process_and_the_api_never_hangs(
                 await asyncio.sleep(length)
                 await proxy.heal()
             answer = await asking
-            if faults_long:
-                assert answer.status_code == 503
-                assert int(answer.headers["Retry-After"]) > 0
-            assert answer.status_code in (200, 503)
+            assert answer.status_code == 503
+            assert int(answer.headers["Retry-After"]) > 0
             (job,) = Names(new_id()).jobs("first", 1)
             await run.store.insert([job])
             await wait_until(lambda: run.sink.over, 5)

@@ -23,7 +23,7 @@ TTL = 3.0
 PATIENCE = 20.0
 """Seconds after which an answer of the API counts as none."""
 
-BOUND = 10.0
+BOUND = 3.0
 RESTARTS = 30
 AGAIN = 5.0
 

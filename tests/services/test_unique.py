@@ -18,9 +18,9 @@ from haulier.exceptions import (
     StoreUnavailableError,
     ValidationError,
 )
-from haulier.ports import JobFilter
+from haulier.ports import CHUNK, JobFilter
 from haulier.runners.base import BaseTaskRunner, register_runner
-from haulier.services.jobs import CHUNK, JobManager
+from haulier.services.jobs import JobManager
 from haulier.services.options import Unique
 from haulier.services.registry import define_task
 from haulier.services.secrets import Secret

@@ -25,7 +25,7 @@ class DirectWriter(Writer):
     """Runs operations in the calling thread."""
 
     def __init__(self) -> None:
-        super().__init__(MEMORY)
+        super().__init__(MEMORY, create=True)
         self._db = connect(MEMORY)
         self._db.deserialize("main", _empty_store())
 
@@ -52,7 +52,7 @@ class DirectWriter(Writer):
 @functools.cache
 def _empty_store() -> bytes:
     """A store as it is created, made once: its schema takes longer than a whole short run."""
-    db = prepare(MEMORY)
+    db = prepare(MEMORY, create=True)
     try:
         return db.serialize("main")
     finally:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
 
+import apsw
 import httpx
 import pytest
 from starlette.responses import Response
@@ -254,7 +257,7 @@ async def test_an_answer_that_breaks_half_way_breaks_the_connection():
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("canary")
 
-    transport = httpx.ASGITransport(app=Guard(half, max_body=10))
+    transport = httpx.ASGITransport(app=Guard(half, max_body=10, deadline=2.0))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         with capture_logs() as logs, pytest.raises(RuntimeError):
             await client.get("/")
@@ -267,7 +270,7 @@ async def test_web_sockets_and_lifespan_pass_unchanged():
     async def inner(scope, receive, send):
         seen.append((scope["type"], receive, send))
 
-    guard = Guard(inner, max_body=10)
+    guard = Guard(inner, max_body=10, deadline=2.0)
     for kind in ("websocket", "lifespan"):
         await guard({"type": kind}, "receive", "send")
     assert seen == [("websocket", "receive", "send"), ("lifespan", "receive", "send")]
@@ -277,7 +280,7 @@ async def test_a_body_that_nobody_reads_is_not_counted():
     async def deaf(scope, receive, send):
         await Response("ok")(scope, receive, send)
 
-    transport = httpx.ASGITransport(app=Guard(deaf, max_body=10))
+    transport = httpx.ASGITransport(app=Guard(deaf, max_body=10, deadline=2.0))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.post("/", content=chunks(5000), headers=JSON)
     assert answer.status_code == 200
@@ -320,3 +323,21 @@ async def test_input_is_not_echoed_in_any_refusal(client):
             assert answer.status_code == 422, answer.text
             assert canary not in answer.text
             assert canary not in str(answer.headers)
+
+
+async def test_a_store_that_does_not_answer_is_told_within_the_deadline(
+    tmp_path, registry, options, check
+):
+    path = tmp_path / "jobs.db"
+    async with SqliteStore(str(path)) as store:
+        hasty = dataclasses.replace(options, deadline=0.3)
+        api = create_app(jobs=JobManager(store, registry, Sealer(bytes)), options=hasty)
+        transport = httpx.ASGITransport(app=api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            with contextlib.closing(apsw.Connection(str(path))) as other:
+                other.execute("BEGIN IMMEDIATE")
+                began = time.monotonic()
+                answer = await client.post("/api/v1/jobs", json={"kind": "linger"})
+                assert time.monotonic() - began < 1.5
+            check.problem(answer, 503)
+            assert answer.headers["Retry-After"] == "5"

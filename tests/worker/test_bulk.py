@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from haulier import BaseTaskRunner, BatchFinished, JobState, PermanentError
 from haulier.domain.job import NewJob, Role
 from haulier.services.ids import new_id
-from haulier.services.jobs import CHUNK
 from support import wait_until
 
 
@@ -28,7 +27,8 @@ class Spoilt(BaseTaskRunner[Start, Item]):
 
     task_type, start_model, item_model = "spoilt", Start, Item
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
         self.failed = threading.Event()
         self.finished: list[BatchFinished] = []
         self.expansions = 0
@@ -36,7 +36,7 @@ class Spoilt(BaseTaskRunner[Start, Item]):
     def expand(self, ctx: Any, start: Start):
         self.expansions += 1
         for number in range(start.items):
-            if number == CHUNK:
+            if number == self.chunk:
                 assert self.failed.wait(10)
             yield Item(number=number)
 
@@ -48,9 +48,10 @@ class Spoilt(BaseTaskRunner[Start, Item]):
 
 
 async def test_a_batch_that_is_cut_short_while_it_is_filled_fails_once_and_calls_back(app):
-    spoilt = Spoilt()
+    chunk = app.store.chunk
+    spoilt = Spoilt(chunk)
     app.add_runner(spoilt)
-    head = await app.enqueue("spoilt", {"items": 3 * CHUNK}, max_failures=3)
+    head = await app.enqueue("spoilt", {"items": 3 * chunk}, max_failures=3)
     async with app.working():
         async with asyncio.timeout(20):
             async for event in app.events():
@@ -67,9 +68,9 @@ async def test_a_batch_that_is_cut_short_while_it_is_filled_fails_once_and_calls
     assert batch.settled
     assert batch.counts.failed > 3
     assert batch.counts.cancelled > 0
-    assert batch.counts.total == CHUNK
+    assert batch.counts.total == chunk
     (finished,) = spoilt.finished
-    assert (finished.state, finished.counts["total"]) == (JobState.FAILED, CHUNK)
+    assert (finished.state, finished.counts["total"]) == (JobState.FAILED, chunk)
 
 
 async def test_no_more_items_run_at_once_than_the_batch_may(app):

@@ -8,8 +8,8 @@ import threading
 from pydantic import BaseModel
 
 from haulier import BaseTaskRunner, Context, JobFilter, JobState, RetryPolicy, WorkerOptions
+from haulier.ports import CHUNK
 from haulier.runners.base import BatchFinished
-from haulier.services.jobs import CHUNK
 from support import wait_until, work, works
 
 

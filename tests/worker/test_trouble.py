@@ -22,7 +22,7 @@ from haulier import (
     WorkerOptions,
 )
 from haulier.domain.moves import Move
-from haulier.services.jobs import CHUNK
+from haulier.ports import CHUNK
 from support import Hand, TroubledStore, wait_until
 
 VERBS = ["exchange", "note", "sweep"]

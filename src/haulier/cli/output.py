@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -213,12 +212,9 @@ async def existing_store(url: str | None) -> AsyncIterator[JobStore]:
     """The store, open; a command that only looks does not create one by a typing mistake."""
     from haulier.stores import open_store
 
-    store = open_store(url or DEFAULT_STORE)
-    path = getattr(store, "path", None)
-    if path == ":memory:":
+    store = open_store(url or DEFAULT_STORE, create=False)
+    if getattr(store, "path", None) == ":memory:":
         raise ConfigurationError("a store in memory cannot be shared with another process")
-    if path is not None and not Path(path).exists():  # noqa: ASYNC240 - nothing else runs yet
-        raise ConfigurationError(f"there is no store {path} yet; enqueue something first")
     async with store:
         yield store
 

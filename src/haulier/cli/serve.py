@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("--media-root", help="The folder that requests may name pictures in.")
 @click.option("--output-root", help="The folder that requests may have renditions written to.")
 @click.option("--check-url", help="What proxies are checked against.  [default: this server]")
+@click.option(
+    "--api-deadline", type=float, help="Seconds that the API waits for the store.  [default: 2]"
+)
 @click.option("--concurrency", type=int, help="Coroutine jobs at once.")
 @click.option("--threads", type=int, help="Plain-function jobs at once.")
 @click.option("--children", type=int, help="Jobs in processes of their own at once.")
@@ -85,4 +88,5 @@ def _web_options(settings: Settings) -> Any:
         output_root=settings.output_root,
         check_url=settings.check_url,
         version=version("haulier"),
+        deadline=settings.api_deadline,
     )

@@ -32,11 +32,8 @@ from haulier.services.secrets import Sealer
 
 Payload = Mapping[str, Any] | BaseModel
 
-CHUNK = 2000
-"""Jobs that one transaction inserts: it stays far below the 50 ms that a writer may take."""
-
-UNIQUE_CHUNK = 250
-"""The same for jobs with unique names, which are looked at one by one."""
+UNIQUE_CHUNK = 150
+"""Jobs with unique names, which are looked at one by one, that one transaction inserts."""
 
 CHECKED_FIRST = 10_000
 """A sequence of up to so many items is checked whole before the first one is inserted."""
@@ -78,7 +75,7 @@ class JobManager:
     async def enqueue_many(
         self, kind: str, payloads: Iterable[Payload], options: Options
     ) -> list[str]:
-        """Insert a job per payload, in order, some thousands to a transaction; returns their ids.
+        """Insert a job per payload, in order, a chunk to a transaction; returns their ids.
 
         Raises ValidationError at the first bad payload, with its index. Up to 10,000 payloads of a
         sequence are checked before the first one is inserted; more, or those of an iterator, are
@@ -89,7 +86,7 @@ class JobManager:
         _refuse_options_of_one(options, plan)
         policy = plan.batch_policy(_own_finish(definition, plan))
         ids: list[str] = []
-        size = CHUNK if plan.unique is None else UNIQUE_CHUNK
+        size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
         for chunk in _chunks(self._checked(definition, payloads), size):
             jobs = [
                 self._new_job(definition, payload, plan, job_id)
@@ -123,9 +120,9 @@ class JobManager:
         checked = self._checked(definition, items)
         head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
-        chunks = _chunks(enumerate(checked))
+        chunks = _chunks(enumerate(checked), self.store.chunk)
         first = next(chunks, [])
-        sealed = len(first) < CHUNK
+        sealed = len(first) < self.store.chunk
         opening = self._items(definition, batch_id, first, plan)
         ours = False
         try:
@@ -424,7 +421,7 @@ def _validated_item(definition: TaskDefinition, index: int, payload: Payload) ->
         ) from None
 
 
-def _chunks(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -15,10 +15,12 @@ _REDIS = frozenset(
 )
 
 
-def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
+def open_store(url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> JobStore:
     """The store behind a URL, not yet opened: enter it as an async context manager.
 
-    `ttl` (seconds) is how long a worker of this process lives without renewing its row.
+    `ttl` (seconds) is how long a worker of this process lives without renewing its row. Where
+    there is no store yet, entering it makes one; without `create` it raises ConfigurationError and
+    leaves nothing behind.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for one in memory that lives
     as long as it is open. `postgresql://user@host/database` (extra `postgres`).
@@ -30,7 +32,7 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
     if scheme == "sqlite":
         from haulier.stores.sqlite import SqliteStore
 
-        return SqliteStore.from_url(url, ttl=ttl)
+        return SqliteStore.from_url(url, ttl=ttl, create=create)
     if scheme in ("postgresql", "postgres"):
         try:
             from haulier.stores.postgres import PostgresStore
@@ -40,7 +42,7 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
             raise ConfigurationError(
                 "a PostgreSQL store needs its driver: pip install 'haulier[postgres]'"
             ) from None
-        return PostgresStore.from_url(url, ttl=ttl)
+        return PostgresStore.from_url(url, ttl=ttl, create=create)
     if scheme in _REDIS:
         try:
             from haulier.stores.redis import RedisStore
@@ -50,7 +52,7 @@ def open_store(url: str, *, ttl: float = DEFAULT_TTL) -> JobStore:
             raise ConfigurationError(
                 "a Redis store needs its driver: pip install 'haulier[redis]'"
             ) from None
-        return RedisStore.from_url(url, ttl=ttl)
+        return RedisStore.from_url(url, ttl=ttl, create=create)
     raise ConfigurationError(
         "a store URL starts with sqlite://, postgresql:// or redis://, "
         f"not {scheme or url.split(':', 1)[0]!r}"

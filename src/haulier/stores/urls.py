@@ -38,6 +38,14 @@ def _hidden(url: str) -> str:
     return f"{url.partition('://')[0]}://{MASK}"
 
 
+def nothing_at(where: str) -> ConfigurationError:
+    """What is raised where a store was to be opened, not made, and there is none."""
+    return ConfigurationError(
+        f"there is no haulier store at {where}; look whether the URL is right, or enqueue "
+        "something first"
+    )
+
+
 def own_options(url: str, names: frozenset[str]) -> tuple[str, dict[str, str]]:
     """The URL for the driver, and the options in its query that are ours.
 

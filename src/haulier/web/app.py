@@ -45,7 +45,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
-    app.add_middleware(Guard, max_body=options.max_body)
+    app.add_middleware(Guard, max_body=options.max_body, deadline=options.deadline)
     return app
 
 

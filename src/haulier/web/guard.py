@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from haulier.services.deadlines import at_most
 from haulier.services.ids import new_id
 from haulier.web.problems import REQUEST_ID, problem_response
 
@@ -29,9 +30,10 @@ _log = structlog.get_logger("haulier.web")
 class Guard:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, deadline: float) -> None:
         self._app = app
         self._max_body = max_body
+        self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +56,8 @@ class Guard:
             await refusal(scope, receive, stamped)
             return
         try:
-            await self._app(scope, self._limited(receive), stamped)
+            with at_most(self._deadline):
+                await self._app(scope, self._limited(receive), stamped)
         except Exception:
             _log.exception(
                 "request failed", request=request_id, method=scope["method"], path=scope["path"]

@@ -12,12 +12,16 @@ MAX_BODY = 20 * 1024 * 1024
 """Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
 
 
+DEADLINE = 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebOptions:
     """Settings of the HTTP API; raises ConfigurationError for a `check_url` that is none.
 
     Requests name pictures below `media_root` and folders below `output_root`, nothing else.
-    `check_url` is what proxies are checked against; None means this server's own `/echo`.
+    `check_url` is what proxies are checked against; None means this server's own `/echo`. A store
+    that does not answer a call within `deadline` seconds is told the client as unavailable.
     """
 
     media_root: Path
@@ -25,6 +29,7 @@ class WebOptions:
     version: str
     check_url: str | None = None
     max_body: int = MAX_BODY
+    deadline: float = DEADLINE
 
     def __post_init__(self) -> None:
         if self.check_url is not None:

@@ -15,7 +15,7 @@ from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
-from haulier.services.jobs import CHUNK, JobManager
+from haulier.services.jobs import JobManager
 from haulier.services.payload import NEWER_DELAY, decode, encode_result, newer_than
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
@@ -142,7 +142,7 @@ async def _expand(
     assert expand is not None
     items = await threads.run(lambda: iter(expand(ctx, payload)))
     position = 0
-    while chunk := await threads.run(lambda: list(islice(items, CHUNK))):
+    while chunk := await threads.run(lambda: list(islice(items, manager.store.chunk))):
         ctx.check()
         numbered = enumerate(chunk, start=position)
         made = manager.expanded_items(definition, job, numbered)

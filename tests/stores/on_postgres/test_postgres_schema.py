@@ -78,6 +78,30 @@ class TestPlans:
         await asyncio.sleep(1.5)
         assert self.entries_read(admin, schema) - before < 20_000
 
+    async def test_what_is_done_to_a_whole_batch_reads_its_items_a_few_times(
+        self, store, url, admin
+    ):
+        schema = schema_of(url)
+        hand = await Hand.enlist(store)
+        # The plans are made for a table that is small.
+        for _ in range(8):
+            await self.pause_and_cancel(store, hand, 1)
+            admin.execute(f"ANALYZE {schema}.jobs_live")
+        before = self.entries_read(admin, schema)
+        await self.pause_and_cancel(store, hand, 6000)
+        await wait_until(lambda: self.entries_read(admin, schema) > before + 6000)
+        await asyncio.sleep(1.5)
+        assert self.entries_read(admin, schema) - before < 100 * 6000
+
+    async def pause_and_cancel(self, store, hand, items: int) -> None:
+        batch = await filled_batch(store, items)
+        await store.pause(batch)
+        await store.resume(batch)
+        running = await hand.claim(items // 2)
+        await store.cancel([batch])
+        await hand.exchange(*(move(job, Move.CANCEL) for job in running))
+        assert (await store.batch(batch)).counts.cancelled == items
+
     def entries_read(self, admin, schema: str) -> int:
         """Index entries and rows of whole tables; what a session has read is told a second late."""
         admin.execute("SELECT pg_stat_clear_snapshot()")

@@ -59,6 +59,8 @@ class TestAddress:
             ("redis://h?connections=1", "connections is a number"),
             ("redis://h?prefix=", "needs exactly one value"),
             ("redis+sentinel://h", "ends with its service"),
+            ("rediss+sentinel://h/main?sentinel_tls=maybe", "sentinel_tls is yes or no"),
+            ("redis+sentinel://h/main?sentinel_tls=no", "sentinel_tls is for rediss.sentinel"),
             ("redis+cluster://h", "hash tag"),
             (f"redis://u:{SECRET}@h/x", "database is a number"),
         ],

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 import redis
-import trustme
 from structlog.testing import capture_logs
 
 import servers
@@ -161,39 +160,6 @@ class TestServer:
                 assert await hand.work_off() == 2
                 assert hand.renew().alive
             assert redis.Redis(port=made.port, db=3).exists("haulier:history")
-        finally:
-            made.stop()
-
-    async def test_tls_is_spoken_by_the_store_and_by_heartbeats(self, tmp_path):
-        with servers.or_skip():
-            binary = servers.machine_redis()
-        authority = trustme.CA()
-        certificate = authority.issue_cert("127.0.0.1")
-        places = {name: tmp_path / f"{name}.pem" for name in ("ca", "key", "certificate")}
-        authority.cert_pem.write_to_path(places["ca"])
-        certificate.private_key_pem.write_to_path(places["key"])
-        certificate.cert_chain_pems[0].write_to_path(places["certificate"])
-        port = servers.free_port()
-        settings = {
-            "tls-port": str(port),
-            "tls-cert-file": str(places["certificate"]),
-            "tls-key-file": str(places["key"]),
-            "tls-ca-cert-file": str(places["ca"]),
-            "tls-auth-clients": "no",
-        }
-        made = servers.RedisServer("redis", binary, **settings)
-        try:
-            made.start()
-            url = f"rediss://127.0.0.1:{port}/0"
-            async with open_store(f"{url}?ssl_ca_certs={places['ca']}") as store:
-                hand = await Hand.enlist(store)
-                told = asyncio.Event()
-                with store.watch(told.set, ready=True):
-                    await store.insert(works(2))
-                    assert await hand.work_off() == 2
-                assert hand.renew().alive
-            with pytest.raises(StoreUnavailableError, match=r"TLS|certificate"):
-                await RedisStore(url).__aenter__()
         finally:
             made.stop()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import shutil
 import subprocess
@@ -92,3 +94,19 @@ class TestWatching:
                     told.clear()
                     await other.insert([work()])
                     await wait_until(lambda: told)
+
+
+async def test_a_listener_that_missed_its_cancel_is_ended_all_the_same(store, monkeypatch):
+    connecting = asyncio.Event()
+
+    async def connect():
+        connecting.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(store._history.pool, "connect", connect)
+    with store.watch(lambda: None, ready=True):
+        await connecting.wait()
+        async with asyncio.timeout(5):
+            await store._listener.close()

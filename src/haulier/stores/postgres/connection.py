@@ -72,8 +72,13 @@ class Place:
         """For messages: without the password."""
         return shown(self.url)
 
-    async def connect(self, purpose: str, deadline: float) -> Connection:
-        """A connection whose statements end by themselves within `deadline` seconds."""
+    async def connect(
+        self, purpose: str, deadline: float, patience: float | None = None
+    ) -> Connection:
+        """A connection whose statements end by themselves within `deadline` seconds.
+
+        `patience` is how long it may take to connect, in seconds; as long as that unless told.
+        """
         milliseconds = str(max(1, round(deadline * 1000)))
         settings = {"application_name": f"haulier {purpose}"}
         if not self.pooled:
@@ -89,7 +94,7 @@ class Place:
         try:
             return await asyncpg.connect(
                 self.url,
-                timeout=deadline,
+                timeout=deadline if patience is None else min(patience, deadline),
                 server_settings=settings,
                 max_cached_statement_lifetime=0,
                 **options,

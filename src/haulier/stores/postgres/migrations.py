@@ -6,6 +6,7 @@ from importlib import resources
 
 from haulier.exceptions import ConfigurationError
 from haulier.stores.postgres.connection import OLDEST_SERVER, Connection, Place
+from haulier.stores.urls import nothing_at
 
 PROTOCOL = 1
 """What workers and the functions of the schema say to each other; a step that breaks it raises the
@@ -76,18 +77,22 @@ END $$
 """.replace("VERBS", ",".join(_VERBS))
 
 
-async def prepare(place: Place, connection: Connection) -> None:
+async def prepare(place: Place, connection: Connection, *, create: bool = True) -> None:
     """Bring the store to the newest step. A store that is there already is only looked at.
 
-    Raises ConfigurationError for a server that is too old or a store that is too new.
+    Raises ConfigurationError for a server that is too old or a store that is too new; without
+    `create` also where there is none.
     """
     if connection.get_server_version().major < OLDEST_SERVER:
         raise ConfigurationError(
             f"the store {place.shown} is PostgreSQL {connection.get_server_version().major}; "
             f"haulier needs {OLDEST_SERVER} or later"
         )
-    if await _step(place, connection) >= len(STEPS):
+    step = await _step(place, connection)
+    if step >= len(STEPS):
         return
+    if step == 0 and not create:
+        raise nothing_at(f"{place.shown} (schema {place.schema})")
     async with connection.transaction():
         await connection.execute(_LOCK, place.schema)
         # Another process may just have done it.

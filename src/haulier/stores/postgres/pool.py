@@ -13,13 +13,15 @@ from typing import TypeVar
 import asyncpg
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.postgres.connection import BROKEN, RETRIED, Connection, Place, translated
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
 
 GRACE = 1.0
-"""Seconds that a call which was cancelled waits for what it had asked for."""
+"""Seconds that a call which was cancelled waits for what it had asked for; of one that has come to
+its deadline, they are the last ones before it."""
 
 SLOW = 0.02
 PLANS_LAST = 5.0
@@ -76,21 +78,23 @@ class Pool:
         if not self._open:
             raise StoreClosedError(f"the store {self._place.shown} is closed")
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._deadline
+        deadline = shortened(self._deadline)
+        give_up = loop.time() + deadline
         pause = 0.002
         with translated(self._place):
             while True:
                 try:
-                    return await self._once(work, give_up)
+                    return await self._once(work, deadline, give_up)
                 except asyncpg.PostgresError as error:
                     if error.sqlstate not in RETRIED or loop.time() + pause > give_up:
                         raise
                 await asyncio.sleep(random.uniform(0, pause))
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _once(self, work: Work[T], give_up: float) -> T:
+    async def _once(self, work: Work[T], deadline: float, give_up: float) -> T:
+        grace = min(GRACE, deadline / 4)
         try:
-            async with asyncio.timeout_at(give_up), self._free:
+            async with asyncio.timeout_at(give_up - grace), self._free:
                 # A task of its own: a caller that is cancelled must not leave a statement behind
                 # that may still be done while others already go on.
                 task = asyncio.ensure_future(self._work(work, give_up))
@@ -98,19 +102,19 @@ class Pool:
                     return await asyncio.shield(task)
                 except BaseException:
                     if not task.done():
-                        await self._end(task)
+                        await self._end(task, grace)
                     raise
         except TimeoutError:
             # What lies idle leads to the same silence: each would cost a call its deadline.
             self._drop_idle()
             raise StoreUnavailableError(
-                f"the store {self._place.shown} did not answer within {self._deadline:g} s"
+                f"the store {self._place.shown} did not answer within {deadline:g} s"
             ) from None
 
-    async def _end(self, task: asyncio.Task[T]) -> None:
+    async def _end(self, task: asyncio.Task[T], grace: float) -> None:
         """Wait a little for work that nobody waits for any more, then cut it off."""
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task], timeout=GRACE)
+            await asyncio.wait([task], timeout=grace)
         task.cancel()
         await asyncio.wait([task])
         with contextlib.suppress(BaseException):
@@ -155,7 +159,7 @@ class Pool:
             if not link.connection.is_closed():
                 return link
         left = give_up - asyncio.get_running_loop().time()
-        return _Link(await self._place.connect("store", max(0.1, min(left, self._deadline))))
+        return _Link(await self._place.connect("store", self._deadline, max(0.1, left)))
 
     def _give_back(self, link: _Link) -> None:
         connection = link.connection

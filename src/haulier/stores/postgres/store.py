@@ -21,6 +21,7 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -52,7 +53,8 @@ class PostgresStore:
     """Jobs in a schema of their own of a PostgreSQL database.
 
     `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
-    call. Time is the server's, unless a `clock` is given.
+    call. Time is the server's, unless a `clock` is given. `create`: make a store where there is
+    none.
     """
 
     def __init__(
@@ -62,11 +64,14 @@ class PostgresStore:
         ttl: float = DEFAULT_TTL,
         deadline: float = DEFAULT_DEADLINE,
         clock: Clock | None = None,
+        create: bool = True,
     ) -> None:
         self.ttl = ttl
+        self.chunk = CHUNK
         self._place = place
         self._deadline = deadline
         self._clock = clock
+        self._create = create
         self._pool = Pool(place, deadline)
         self._signals = Signals(place, self._pool)
         self._background = Background()
@@ -77,13 +82,13 @@ class PostgresStore:
         )
 
     @classmethod
-    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> Self:
         """`postgresql://user:password@host:port/database`, with options of ours and the driver's.
 
         `schema` names the schema (haulier), `pool` the most connections (4), `pooler=transaction`
         says that there is a pooler in between which changes sessions. Raises ConfigurationError.
         """
-        return cls(Place.from_url(url), ttl=ttl)
+        return cls(Place.from_url(url), ttl=ttl, create=create)
 
     async def __aenter__(self) -> Self:
         self._pool.open()
@@ -102,7 +107,8 @@ class PostgresStore:
         give_up = loop.time() + OPENING
         while True:
             try:
-                await self._pool.run(partial(migrations.prepare, self._place))
+                prepare = partial(migrations.prepare, self._place, create=self._create)
+                await self._pool.run(prepare)
                 return
             except StoreUnavailableError:
                 if loop.time() > give_up:

@@ -19,7 +19,7 @@ from haulier.stores.urls import own_options, shown
 
 DEFAULT_PREFIX = "haulier:"
 DURABILITIES = ("aof", "none")
-OUR_OPTIONS = frozenset({"prefix", "durability", "connections"})
+OUR_OPTIONS = frozenset({"prefix", "durability", "connections", "sentinel_tls"})
 TLS_OPTIONS = {
     "ssl_ca_certs",
     "ssl_certfile",
@@ -43,7 +43,10 @@ SCHEMES = frozenset(_SCHEMES)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a store is. `arguments` may hold the password: never show them; show `text`."""
+    """Where a store is. `arguments` may hold the password: never show them; show `text`.
+
+    `sentinel_tls`: how Sentinels are spoken to by TLS; None: in clear text.
+    """
 
     text: str
     connection: type[AbstractConnection]
@@ -53,6 +56,7 @@ class Address:
     connections: int = 16
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str | None = None
+    sentinel_tls: dict[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, url: str) -> Address:
@@ -96,10 +100,8 @@ class Address:
         else:
             arguments["host"], arguments["port"] = _host_and_port(place, 6379)
             arguments["db"] = _database(options.pop("db", "") or path.strip("/"))
-        if kind is SSLConnection:
-            arguments |= {name: options.pop(name) for name in TLS_OPTIONS & options.keys()}
-            if "ssl_check_hostname" in arguments:
-                arguments["ssl_check_hostname"] = arguments["ssl_check_hostname"] != "false"
+        tls = _tls(options) if kind is SSLConnection else None
+        arguments |= tls or {}
         if options:
             raise ValueError(f"unknown options {', '.join(sorted(options))}")
         durability = ours.get("durability", "aof")
@@ -117,7 +119,25 @@ class Address:
             connections=int(connections),
             sentinels=sentinels,
             service=service,
+            sentinel_tls=tls if _by_tls(parts.scheme, ours.get("sentinel_tls")) else None,
         )
+
+
+def _tls(options: dict[str, str]) -> dict[str, Any]:
+    """Takes the options of TLS out, as the driver has them."""
+    found: dict[str, Any] = {name: options.pop(name) for name in TLS_OPTIONS & options.keys()}
+    if "ssl_check_hostname" in found:
+        found["ssl_check_hostname"] = found["ssl_check_hostname"] != "false"
+    return found
+
+
+def _by_tls(scheme: str, said: str | None) -> bool:
+    """Whether Sentinels are asked by TLS: like the server that they lead to, unless told."""
+    if said is not None and scheme != "rediss+sentinel":
+        raise ValueError("sentinel_tls is for rediss+sentinel://")
+    if said not in (None, "yes", "no"):
+        raise ValueError("sentinel_tls is yes or no")
+    return said != "no"
 
 
 def _common() -> dict[str, Any]:

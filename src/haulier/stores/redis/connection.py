@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from haulier.exceptions import StoreClosedError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.errors import translated
 from haulier.stores.redis.scripts import script
@@ -85,6 +86,7 @@ class Pool:
         if not self._open:
             sending.close()
             raise StoreClosedError(f"the store {self._address.text} is closed")
+        deadline = shortened(deadline)
         try:
             async with asyncio.timeout(deadline):
                 answers = await sending
@@ -161,10 +163,12 @@ class Pool:
         """Where Sentinel says that the primary is."""
         assert self._address.service is not None
         if self._sentinel is None:
+            tls = self._address.sentinel_tls
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 self._address.sentinels,
                 # By itself the driver asks a dead one ten times before it turns to the next.
                 sentinel_kwargs={
+                    **({} if tls is None else {"ssl": True, **tls}),
                     "retry": Retry(NoBackoff(), 0),
                     "socket_timeout": SENTINEL_SECONDS,
                     "socket_connect_timeout": SENTINEL_SECONDS,

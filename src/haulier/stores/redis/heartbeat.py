@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import redis as driver
 from hiredis import pack_command
 from redis import connection as blocking
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
 from haulier.domain.job import MICROSECOND
 from haulier.domain.worker import Renewal
@@ -93,11 +93,19 @@ def connect_blocking(address: Address, patience: float) -> Any:
 
 
 def _primary(address: Address, arguments: dict[str, Any]) -> tuple[str, int]:
-    """Where Sentinel says that the primary is."""
-    sentinel = driver.Sentinel(address.sentinels, sentinel_kwargs=arguments)  # type: ignore[no-untyped-call]
-    try:
-        host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
-    finally:
-        for client in sentinel.sentinels:
-            client.close()
-    return str(host), int(port)
+    """Where the first Sentinel that answers says that the primary is."""
+    tls = address.sentinel_tls
+    kind: Any = blocking.Connection if tls is None else blocking.SSLConnection
+    for host, port in address.sentinels:
+        connection = kind(host=host, port=port, protocol=2, **(tls or {}), **arguments)
+        try:
+            connection.connect()
+            connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+            found = connection.read_response()
+        except (RedisError, OSError):
+            continue
+        finally:
+            connection.disconnect()
+        if found:
+            return found[0].decode(), int(found[1])
+    raise MasterNotFoundError(f"no Sentinel knows where the primary of {address.service} is")

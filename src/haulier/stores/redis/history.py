@@ -19,6 +19,7 @@ from haulier.stores.redis.address import Address
 from haulier.stores.redis.connection import Pool
 from haulier.stores.redis.errors import refusal
 from haulier.stores.redis.scripts import SCHEMA, script
+from haulier.stores.urls import nothing_at
 
 OK, REFUSED, BEHIND = 0, 1, 2
 UNKNOWN = -1
@@ -37,7 +38,9 @@ class Loss(NamedTuple):
 class History:
     """Scripts of one prefix, each told what was seen before."""
 
-    def __init__(self, address: Address, deadline: float, now: Callable[[], int | str]) -> None:
+    def __init__(
+        self, address: Address, deadline: float, now: Callable[[], int | str], *, create: bool
+    ) -> None:
         self.address = address
         self.pool = Pool(address, self._greet)
         self.caller = secrets.token_hex(4)
@@ -48,6 +51,7 @@ class History:
         self._generation = 0
         self._deadline = deadline
         self._now = now
+        self._create = create
 
     def key(self, name: str) -> str:
         return self.address.prefix + name
@@ -59,10 +63,15 @@ class History:
     async def open(self) -> None:
         self.pool.open()
         try:
-            await self.script("open", SCHEMA, secrets.token_hex(4))
+            await self._begin()
         except BaseException:
             await self.pool.close()
             raise
+
+    async def _begin(self) -> None:
+        epoch = secrets.token_hex(4) if self._create else ""
+        if not await self.script("open", SCHEMA, epoch):
+            raise nothing_at(f"{self.address.text} (prefix {self.address.prefix})")
 
     async def close(self) -> None:
         await self.pool.close()

@@ -55,6 +55,9 @@ CONSTANTS: dict[str, int] = {
     "RESUMING": 5,
     "PRUNING": 6,
     "RESTARTING": 7,
+    # When running items of a cancelled batch are told: of its pending ones' end.
+    "BEFORE": 1,
+    "AFTER": 2,
     # Why a batch ends before its time.
     "BY_REQUEST": 1,
     "CUT_SHORT": 2,
@@ -65,6 +68,8 @@ CONSTANTS: dict[str, int] = {
     "KEPT_ERRORS": 100,
     # Jobs that one slice moves, removes or looks at: a few milliseconds each.
     "SLICE": 500,
+    "TOLD_AT_ONCE": 300,
+    "LOST_AT_ONCE": 200,
     "DELETED_AT_ONCE": 250,
     "LOOKED_AT": 2000,
     "LOOKED_THROUGH": 500,

@@ -36,6 +36,9 @@ _CHANNELS = (
     (Change.EVENTS, "events"),
 )
 
+CLOSING_SECONDS = 0.2
+"""How long a task that was cancelled is waited for before it is cancelled again."""
+
 
 class Listener:
     """Watchers of one store, and the connection that hears of what others do.
@@ -84,9 +87,12 @@ class Listener:
     async def close(self) -> None:
         tasks = [task for task in (self._task, self._subscribing) if task is not None]
         self._task = self._subscribing = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # More than once: beneath TLS and Sentinel a cancel can get lost while a connection is made.
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            _, left = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
+            tasks = list(left)
         self._wanted = Change.NOTHING
 
     # ── The connection ───────────────────────────────────────────────────────────────────────

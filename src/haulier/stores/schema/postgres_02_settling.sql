@@ -4,6 +4,9 @@
 -- names, the worker's row, single jobs and items by seq, batches by id, heads by seq. Work on whole
 -- batches has the batch's row first and touches items only with SKIP LOCKED, which never waits; a
 -- batch is not done with before it has met them all.
+--
+-- What a query picks for an UPDATE or DELETE stands in an ARRAY. Behind IN it would be part of a join,
+-- and by a plan for a table that was small it would be picked anew for each row of one that is not.
 
 CREATE FUNCTION clock_us() RETURNS bigint LANGUAGE sql AS
 $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
@@ -135,9 +138,9 @@ BEGIN
         RETURN 0;
     END IF;
     UPDATE jobs_live SET gate = 2, rank = rank_of(run_at, priority)
-    WHERE seq IN (SELECT seq FROM jobs_live WHERE batch = p_batch AND state = 0 AND gate = 1
-                  ORDER BY run_at - priority * 360000000::bigint, seq LIMIT room
-                  FOR UPDATE SKIP LOCKED);
+    WHERE seq = ANY (ARRAY(
+        SELECT seq FROM jobs_live WHERE batch = p_batch AND state = 0 AND gate = 1
+        ORDER BY run_at - priority * 360000000::bigint, seq LIMIT room FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     RETURN count;
 END $$;
@@ -149,8 +152,9 @@ DECLARE
 BEGIN
     WITH t AS (
         UPDATE jobs_live SET cancel = 1
-        WHERE seq IN (SELECT seq FROM jobs_live WHERE batch = p_batch AND state = 1 AND cancel = 0
-                      FOR UPDATE SKIP LOCKED)
+        WHERE seq = ANY (ARRAY(
+            SELECT seq FROM jobs_live WHERE batch = p_batch AND state = 1 AND cancel = 0
+            FOR UPDATE SKIP LOCKED))
         RETURNING *)
     SELECT array_agg(('cancel_requested', id, attempt, lease, queue, kind, role, batch, state,
                       state, NULL, NULL)::moved ORDER BY seq)

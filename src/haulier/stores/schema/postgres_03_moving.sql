@@ -138,7 +138,7 @@ BEGIN
              jsonb_populate_record(NULL::transition, n.value) m;
         -- All of them at once, in the one order.
         PERFORM 1 FROM jobs_live j WHERE j.role <> 1
-            AND j.seq IN (SELECT unnest(p_seqs) UNION SELECT t.seq FROM unnest(given) t)
+            AND j.seq = ANY (p_seqs || ARRAY(SELECT t.seq FROM unnest(given) t))
             ORDER BY j.seq FOR UPDATE;
     END IF;
     IF cardinality(p_seqs) > 0 THEN

@@ -58,10 +58,10 @@ BEGIN
     -- A batch that is just being paused still has items in the line. A claim takes those away that
     -- it meets: passing over them would cost every claim the same way again.
     UPDATE jobs_live SET rank = NULL, gate = 1
-    WHERE seq IN (SELECT seq FROM (
+    WHERE seq = ANY (ARRAY(SELECT seq FROM (
         SELECT seq, batch FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
-        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking));
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking)));
     RETURN (SELECT array_agg(seq) FROM (
         SELECT seq FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor

@@ -95,9 +95,10 @@ CREATE FUNCTION park_slice(b batches,
 BEGIN
     WITH parked AS (
         UPDATE jobs_live SET rank = NULL, gate = 1
-        WHERE seq IN (SELECT seq FROM jobs_live
-                      WHERE batch = b.id AND state = 0 AND rank IS NOT NULL AND seq > b.drained
-                      ORDER BY seq LIMIT 500 FOR UPDATE SKIP LOCKED)
+        WHERE seq = ANY (ARRAY(
+            SELECT seq FROM jobs_live
+            WHERE batch = b.id AND state = 0 AND rank IS NOT NULL AND seq > b.drained
+            ORDER BY seq LIMIT 500 FOR UPDATE SKIP LOCKED))
         RETURNING seq)
     SELECT count(*), max(seq) INTO count, following FROM parked;
     more := count = 500;
@@ -113,9 +114,9 @@ CREATE FUNCTION unpark_slice(b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE jobs_live SET rank = rank_of(run_at, priority), gate = NULL
-    WHERE seq IN (SELECT seq FROM jobs_live WHERE batch = b.id AND state = 0 AND gate = 1
-                  ORDER BY run_at - priority * 360000000::bigint, seq LIMIT 500
-                  FOR UPDATE SKIP LOCKED);
+    WHERE seq = ANY (ARRAY(
+        SELECT seq FROM jobs_live WHERE batch = b.id AND state = 0 AND gate = 1
+        ORDER BY run_at - priority * 360000000::bigint, seq LIMIT 500 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     more := EXISTS (SELECT FROM jobs_live WHERE batch = b.id AND state = 0 AND gate = 1);
 END $$;

@@ -104,7 +104,8 @@ BEGIN
     END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('haulier events', hashtext(current_schema)));
     WITH gone AS (
-        DELETE FROM journal WHERE id IN (SELECT id FROM journal ORDER BY id LIMIT 5000)
+        DELETE FROM journal
+        WHERE id = ANY (ARRAY(SELECT id FROM journal ORDER BY id LIMIT 5000))
         RETURNING *),
     numbered AS (SELECT *, sum(n) OVER (ORDER BY id) AS upto FROM gone),
     kept AS (
@@ -212,11 +213,11 @@ DECLARE
     count integer;
 BEGIN
     PERFORM must_be_open();
-    UPDATE jobs_done SET result = NULL WHERE seq IN (
+    UPDATE jobs_done SET result = NULL WHERE seq = ANY (ARRAY(
         SELECT seq FROM jobs_done
         WHERE kind = p_kind AND state = 2 AND role = 0 AND result IS NOT NULL AND result <> 'null'
           AND finished_at <= coalesce(p_now, clock_us()) - p_ttl
-        ORDER BY finished_at LIMIT 250 FOR UPDATE SKIP LOCKED);
+        ORDER BY finished_at LIMIT 250 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     RETURN count;
 END $$;
@@ -231,11 +232,12 @@ DECLARE
 BEGIN
     PERFORM must_be_open();
     PERFORM number_events();
-    DELETE FROM uniques WHERE name IN (
-        SELECT name FROM uniques WHERE until <= v_now LIMIT 250 FOR UPDATE SKIP LOCKED);
+    DELETE FROM uniques WHERE name = ANY (ARRAY(
+        SELECT name FROM uniques WHERE until <= v_now LIMIT 250 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS names = ROW_COUNT;
-    DELETE FROM events e USING (SELECT seq, at FROM events ORDER BY seq LIMIT 50) o, history h
-    WHERE e.seq = o.seq AND (o.seq <= h.last - 1000000 OR o.at < v_now - 86400000000);
+    DELETE FROM events WHERE seq = ANY (ARRAY(
+        SELECT o.seq FROM (SELECT seq, at FROM events ORDER BY seq LIMIT 50) o, history h
+        WHERE o.seq <= h.last - 1000000 OR o.at < v_now - 86400000000));
     GET DIAGNOSTICS rows = ROW_COUNT;
     RETURN names + rows;
 END $$;

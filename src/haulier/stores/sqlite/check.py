@@ -190,7 +190,7 @@ def _integrity(db: apsw.Connection) -> Finding:
 
 
 def _indexes(db: apsw.Connection) -> Finding:
-    new = prepare(MEMORY)
+    new = prepare(MEMORY, create=True)
     try:
         meant = dict(new.execute(_OBJECTS))
     finally:

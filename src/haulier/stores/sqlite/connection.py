@@ -20,6 +20,7 @@ from haulier.exceptions import (
     StoreFullError,
     StoreUnavailableError,
 )
+from haulier.stores.urls import nothing_at
 
 MEMORY = ":memory:"
 
@@ -94,15 +95,20 @@ def _patience() -> Callable[[int], bool]:
     return wait
 
 
-def prepare(path: str) -> apsw.Connection:
-    """Open the store for writing, creating or upgrading its schema."""
-    if path != MEMORY:
+def prepare(path: str, *, create: bool) -> apsw.Connection:
+    """Open the store for writing, creating or upgrading its schema.
+
+    Without `create`, where there is none, it raises ConfigurationError and changes nothing.
+    """
+    if not create and not Path(path).exists():
+        raise nothing_at(path)
+    if path != MEMORY and create:
         _touch(Path(path))
     give_up = time.monotonic() + BUSY_SECONDS
     while True:
         db = connect(path)
         try:
-            _set_up(db, path)
+            _set_up(db, path, create=create)
             return db
         except BaseException as error:
             db.close()
@@ -113,11 +119,12 @@ def prepare(path: str) -> apsw.Connection:
         time.sleep(random.uniform(0.001, 0.01))
 
 
-def _set_up(db: apsw.Connection, path: str) -> None:
+def _set_up(db: apsw.Connection, path: str, *, create: bool) -> None:
     # Looked at before anything is changed: it may be somebody else's database. In one snapshot, or
     # a store that another process is just creating would look like one.
     with snapshot(db):
-        _is_ours(db, path)
+        if not _is_ours(db, path) and not create:
+            raise nothing_at(path)
     db.execute("PRAGMA journal_mode = WAL").fetchall()
     db.execute("PRAGMA journal_size_limit = 67108864")
     with transaction(db):

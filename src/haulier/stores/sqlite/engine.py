@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import apsw
 
 from haulier.exceptions import StoreClosedError, StoreError, StoreUnavailableError
+from haulier.services.deadlines import shortened
 from haulier.stores.sqlite.connection import prepare, snapshot, transaction, translated
 from haulier.stores.watching import Change, Watchers
 
@@ -96,6 +97,7 @@ class Lane:
         probe: Operation[T | None] | None = None,
     ) -> T:
         """Run an operation in the thread; StoreUnavailableError after `deadline` seconds."""
+        deadline = shortened(deadline)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -216,8 +218,8 @@ class _Group:
 class Writer(Lane):
     """The lane through which every write of this process goes."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path))
+    def __init__(self, path: str, *, create: bool) -> None:
+        super().__init__("haulier-sqlite-writer", path, lambda: prepare(path, create=create))
         self._watchers = Watchers()
         self._waiting: list[_Call[Any]] = []
         self._seen_version: object = None

@@ -23,6 +23,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import (
+    CHUNK,
     DEFAULT_TTL,
     Clock,
     Fence,
@@ -61,7 +62,8 @@ class SqliteStore:
     """Jobs in one SQLite file, or in memory.
 
     `ttl` (seconds) is how long a worker lives without renewal, `deadline` (seconds) bounds every
-    call. Any number of processes of one machine may share the file.
+    call. Any number of processes of one machine may share the file. `create`: make a store where
+    there is none.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class SqliteStore:
         ttl: float = DEFAULT_TTL,
         deadline: float = DEFAULT_DEADLINE,
         clock: Clock | None = None,
+        create: bool = True,
     ) -> None:
         self.path = path
         self.ttl = ttl
+        self.chunk = CHUNK
         self._deadline = deadline
         self._clock = clock or SystemClock()
-        self._writer = Writer(path)
+        self._writer = Writer(path, create=create)
         self._background = Background()
         self._turns: dict[str, int] = {}
         # A private in-memory database has one connection, so its reads go through the writer.
@@ -87,14 +91,14 @@ class SqliteStore:
         )
 
     @classmethod
-    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL) -> Self:
+    def from_url(cls, url: str, *, ttl: float = DEFAULT_TTL, create: bool = True) -> Self:
         """`sqlite:///relative`, `sqlite:////absolute`, or `sqlite://` for memory."""
         parts = urlsplit(url)
         if parts.netloc or parts.query or parts.fragment:
             raise ConfigurationError(
                 f"{url!r} is not a store URL; write sqlite:///file.db or sqlite:////folder/file.db"
             )
-        return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl)
+        return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl, create=create)
 
     async def __aenter__(self) -> Self:
         check_library()

@@ -27,7 +27,7 @@ local function release_jobs(worker)
     call('DEL', key('worker:health:' .. worker))
   end
   local regressed = call('HEXISTS', at, 'regressed') == 1
-  local ids = call('ZRANGE', key('running:' .. worker), 0, SLICE - 1)
+  local ids = call('ZRANGE', key('running:' .. worker), 0, LOST_AT_ONCE - 1)
   for _, id in ipairs(ids) do lose(look(id), regressed) end
   local more = call('EXISTS', key('running:' .. worker)) == 1
   if not more then call('ZREM', key('alive'), worker) end

@@ -18,25 +18,43 @@ end
 
 local function begin_slices(batch, what)
   call('HSET', batch_key(batch), 'draining', what, 'drained', 0, 'moved', 0)
+  call('HDEL', batch_key(batch), 'telling')
   call('SADD', key('draining'), batch)
 end
 
 local function end_slices(batch)
   call('HSET', batch_key(batch), 'draining', 0)
+  call('HDEL', batch_key(batch), 'telling')
   call('SREM', key('draining'), batch)
 end
 
--- Request the cancel of every running item of a batch.
-local function tell_running(batch)
-  for _, id in ipairs(call('ZRANGE', key('active:' .. batch), 0, -1)) do
-    local job = look(id)
-    if job.cancel == 0 then
+-- Request the cancel of running items of a batch, one slice of them from a cursor on; where to go on,
+-- nil at the end.
+local function tell_running(batch, cursor)
+  local ids = call('ZRANGEBYSCORE', key('active:' .. batch), '(' .. whole(cursor), '+inf', 'WITHSCORES',
+    'LIMIT', 0, LOOKED_AT)
+  local told, following = 0, #ids == 2 * LOOKED_AT and tonumber(ids[#ids]) or nil
+  for i = 1, #ids, 2 do
+    local id = ids[i]
+    if call('HEXISTS', job_key(id), 'cancel') == 0 then
+      local job = look(id)
       call('HSET', job_key(id), 'cancel', REQUESTED)
       call('SADD', key('cancels:' .. job.worker), id)
       moved('cancel_requested', job, RUNNING, RUNNING)
+      told = told + 1
+      if told == TOLD_AT_ONCE then
+        following = tonumber(ids[i + 1])
+        break
+      end
     end
   end
   write_ledger()
+  return following
+end
+
+-- Go on telling running items in the next slice: before the pending ones are dropped, or after that.
+local function tell_later(batch, when, cursor)
+  call('HSET', batch_key(batch), 'telling', when, 'drained', cursor)
 end
 
 -- Mark a batch as cancelled and tell its running items; slices then drop the pending ones. The
@@ -47,7 +65,8 @@ local function begin_cancel(batch, why)
   end
   call('HDEL', batch_key(batch), 'paused')
   begin_slices(batch, CANCELLING)
-  tell_running(batch)
+  local following = tell_running(batch, 0)
+  if following then tell_later(batch, BEFORE, following) end
 end
 
 -- The id that belongs to a round of a batch: the same arguments give the same id. A UUIDv7 with the

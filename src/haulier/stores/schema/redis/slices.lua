@@ -45,15 +45,25 @@ end
 local function is_pending(id) return call('HGET', job_key(id), 'state') == '0' end
 
 slices[CANCELLING] = function(batch, cursor)
+  local telling = num(call('HGET', batch_key(batch), 'telling'))
+  if telling > 0 then
+    local following = tell_running(batch, cursor)
+    if following or telling == AFTER then return 0, following end
+    call('HDEL', batch_key(batch), 'telling')
+    return 0, 0
+  end
   local count, following = walk(key('items:' .. batch), cursor, SLICE, function(id)
     if is_pending(id) then
       drop(look(id))
       return true
     end
   end)
-  -- Items claimed between two slices are running by now.
   write_ledger()
-  if not following then tell_running(batch) end
+  if not following then
+    -- Items claimed between two slices are running by now.
+    following = tell_running(batch, 0)
+    if following then tell_later(batch, AFTER, following) end
+  end
   return count, following
 end
 

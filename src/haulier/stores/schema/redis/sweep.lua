@@ -6,7 +6,7 @@ return run(function()
   though_full()
   local released, more = 0, false
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('alive'), '-inf', now, 'LIMIT', 0, 100)) do
-    if released >= SLICE then
+    if released >= LOST_AT_ONCE then
       more = true
       break
     end
