@@ -1,5 +1,6 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
+from conformance.baggage import TestBaggage, TestBaggageOfBatches
 from conformance.batches import (
     TestCutOff,
     TestFinishCallback,
@@ -47,6 +48,8 @@ from conformance.unique import (
 __all__ = [
     "TestActiveNames",
     "TestAlone",
+    "TestBaggage",
+    "TestBaggageOfBatches",
     "TestBatchSize",
     "TestBrokenOff",
     "TestCancel",

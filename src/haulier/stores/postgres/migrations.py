@@ -23,6 +23,7 @@ STEPS = (
     "08_upkeep",
     "09_enqueue",
     "10_transfer",
+    "11_baggage",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
