@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
+    from haulier.services.baggage import baggage
     from haulier.services.context import Context
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
@@ -89,6 +90,7 @@ _HOME = {
     "ValidationError": "exceptions",
     "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
+    "baggage": "services.baggage",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only
 lists jobs does not pay for pydantic."""
@@ -138,6 +140,7 @@ __all__ = [
     "ValidationError",
     "WorkerOptions",
     "WorkerServiceError",
+    "baggage",
 ]
 
 

@@ -27,6 +27,7 @@ from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
+from haulier.services.baggage import carrying
 from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager, Payload
@@ -274,6 +275,10 @@ class _Solo:
         return reply.due_in, deque(reply.jobs)
 
     async def _run(self, job: Job) -> None:
+        with carrying(job.baggage):
+            await self._run_here(job)
+
+    async def _run_here(self, job: Job) -> None:
         self._attempts += 1
         if self._attempts > self._limit:
             raise AssertionError(

@@ -14,6 +14,7 @@ from haulier.domain.job import Job, JobState
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
+from haulier.services.baggage import baggage_of, loggable
 from haulier.services.secrets import scrub_current
 
 LONGEST_MESSAGE = 500
@@ -124,11 +125,16 @@ class Context:
         return {}
 
     @cached_property
+    def baggage(self) -> dict[str, Any]:
+        """What `haulier.baggage` bound when this job was enqueued; what it enqueues has it too."""
+        return baggage_of(self.job.baggage)
+
+    @cached_property
     def log(self) -> Any:
         """A structured logger that carries the job's id, kind, attempt and lease."""
         job = self.job
         return structlog.get_logger("haulier.job").bind(
-            job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
+            **loggable(job.baggage), job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
         )
 
     async def batch(self, batch_id: str | None = None) -> Batch:

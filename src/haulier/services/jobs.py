@@ -24,6 +24,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import JobFilter, JobStore
 from haulier.services import selection
+from haulier.services.baggage import carried
 from haulier.services.ids import new_ids
 from haulier.services.options import Options, Plan, job_id_of, plan_of
 from haulier.services.payload import encode, validate
@@ -184,6 +185,7 @@ class JobManager:
             key=plan.key,
             role=Role.HEAD,
             unique=plan.names(definition, _Nothing(), known, finish_kind=finish_kind),
+            baggage=carried(),
         )
 
     async def _abandon(self, batch_id: str, plan: Plan, *, ours: bool) -> str | None:
@@ -270,6 +272,7 @@ class JobManager:
             position=position,
             on_lost=definition.on_lost,
             unique=plan.names(definition, payload) if batch_id is None else (),
+            baggage=carried(),
         )
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────

@@ -10,6 +10,7 @@ from typing import Any
 
 from haulier.domain.job import MICROSECOND, Job, JobError
 from haulier.domain.moves import Move
+from haulier.services.baggage import baggage_of
 
 Told = Awaitable[None] | None
 """What a hook returns: a plain one None, a coroutine function its coroutine."""
@@ -29,6 +30,11 @@ class Attempt:
         self.job = job
         self.state: dict[str, Any] = {}
         self.began = time.monotonic()
+
+    @property
+    def baggage(self) -> dict[str, Any]:
+        """What the job carries since its enqueue."""
+        return baggage_of(self.job.baggage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

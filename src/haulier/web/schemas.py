@@ -108,6 +108,12 @@ class JobDetail(JobSummary):
     lease: int
     lost: int = Field(description="How many workers were lost while they ran this job.")
     worker: str | None
+    baggage: dict[str, Any] = Field(description="What it carries since its enqueue.")
+
+    @field_validator("baggage", mode="before")
+    @classmethod
+    def _baggage(cls, value: str | None) -> dict[str, Any]:
+        return {} if value is None else from_json(value)
 
     @field_validator("retry", mode="before")
     @classmethod

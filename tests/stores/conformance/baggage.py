@@ -1,4 +1,4 @@
-"""What jobs carry along from their enqueue: kept over every move, and given to the finish callback."""
+"""What jobs carry along from their enqueue: kept over every move, given to finish callbacks."""
 
 from __future__ import annotations
 
