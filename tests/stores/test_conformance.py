@@ -26,6 +26,7 @@ from conformance.reading import TestFind, TestWatch
 from conformance.retention import TestOldEvents, TestPrune, TestResultTtl
 from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
+from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
@@ -102,6 +103,7 @@ __all__ = [
     "TestResume",
     "TestRetryFailed",
     "TestRetrySome",
+    "TestRouting",
     "TestRules",
     "TestSchedule",
     "TestSettling",

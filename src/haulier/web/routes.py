@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from haulier.domain.job import JobState, Role
+from haulier.domain.routing import lines_of
 from haulier.exceptions import (
     Problem,
     StoreError,
@@ -48,7 +49,9 @@ from haulier.web.schemas import (
     JobList,
     JobStatus,
     JobSummary,
+    LineView,
     PauseChange,
+    QueueList,
     Requeued,
     Started,
     StateChange,
@@ -108,6 +111,14 @@ async def health(jobs: Jobs, options: Settings) -> Health:
         jobs={state: tops[state] for state in JobState},
         items={state: items[state] for state in JobState},
     )
+
+
+@router.get("/queues", summary="Count jobs by queue and kind")
+async def list_queues(jobs: Jobs) -> QueueList:
+    """By queue and kind, from counters: as quick with a million jobs as with ten."""
+    counts, workers = await jobs.store.counts(), await jobs.store.workers()
+    lines = [LineView.model_validate(line) for line in lines_of(counts, workers)]
+    return QueueList(workers=sum(worker.alive for worker in workers), queues=lines)
 
 
 @router.get("/jobs", summary="List jobs", responses=problem_responses(422))

@@ -284,6 +284,30 @@ class Started(BaseModel):
     status_url: str
 
 
+class LineView(_View):
+    """The jobs of a kind in a queue, items among them; `workers` are those alive that take them.
+
+    `unroutable`: why no live worker would take those that wait. They are not failed: they wait.
+    """
+
+    queue: str
+    kind: str
+    pending: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    workers: int
+    unroutable: str | None
+
+
+class QueueList(BaseModel):
+    """What waits where, and how many live workers there are."""
+
+    workers: int
+    queues: list[LineView]
+
+
 class Health(BaseModel):
     """`degraded`: the store answers, but there is no live worker. `jobs` leaves items out."""
 
