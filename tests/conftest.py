@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ BLOCKS = 10
 
 PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
+
+
+def pytest_configure() -> None:
+    """A shell that runs tests in the background has them ignore Ctrl-C, and what they start too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +141,6 @@ def running(folder: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
             env=environment(folder, **env),
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A shell that runs the tests in the background has them ignore Ctrl-C, and their
-            # processes too.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
     daemon = Daemon(process, log)
     try:

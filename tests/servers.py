@@ -239,8 +239,14 @@ def _within_reach(binaries: Path, folder: Path) -> Path:
     """The binaries where the unprivileged user can run them; copied if they lie in root's home."""
     if os.geteuid() != 0 or all(path.stat().st_mode & 0o005 == 0o005 for path in binaries.parents):
         return binaries
-    shutil.copytree(binaries.parent, folder / "postgres", symlinks=True)
-    return folder / "postgres" / binaries.name
+    # In the same places to each other: a wheel's programs look for libraries beside their package.
+    installed, package = binaries.parent, binaries.parents[1]
+    copy = folder / "copy" / package.name / installed.name
+    shutil.copytree(installed, copy, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, folder / "copy" / libraries.name)
+    return copy / binaries.name
 
 
 # ── Where they come from ─────────────────────────────────────────────────────────────────────

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from haulier.domain.ids import ENTROPY_BYTES, derived_id, raw_id, text_id, uuid7
+from haulier.domain.ids import (
+    ENTROPY_BYTES,
+    derived_id,
+    derived_ids,
+    raw_id,
+    text_id,
+    uuid7,
+    uuid7s,
+)
 from haulier.services.ids import new_id, new_ids
 
 times = st.integers(0, 2**48 - 1)
@@ -32,6 +40,16 @@ def test_ids_sort_by_time(first, second, one, other):
         assert uuid7(first, one) < uuid7(second, other)
 
 
+@given(times, st.lists(entropies))
+def test_many_at_once_are_the_same(milliseconds, many):
+    assert uuid7s(milliseconds, b"".join(many)) == [uuid7(milliseconds, each) for each in many]
+
+
+def test_what_an_id_looks_like():
+    assert uuid7(0x018BCFE56800, bytes(range(10))) == "018bcfe5-6800-7001-8203-040506070809"
+    assert uuid7(2**48 - 1, b"\xff" * 10) == "ffffffff-ffff-7fff-bfff-ffffffffffff"
+
+
 @given(ids)
 def test_text_and_bytes_say_the_same(text):
     assert text_id(raw_id(text)) == text
@@ -53,6 +71,19 @@ def test_a_derived_id_is_the_same_each_time_and_keeps_the_time_of_its_parent(par
     assert derived != parent
     assert uuid.UUID(derived).version == 7
     assert derived[:13] == parent[:13]
+
+
+def test_derived_ids_never_change():
+    """Producers that crashed under another version repeat their inserts too."""
+    parent = "0199f3a2-7c1e-7abc-8def-0123456789ab"
+    expected = {
+        "0": "0199f3a2-7c1e-785c-80ea-0c5e6d2ff595",
+        "finish/15": "0199f3a2-7c1e-7644-b96d-73aa60c408ed",
+        "Zoë": "0199f3a2-7c1e-7685-8b41-156a86721fca",
+    }
+    assert derived_ids(parent.upper(), expected) == list(expected.values())
+    assert [derived_id(parent, label) for label in expected] == list(expected.values())
+    assert derived_ids(parent, []) == []
 
 
 @given(ids, ids, labels, labels)

@@ -20,7 +20,7 @@ async def run(seed: int) -> list[str]:
         world = World(seed, store, clock)
         final = await world.run()
         # What the store does in the background ends before it is closed.
-        await asyncio.gather(*store._background)
+        await store._background.idle()
     return check(world.history, final)
 
 

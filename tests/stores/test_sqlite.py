@@ -334,18 +334,16 @@ class TestLanes:
         with pytest.raises(JobStateError, match="mine"):
             await store._read(read)
 
-    async def test_closing_waits_for_no_work_in_the_background(self, path, monkeypatch):
+    async def test_closing_waits_for_no_work_in_the_background(self, path):
         begun = asyncio.Event()
 
-        async def endless(_: bytes) -> int:
+        async def endless() -> None:
             begun.set()
             await asyncio.Event().wait()
-            return 0
 
         async with asyncio.timeout(10):
             async with SqliteStore(str(path)) as store:
-                monkeypatch.setattr(store, "_drain", endless)
-                store._drain_later(bytes(16))
+                store._background.begin(endless())
                 await begun.wait()
         with pytest.raises(StoreUnavailableError, match="closed"):
             await store.counts()

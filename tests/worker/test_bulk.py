@@ -92,7 +92,7 @@ async def test_no_more_items_run_at_once_than_the_batch_may(app):
 
 
 async def test_a_job_that_was_enqueued_as_another_role_than_its_kinds_fails_at_once(app):
-    spoilt = Spoilt()
+    spoilt = Spoilt(app.store.chunk)
     app.add_runner(spoilt)
 
     @app.task

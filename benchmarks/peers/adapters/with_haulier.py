@@ -29,7 +29,7 @@ class Peer:
         await app.__aenter__()
 
     async def produce(self, numbers: Iterable[int]) -> None:
-        await app.enqueue_many(job, ({"number": number} for number in numbers))
+        await app.enqueue_many(job, [{"number": number} for number in numbers])
 
     async def send(self, number: float) -> None:
         await app.enqueue(job, {"number": number})

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 ENTROPY_BYTES = 10
 
 
+_DIGITS = 2 * ENTROPY_BYTES
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+
 def uuid7(milliseconds: int, entropy: bytes) -> str:
     """A UUIDv7 from a Unix time in milliseconds and 10 random bytes."""
+    return uuid7s(milliseconds, entropy)[0]
+
+
+def uuid7s(milliseconds: int, entropy: bytes) -> list[str]:
+    """A UUIDv7 for every 10 random bytes, all of the same time."""
     # Put together as text, because producers make tens of thousands a second: version 7 takes the
     # place of the first random digit, the variant's two bits those of the fifth.
     time_digits, digits = f"{milliseconds:012x}", entropy.hex()
-    variant = "89ab"[entropy[2] >> 4 & 3]
-    return f"{time_digits[:8]}-{time_digits[8:]}-7{digits[1:4]}-{variant}{digits[5:8]}-{digits[8:]}"
+    start = f"{time_digits[:8]}-{time_digits[8:]}-7"
+    return [
+        f"{start}{digits[at + 1 : at + 4]}-{_VARIANT[digits[at + 4]]}{digits[at + 5 : at + 8]}"
+        f"-{digits[at + 8 : at + _DIGITS]}"
+        for at in range(0, len(digits), _DIGITS)
+    ]
 
 
 def derived_id(parent: str, label: str) -> str:
@@ -22,9 +36,19 @@ def derived_id(parent: str, label: str) -> str:
     It keeps the parent's time, so items sort beside their batch, and replaces the random part
     by a hash. A producer that crashed half-way repeats its inserts and none is doubled.
     """
+    return derived_ids(parent, [label])[0]
+
+
+def derived_ids(parent: str, labels: Iterable[str]) -> list[str]:
+    """`derived_id` for many labels, at half the cost of one by one."""
     raw = raw_id(parent)
-    digest = hashlib.blake2b(f"{text_id(raw)}/{label}".encode(), digest_size=ENTROPY_BYTES).digest()
-    return uuid7(int.from_bytes(raw[:6], "big"), digest)
+    begun = hashlib.blake2b(f"{text_id(raw)}/".encode(), digest_size=ENTROPY_BYTES)
+    digests = []
+    for label in labels:
+        whole = begun.copy()
+        whole.update(label.encode())
+        digests.append(whole.digest())
+    return uuid7s(int.from_bytes(raw[:6], "big"), b"".join(digests))
 
 
 def text_id(raw: bytes) -> str:

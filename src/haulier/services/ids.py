@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from haulier.domain.ids import ENTROPY_BYTES, uuid7
+from haulier.domain.ids import ENTROPY_BYTES, uuid7s
 
 
 def new_id() -> str:
@@ -14,10 +14,5 @@ def new_id() -> str:
 
 
 def new_ids(count: int) -> list[str]:
-    """Many at once, at a third of the cost of one by one: the random bytes are drawn together."""
-    now = time.time_ns() // 1_000_000
-    entropy = os.urandom(ENTROPY_BYTES * count)
-    return [
-        uuid7(now, entropy[start : start + ENTROPY_BYTES])
-        for start in range(0, len(entropy), ENTROPY_BYTES)
-    ]
+    """Many at once, at a fraction of the cost of one by one."""
+    return uuid7s(time.time_ns() // 1_000_000, os.urandom(ENTROPY_BYTES * count))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch, FinishCallback
-from haulier.domain.ids import derived_id
+from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
     ConfigurationError,
@@ -24,6 +24,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import JobFilter, JobStore
 from haulier.services import selection
+from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
 from haulier.services.ids import new_ids
 from haulier.services.options import Options, Plan, job_id_of, plan_of
@@ -66,9 +67,9 @@ class JobManager:
         checked = validate(definition, payload)
         if definition.expand:
             # The whole input of a batch may take a second to seal: not on the event loop.
-            job = await asyncio.to_thread(self._new_job, definition, checked, plan, job_id)
+            (job,) = await asyncio.to_thread(self._new_jobs, definition, plan, [job_id], [checked])
         else:
-            job = self._new_job(definition, checked, plan, job_id)
+            (job,) = self._new_jobs(definition, plan, [job_id], [checked])
         policy = plan.batch_policy(_own_finish(definition, plan))
         inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
@@ -87,14 +88,17 @@ class JobManager:
         _refuse_options_of_one(options, plan)
         policy = plan.batch_policy(_own_finish(definition, plan))
         ids: list[str] = []
-        size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
-        for chunk in _chunks(self._checked(definition, payloads), size):
-            jobs = [
-                self._new_job(definition, payload, plan, job_id)
-                for payload, job_id in zip(chunk, new_ids(len(chunk)), strict=True)
-            ]
+
+        async def insert(jobs: Sequence[NewJob]) -> None:
             instead = (await self.store.insert(jobs, policy=policy)).instead
             ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
+
+        parts = (
+            self._new_jobs(definition, plan, new_ids(len(part)), part)
+            for part in _chunks(self._checked(definition, payloads), PART)
+        )
+        size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
+        await insert_all(insert, parts, size, ahead=isinstance(payloads, Sequence))
         return ids
 
     async def enqueue_batch(
@@ -121,8 +125,8 @@ class JobManager:
         checked = self._checked(definition, items)
         head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
-        chunks = _chunks(enumerate(checked), self.store.chunk)
-        first = next(chunks, [])
+        numbered = iter(enumerate(checked))
+        first = list(islice(numbered, self.store.chunk))
         sealed = len(first) < self.store.chunk
         opening = self._items(definition, batch_id, first, plan)
         ours = False
@@ -134,8 +138,10 @@ class JobManager:
                 if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
-            for chunk in chunks:
-                await self.store.insert(self._items(definition, batch_id, chunk, plan))
+            parts = _chunks(numbered, PART)
+            rest = (self._items(definition, batch_id, part, plan) for part in parts)
+            ahead = isinstance(items, Sequence)
+            await insert_all(self.store.insert, rest, self.store.chunk, ahead=ahead)
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
@@ -220,12 +226,13 @@ class JobManager:
         numbered: Iterable[tuple[int, BaseModel]],
         plan: Plan,
     ) -> list[NewJob]:
-        return [
-            self._new_job(
-                definition, payload, plan, derived_id(batch_id, str(position)), batch_id, position
-            )
-            for position, payload in numbered
-        ]
+        positions: list[int] = []
+        payloads: list[BaseModel] = []
+        for position, payload in numbered:
+            positions.append(position)
+            payloads.append(payload)
+        ids = derived_ids(batch_id, map(str, positions))
+        return self._new_jobs(definition, plan, ids, payloads, batch_id, positions)
 
     def _checked(
         self, definition: TaskDefinition, payloads: Iterable[Payload]
@@ -247,33 +254,45 @@ class JobManager:
             raise ConfigurationError(f"{finish_kind} has a version: it cannot be a finish callback")
         return FinishCallback(kind=finish_kind, queue=definition.queue)
 
-    def _new_job(
+    def _new_jobs(
         self,
         definition: TaskDefinition,
-        payload: BaseModel,
         plan: Plan,
-        job_id: str,
+        ids: Sequence[str],
+        payloads: Sequence[BaseModel],
         batch_id: str | None = None,
-        position: int | None = None,
-    ) -> NewJob:
-        return NewJob(
-            id=job_id,
-            kind=definition.kind,
-            payload=encode(definition, payload, job_id, self.sealer),
-            version=definition.version,
-            queue=plan.queue,
-            priority=plan.priority,
-            run_at=plan.run_at,
-            delay=plan.delay,
-            key=plan.key,
-            retry=plan.retry,
-            role=definition.role if batch_id is None else Role.ITEM,
-            batch_id=batch_id,
-            position=position,
-            on_lost=definition.on_lost,
-            unique=plan.names(definition, payload) if batch_id is None else (),
-            baggage=carried(),
-        )
+        positions: Iterable[int | None] = repeat(None),
+    ) -> list[NewJob]:
+        """Jobs of one kind and plan; those of a batch are its items."""
+        sealer, single = self.sealer, batch_id is None
+        kind, version, on_lost = definition.kind, definition.version, definition.on_lost
+        queue, priority, run_at, delay = plan.queue, plan.priority, plan.run_at, plan.delay
+        key, retry = plan.key, plan.retry
+        role = definition.role if single else Role.ITEM
+        named = single and plan.named
+        baggage = carried()
+        return [
+            # All fields in their order: given by name they take twice the time.
+            NewJob(
+                job_id,
+                kind,
+                encode(definition, payload, job_id, sealer),
+                version,
+                queue,
+                priority,
+                run_at,
+                delay,
+                key,
+                retry,
+                role,
+                batch_id,
+                position,
+                on_lost,
+                plan.names(definition, payload) if named else (),
+                baggage,
+            )
+            for job_id, payload, position in zip(ids, payloads, positions, strict=False)
+        ]
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────
 

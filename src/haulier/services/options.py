@@ -95,6 +95,11 @@ class Plan:
     batch_size: int | None = None
     max_failures: int | None = None
 
+    @property
+    def named(self) -> bool:
+        """Whether its jobs have unique names."""
+        return self.unique is not None or self.idempotency_key is not None
+
     def batch_policy(self, finish: FinishCallback | None) -> BatchPolicy:
         """How a batch with these options is worked on."""
         return BatchPolicy(
@@ -131,7 +136,7 @@ class Plan:
         `also` are the items of its batch, `finish_kind` is the kind of its callback if the request
         names it.
         """
-        if self.unique is None and self.idempotency_key is None:
+        if not self.named:
             return ()
         body = _canonical(payload, *also)
         names = []

@@ -22,6 +22,11 @@ class Background:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def idle(self) -> None:
+        """Wait until nothing is at work any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def end(self) -> None:
         """Cut off what is still at work: a sweep goes on with it."""
         for task in self._tasks:

@@ -34,6 +34,14 @@ class TestBaggage:
             *('{"n":0}', '{"n":0}', '{"n":1}', '{"n":1}')
         ]
 
+    async def test_many_at_once_carry_each_their_own(self, store: JobStore) -> None:
+        given = {job.id: f'{{"n":{n // 100}}}' for n, job in enumerate(jobs := works(600))}
+        plain = works(300)
+        await store.insert([job._replace(baggage=given[job.id]) for job in jobs] + plain)
+        hand = await Hand.enlist(store)
+        claimed = {job.id: job.baggage for job in await hand.claim(900)}
+        assert claimed == given | {job.id: None for job in plain}
+
     async def test_jobs_with_unique_names_carry_it_too(self, store: JobStore) -> None:
         first, second = work(unique=(Uniqueness("a"),), baggage=BAGGAGE), work(baggage='{"b":1}')
         await store.insert([first, second])

@@ -17,7 +17,7 @@ from haulier.exceptions import (
     StoreUnavailableError,
 )
 from haulier.stores import open_store
-from haulier.stores.postgres import PostgresStore, migrations
+from haulier.stores.postgres import PostgresStore, bulk, migrations
 from haulier.stores.postgres.connection import Place
 from support import Hand, filled_batch, move, wait_until, work, works
 
@@ -77,6 +77,23 @@ class TestPlans:
         await wait_until(lambda: self.entries_read(admin, schema) > before)
         await asyncio.sleep(1.5)
         assert self.entries_read(admin, schema) - before < 20_000
+
+    async def test_many_jobs_at_once_read_no_whole_table_or_index(self, store, url, admin):
+        schema = schema_of(url)
+        hand = await Hand.enlist(store)
+        # As above: plans for nothing.
+        for _ in range(8):
+            await store.insert(works(bulk.FEWEST))
+            admin.execute(f"ANALYZE {schema}.jobs_live, {schema}.jobs_done")
+        await hand.work_off()
+        self.fill(admin, schema, 100_000)
+        before = self.entries_read(admin, schema)
+        for _ in range(20):
+            jobs = works(bulk.FEWEST)
+            await store.insert(jobs)
+            await store.insert(jobs)
+        await asyncio.sleep(1.5)
+        assert self.entries_read(admin, schema) - before < 50_000
 
     async def test_what_is_done_to_a_whole_batch_reads_its_items_a_few_times(
         self, store, url, admin

@@ -37,7 +37,7 @@ async def noop(url: str, load: Load) -> tuple[Figures, Lines]:
 
     async with app:
         began = time.perf_counter()
-        await app.enqueue_many(noop, ({"number": number} for number in range(load.jobs)))
+        await app.enqueue_many(noop, [{"number": number} for number in range(load.jobs)])
         enqueued = time.perf_counter()
         stamps = _Stamps(app)
         async with app.working(WorkerOptions(concurrency=load.concurrency)):

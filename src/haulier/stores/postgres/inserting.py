@@ -15,6 +15,7 @@ from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
 from haulier.stores.codes import ON_LOST_CODE, PENDING, ROLE_CODE, retry_to_text
+from haulier.stores.postgres import bulk
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.watching import Change
 
@@ -42,7 +43,11 @@ async def insert(
     own_expander: bool = True,
     schema: str = "",
 ) -> Inserted:
-    """Insert jobs in one call of one function; on a foreign connection, name the `schema`."""
+    """Insert jobs, all or none of them; on a foreign connection, name the `schema`."""
+    # Not in a transaction of somebody else, who may have begun it in a way the driver knows not.
+    plain = not schema and state == PENDING and bulk.fit(jobs)
+    if plain and await bulk.insert(connection, now, jobs, fence):
+        return Inserted(len(jobs))
     new, refused, instead = await connection.fetchrow(
         _INSERT.format(schema=schema),
         now,

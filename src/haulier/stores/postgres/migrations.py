@@ -34,6 +34,8 @@ _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
 _VERBS = (
     "exchange",
     "insert_jobs",
+    "begin_rows",
+    "end_rows",
     "seal",
     "cancel_jobs",
     "requeue_jobs",

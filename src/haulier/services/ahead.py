@@ -1,0 +1,77 @@
+"""Chunk after chunk into the store: while one is inserted, the next one is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from haulier.domain.job import NewJob
+
+Insert = Callable[[Sequence[NewJob]], Awaitable[object]]
+
+PART = 50
+"""Jobs that are made at a stretch: half a millisecond, then others have their turn."""
+
+
+async def insert_all(
+    insert: Insert, parts: Iterable[Sequence[NewJob]], size: int, *, ahead: bool
+) -> None:
+    """Insert the jobs of all parts in their order, `size` or a few more to a call.
+
+    There is one call at a time. With `ahead` the next jobs are made meanwhile; not for parts that
+    may be long in coming, since the call's transaction would stay open so long. When a part cannot
+    be made, those before it that fill a call are inserted all the same.
+    """
+    made: list[NewJob] = []
+    async with _Calls(insert) as calls:
+        for part in parts:
+            made += part
+            if len(made) >= size:
+                await calls.begin(made)
+                made = []
+                if not ahead:
+                    await calls.end()
+            await asyncio.sleep(0)
+        if made:
+            await calls.begin(made)
+        await calls.end()
+
+
+class _Calls:
+    """Calls one after the other, the last of which may be under way; none is left behind."""
+
+    def __init__(self, insert: Insert) -> None:
+        self._insert = insert
+        self._under_way: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        task = self._under_way
+        if task is not None and isinstance(exc, asyncio.CancelledError):
+            task.cancel()
+            await asyncio.wait([task])
+        else:
+            # Should it fail as well, that counts: it is about earlier jobs.
+            await self.end()
+
+    async def begin(self, jobs: Sequence[NewJob]) -> None:
+        await self.end()
+        self._under_way = asyncio.create_task(self._call(jobs))
+
+    async def end(self) -> None:
+        """Wait for what is under way; raises what it raised. To be cancelled here cancels it."""
+        task, self._under_way = self._under_way, None
+        if task is not None:
+            await task
+
+    async def _call(self, jobs: Sequence[NewJob]) -> None:
+        await self._insert(jobs)
