@@ -35,8 +35,8 @@ class TestBaggage:
         ]
 
     async def test_many_at_once_carry_each_their_own(self, store: JobStore) -> None:
-        given = {job.id: f'{{"n":{n // 100}}}' for n, job in enumerate(jobs := works(600))}
-        plain = works(300)
+        jobs, plain = works(600), works(300)
+        given = {job.id: f'{{"n":{n // 100}}}' for n, job in enumerate(jobs)}
         await store.insert([job._replace(baggage=given[job.id]) for job in jobs] + plain)
         hand = await Hand.enlist(store)
         claimed = {job.id: job.baggage for job in await hand.claim(900)}
