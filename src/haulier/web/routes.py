@@ -113,7 +113,7 @@ async def health(jobs: Jobs, options: Settings) -> Health:
     )
 
 
-@router.get("/queues", summary="Count jobs by queue and kind")
+@router.get("/queues", summary="Count jobs by queue and kind", responses=problem_responses())
 async def list_queues(jobs: Jobs) -> QueueList:
     """By queue and kind, from counters: as quick with a million jobs as with ten."""
     counts, workers = await jobs.store.counts(), await jobs.store.workers()
