@@ -187,9 +187,9 @@ class TestExecutors:
         async with app.working():
             head = await app.enqueue("counting", {"count": 2})
             await app.wait(head, timeout=20, progress=False)
-        moves = [str(ended.move) for ended in note.ended]
-        assert moves[0] == "hand_over"
-        assert moves[1:] == ["complete"] * 3
+        # Items run as soon as they are there, the first of them perhaps before the head is done.
+        moves = sorted(str(ended.move) for ended in note.ended)
+        assert moves == ["complete"] * 3 + ["hand_over"]
 
     async def test_jobs_that_run_in_a_test_are_surrounded_too(self, app):
         note = Noting("a", seen := [])

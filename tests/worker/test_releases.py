@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from child_tasks import add
+from structlog.testing import capture_logs
 
 from haulier import App, JobState, RetryPolicy
 from haulier.worker import execution
@@ -61,6 +62,14 @@ async def test_an_old_worker_leaves_new_jobs_to_new_ones(store, tmp_path, monkey
         job = await new.get(job_id)
         return job.lease >= 2 and job.state is JobState.PENDING
 
+    with capture_logs() as logs:
+        await put_off_and_run(old, new, job_id, also, put_off_twice)
+    told = [log for log in logs if log["event"] == "payload too new"]
+    assert [(log["kind"], log["job"]) for log in told] == [("greet", job_id)]
+    assert (seen_by_old, sorted(seen_by_new)) == ([], ["Ada", "Bob"])
+
+
+async def put_off_and_run(old: App, new: App, job_id: str, also: str, put_off_twice: Any) -> None:
     async with old.working():
         await wait_until(put_off_twice)
         job = await old.get(job_id)
@@ -70,7 +79,6 @@ async def test_an_old_worker_leaves_new_jobs_to_new_ones(store, tmp_path, monkey
             job = await new.wait(job_id, timeout=20, progress=False)
             await new.wait(also, timeout=20, progress=False)
     assert (job.state, job.attempt, job.message) == (JobState.COMPLETED, 1, None)
-    assert (seen_by_old, sorted(seen_by_new)) == ([], ["Ada", "Bob"])
 
 
 async def test_a_child_process_is_given_what_the_upcast_made(store, tmp_path):

@@ -32,12 +32,14 @@ _log = structlog.get_logger("haulier.worker")
 class Executors:
     """What jobs run in beside the event loop; they outlive an incarnation.
 
-    `abandoned` are the coroutines that go on although nobody waits for them any more.
+    `abandoned` are the coroutines that go on although nobody waits for them any more, `too_new`
+    kinds and versions of payloads that were met and cannot be read here.
     """
 
     threads: ThreadExecutor
     children: Children
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
+    too_new: set[tuple[str, int]] = field(default_factory=set)
 
 
 async def execute(
@@ -55,7 +57,7 @@ async def execute(
     `around` is entered here, and left by the caller.
     """
     if job.version > definition.version:
-        return _put_off(job, definition, runtime)
+        return _put_off(job, definition, runtime, executors)
     with Scrubber() if around is None else around.scrubber as scrubber:
         try:
             if around is not None:
@@ -87,10 +89,15 @@ async def execute(
             return outcome_of(error, job, control, scrubber)
 
 
-def _put_off(job: Job, definition: TaskDefinition, runtime: Runtime) -> Outcome:
+def _put_off(
+    job: Job, definition: TaskDefinition, runtime: Runtime, executors: Executors
+) -> Outcome:
     """Leave a job to workers of a later release, as there are many while one is rolled out."""
     why = newer_than(definition, job.version)
-    _log.warning("payload too new", job=job.id, kind=job.kind, reason=why)
+    if (job.kind, job.version) not in executors.too_new:
+        # Once: there may be thousands of them.
+        executors.too_new.add((job.kind, job.version))
+        _log.warning("payload too new", job=job.id, kind=job.kind, reason=why)
     runtime.report(Note(job.id, job.lease, message=why))
     return Snoozed(NEWER_DELAY)
 

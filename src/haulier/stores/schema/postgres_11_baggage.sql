@@ -35,8 +35,8 @@ BEGIN
 END $$;
 
 -- A batch that was reopened and settles again calls back again, with the next of its ids.
-CREATE OR REPLACE FUNCTION call_back(p_now bigint, b batches, p_priority integer, p_state smallint, p_counts json)
-RETURNS uuid LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION call_back(p_now bigint, b batches, p_priority integer, p_state smallint,
+    p_counts json) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     callback uuid;
 BEGIN
@@ -55,8 +55,8 @@ BEGIN
 END $$;
 
 -- Completions are nine of ten moves, so they have a statement of their own.
-CREATE OR REPLACE FUNCTION complete_jobs(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
-    OUT done bigint[], OUT touched uuid[]) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION complete_jobs(p_now bigint, p_seqs bigint[], p_leases integer[],
+    p_results bytea[], OUT done bigint[], OUT touched uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     named uuid[];
 BEGIN
@@ -300,7 +300,8 @@ CREATE FUNCTION insert_jobs(p_now bigint, p_ids uuid[], p_kinds text[], p_queues
     n_periods bigint[], n_digests bytea[], p_state smallint, p_own_expander boolean,
     p_finish_kind text, p_finish_queue text, p_concurrency integer, p_batch_size integer,
     p_max_failures integer, p_finish_of uuid[], p_finish_ids uuid[], p_fence uuid,
-    p_fence_lease integer, p_baggages text[] DEFAULT NULL, OUT new integer, OUT jobs uuid[], OUT instead uuid[])
+    p_fence_lease integer, p_baggages text[] DEFAULT NULL,
+    OUT new integer, OUT jobs uuid[], OUT instead uuid[])
 LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -418,7 +419,8 @@ BEGIN
                   WHERE jsonb_typeof(e.value) NOT IN ('string', 'number', 'boolean')
                      OR e.key !~ '^[A-Za-z_][A-Za-z0-9_]{0,63}$')
     THEN
-        PERFORM refuse('22023', 'baggage holds texts, numbers and booleans by names of letters, digits and underscores');
+        PERFORM refuse('22023', 'baggage holds texts, numbers and booleans, by names of letters, '
+            || 'digits and underscores');
     END IF;
     RETURN value::text;
 END $$;
