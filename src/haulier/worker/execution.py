@@ -56,14 +56,17 @@ async def execute(
     Only a cancellation of the running asyncio task itself passes through as CancelledError. What is
     `around` is entered here, and left by the caller.
     """
-    if job.version > definition.version:
-        return _put_off(job, definition, runtime, executors)
+    older = None
+    if job.version != definition.version:
+        if job.version > definition.version:
+            return _put_off(job, definition, runtime, executors)
+        older = job.version
     with Scrubber() if around is None else around.scrubber as scrubber:
         try:
             if around is not None:
                 await around.enter()
             _check_role(job, definition)
-            payload = decode(definition, job.payload, job.id, manager.sealer, job.version)
+            payload = decode(definition, job.payload, job.id, manager.sealer, older)
             if definition.executor is Executor.PROCESS:
                 return await executors.children.run(job, definition, payload, control, runtime)
             ctx = Context(job, control, runtime)
@@ -84,9 +87,7 @@ async def execute(
             # of its soft timeout.
             if isinstance(error, asyncio.CancelledError) and _stopped_from_outside():
                 raise
-            if around is not None:
-                around.exception = error
-            return outcome_of(error, job, control, scrubber)
+            return _raised(error, job, control, scrubber, around)
 
 
 def _put_off(
@@ -100,6 +101,14 @@ def _put_off(
         _log.warning("payload too new", job=job.id, kind=job.kind, reason=why)
     runtime.report(Note(job.id, job.lease, message=why))
     return Snoozed(NEWER_DELAY)
+
+
+def _raised(
+    error: BaseException, job: Job, control: Control, scrubber: Scrubber, around: Around | None
+) -> Outcome:
+    if around is not None:
+        around.exception = error
+    return outcome_of(error, job, control, scrubber)
 
 
 def _stopped_from_outside() -> bool:

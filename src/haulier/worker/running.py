@@ -21,7 +21,6 @@ from haulier.domain.job import (
     TimedOut,
 )
 from haulier.domain.moves import Transition
-from haulier.services.baggage import carry
 from haulier.services.context import Control, overdue
 from haulier.services.registry import LONGEST_RUN, Executor, TaskDefinition
 from haulier.worker.around import Around
@@ -129,8 +128,6 @@ class RunningJobs:
     async def _run(self, entry: Running) -> None:
         entry.started = True
         outcome: Outcome | None = None
-        if entry.job.baggage is not None:
-            carry(entry.job.baggage)
         try:
             if entry.stop is None:
                 outcome = await self._do(entry)

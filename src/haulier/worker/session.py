@@ -18,6 +18,7 @@ from haulier.domain.retry import RetryPolicy
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
+from haulier.services.baggage import carry
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
@@ -270,6 +271,9 @@ class Session:
 
     def _execute(self, entry: Running) -> Awaitable[Outcome]:
         job = entry.job
+        if job.baggage is not None:
+            # Each job has an asyncio task of its own, and this is it.
+            carry(job.baggage)
         if self._layers and job.kind in self._layers:
             entry.around = Around(job, self._layers[job.kind])
         return execute(
