@@ -124,8 +124,9 @@ def _check_indexes(keys: Keyspace) -> None:
     assert {name: set(ids) for name, ids in keys.under("finished:").items()} == finished
     assert {name: set(ids) for name, ids in keys.under("results:").items()} == results
     for name in keys.all:
-        if name.startswith("errors:"):
-            assert name.removeprefix("errors:") in keys.jobs, f"{name} is orphaned"
+        family, _, job_id = name.partition(":")
+        if family in ("errors", "steps", "lines"):
+            assert job_id in keys.jobs, f"{name} is orphaned"
     beside = {n.removeprefix("payload:") for n in keys.all if n.startswith("payload:")}
     assert beside == {job_id for job_id, row in keys.jobs.items() if "payload" not in row}
 

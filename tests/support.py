@@ -19,8 +19,11 @@ import servers
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import MICROSECOND, Job, JobError, NewJob, Role
+from haulier.domain.line import Said
 from haulier.domain.moves import Move, Transition
-from haulier.domain.worker import Demand, Exchange, Portion, WorkerRow
+from haulier.domain.retention import Keep, Retention
+from haulier.domain.step import Step
+from haulier.domain.worker import Demand, Exchange, Note, Portion, WorkerRow
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id, new_ids
@@ -318,6 +321,22 @@ class Hand:
             return heartbeat.renew()
         finally:
             heartbeat.close()
+
+
+async def remove_all_that_left_something(store: JobStore) -> None:
+    """Jobs that have left errors, steps and log lines go, in each way in which jobs go."""
+    hand = await Hand.enlist(store)
+    jobs, batches = works(2), [await filled_batch(store, 3) for _ in range(2)]
+    await store.insert(jobs)
+    for job in await hand.claim(100):
+        await store.keep([Step(job.id, job.lease, "upload", b"1")])
+        await store.note([Note(job.id, job.lease, lines=(Said(1, "said"),))])
+        await hand.hand_in(job, Move.FAIL)
+    await store.delete(jobs[0].id)
+    await store.delete(batches[0])
+    none = Keep(count=0)
+    gone = Retention(completed=none, failed=none, cancelled=none)
+    assert await store.prune({"work": gone, "bulk": gone}) == 5
 
 
 def adds_up(batch: Batch) -> bool:

@@ -70,6 +70,35 @@ def test_the_examples_of_a_howto_run(page, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+PROGRAMS = [
+    pytest.param(name, program, output, id=f"{page.name} {name}")
+    for page in DOCS
+    for program, name, output in re.findall(
+        r"```python\n(# (\w+\.py)\n.*?)```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL
+    )
+]
+"""Blocks that begin with the name of a file are whole programs; what they print follows them."""
+
+
+def test_there_are_programs_in_the_documentation():
+    assert PROGRAMS
+
+
+@pytest.mark.parametrize(("name", "program", "output"), PROGRAMS)
+def test_programs_in_the_documentation_do_what_they_say(tmp_path, name, program, output):
+    (tmp_path / name).write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == output, done.stderr
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):

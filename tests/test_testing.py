@@ -182,6 +182,35 @@ class TestRunUntilIdle:
         (job,) = await run_until_idle(app)
         assert job.value.startswith("haulier-job-")
 
+    @pytest.mark.parametrize("how", ["async", "plain"])
+    async def test_steps_and_log_lines_are_kept(self, app, clock, how):
+        done = []
+
+        if how == "async":
+
+            @app.task(retry=STEADY)
+            async def task(ctx: Context) -> int:
+                ctx.log(f"attempt {ctx.job.attempt}")
+                number = await ctx.step("number", lambda: done.append(1) or 7)
+                if ctx.job.attempt == 1:
+                    raise ValueError("once more")
+                return number
+        else:
+
+            @app.task(retry=STEADY)
+            def task(ctx: Context) -> int:
+                ctx.log(f"attempt {ctx.job.attempt}")
+                number = ctx.step_sync("number", lambda: done.append(1) or 7)
+                if ctx.job.attempt == 1:
+                    raise ValueError("once more")
+                return number
+
+        job_id = await app.enqueue(task)
+        *_, job = await run_until_idle(app, clock=clock)
+        assert (job.attempt, job.value, done) == (2, 7, [1])
+        assert [step.name for step in await app.steps(job_id)] == ["number"]
+        assert [line.text for line in await app.lines(job_id)] == ["attempt 1", "attempt 2"]
+
     async def test_progress_is_kept(self, app):
         @app.task
         def half(ctx: Context) -> None:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from haulier.domain.batch import Batch, Counts
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
+    from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
+    from haulier.domain.step import Step
     from haulier.domain.unique import Conflict, Scope
     from haulier.exceptions import (
         CancelJob,
@@ -73,6 +75,7 @@ _HOME = {
     "JobTimeoutError": "exceptions",
     "Keep": "domain.retention",
     "LeaseLostError": "exceptions",
+    "Line": "domain.line",
     "Middleware": "services.middleware",
     "OnLost": "domain.job",
     "PermanentError": "exceptions",
@@ -84,6 +87,7 @@ _HOME = {
     "Scope": "domain.unique",
     "Secret": "services.secrets",
     "Snooze": "exceptions",
+    "Step": "domain.step",
     "StoreError": "exceptions",
     "Task": "app",
     "Unique": "services.options",
@@ -123,6 +127,7 @@ __all__ = [
     "JobTimeoutError",
     "Keep",
     "LeaseLostError",
+    "Line",
     "Middleware",
     "OnLost",
     "PermanentError",
@@ -134,6 +139,7 @@ __all__ = [
     "Scope",
     "Secret",
     "Snooze",
+    "Step",
     "StoreError",
     "Task",
     "Unique",

@@ -17,6 +17,8 @@ from anyio.from_thread import start_blocking_portal
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobError, JobState
+from haulier.domain.line import Line
+from haulier.domain.step import Step
 from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
@@ -348,6 +350,14 @@ class App:
     async def errors(self, job_id: str) -> list[JobError]:
         """The errors of a job's attempts, the latest first."""
         return await self.store.errors(job_id)
+
+    async def steps(self, job_id: str) -> list[Step]:
+        """The finished steps of a job, in the order in which they were kept."""
+        return await self.store.steps(job_id)
+
+    async def lines(self, job_id: str) -> list[Line]:
+        """The last log lines that a job has written with `ctx.log("…")`, the oldest first."""
+        return await self.store.lines(job_id)
 
     async def events(self, *, after: str | int | None = None) -> AsyncIterator[Event]:
         """Everything that happens to jobs, in order, without gap or repetition; never ends.

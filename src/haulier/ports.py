@@ -20,8 +20,10 @@ from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
+from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
+from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 
@@ -123,6 +125,20 @@ class JobReader(Protocol):
         """The errors of a job's attempts, the latest first; at most those of its last 100 claims.
 
         They outlive a retry that succeeds and a requeue, and go with the job.
+        """
+        ...
+
+    async def steps(self, job_id: str) -> list[Step]:
+        """The finished steps of a job, in the order in which they were kept.
+
+        They outlive every retry and requeue, and go with the job. Raises JobNotFoundError.
+        """
+        ...
+
+    async def lines(self, job_id: str) -> list[Line]:
+        """The last log lines of a job, the oldest first; at most KEPT_LINES.
+
+        They outlive every retry and requeue, and go with the job. Raises JobNotFoundError.
         """
         ...
 
@@ -353,7 +369,15 @@ class JobStore(JobReader, Protocol):
     async def note(self, notes: Sequence[Note]) -> None:
         """Record what running jobs say of themselves; notes with a stale lease are dropped.
 
-        A note that its cancel was heard appends an event, the first time.
+        A note that its cancel was heard appends an event, the first time. Of log lines that were
+        recorded before, by their numbers, nothing is recorded twice.
+        """
+        ...
+
+    async def keep(self, steps: Sequence[Step]) -> list[Step]:
+        """Keep finished steps of running jobs; returns those not kept, as their lease is stale.
+
+        In one transaction. A step that is kept already stays as it is.
         """
         ...
 

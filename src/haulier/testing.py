@@ -12,6 +12,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 from haulier.app import App, Task
 from haulier.domain.job import MICROSECOND, Job, Outcome, Role
 from haulier.domain.moves import Move, Transition, decide
+from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
@@ -39,6 +41,8 @@ from haulier.stores.sqlite import SqliteStore
 from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors, execute
+from haulier.worker.notes import Notes
+from haulier.worker.steps import StepKeeper
 from haulier.worker.threads import ThreadExecutor
 
 LIMIT = 10_000
@@ -211,7 +215,8 @@ class _Solo:
         self._attempts = 0
         self._ids: list[str] = []
         self._executors = Executors(ThreadExecutor(), Children())
-        self._notes: dict[str, Note] = {}
+        self._notes = Notes(self._store)
+        self._steps = StepKeeper(self._store)
         self._first_turn = asyncio.Lock()
         self._layers = app.registry.layers()
 
@@ -237,6 +242,7 @@ class _Solo:
     async def sign_off(self) -> None:
         """End all incarnations and the threads."""
         self._executors.threads.close()
+        self._steps.end()
         for worker_id in self._ids:
             await self._store.retire(worker_id)
 
@@ -320,8 +326,8 @@ class _Solo:
             raise raised[-1] if raised else _as_exception(transition)
 
     async def _hand_in(self, transition: Transition) -> None:
-        notes, self._notes = self._notes, {}
-        await self._store.note(list(notes.values()))
+        await self._steps.settle([transition.job.id])
+        await self._notes.flush()
         await self._store.exchange(self._ids[-1], [transition], ())
 
     async def _give_back(self, jobs: Iterable[Job]) -> None:
@@ -340,7 +346,13 @@ class _Solo:
         return decode(definition, job.payload, job.id, self._jobs.sealer, job.version)
 
     def report(self, note: Note) -> None:
-        self._notes[note.job_id] = note
+        self._notes.take(note)
+
+    def steps_of(self, job: Job) -> Future[list[Step]]:
+        return self._steps.steps_of(job)
+
+    def keep(self, step: Step) -> Future[bool]:
+        return self._steps.keep(step)
 
 
 @asynccontextmanager

@@ -9,8 +9,10 @@ import signal
 import pytest
 
 from haulier import App, RetryPolicy
+from haulier.domain.line import Said
 from haulier.domain.moves import Move
 from haulier.domain.retention import Retention
+from haulier.domain.step import Step
 from haulier.domain.worker import Note
 from processes import haulier, haulier_json, running, with_tasks
 from support import Hand, wait_until
@@ -185,6 +187,27 @@ class TestViews:
         document = await run("jobs", "show", job_id, "--json")
         assert [error["attempt"] for error in document["errors"]] == [3, 2, 1]
         assert document["errors"][0] == document["error"]
+
+    async def test_show_has_what_a_job_has_finished_and_said(self, app, hand, run):
+        job_id = await app.enqueue("work", {"n": 1})
+        job = await hand.claim_one()
+        await app.store.keep([Step(job.id, job.lease, "upload ü", b'{"id": 7}')])
+        await app.store.keep([Step(job.id, job.lease, "zip", b'"' + b"x" * 200 + b'"')])
+        said = (Said(1, "began ☕", ago=10), Said(2, "red \x1b[31m alert"))
+        await app.store.note([Note(job.id, job.lease, lines=said)])
+        shown = (await run("jobs", "show", job_id)).stdout
+        assert 'upload ü  {"id": 7}\n' in shown
+        assert "x…\n" in shown
+        assert shown.index("Finished steps") < shown.index("Log\n") < shown.index("began ☕\n")
+        assert "red \ufffd[31m alert\n" in shown
+        document = await run("jobs", "show", job_id, "--json")
+        assert [(each["name"], each["lease"]) for each in document["steps"]] == [
+            ("upload ü", 1),
+            ("zip", 1),
+        ]
+        assert document["steps"][0]["result"] == {"id": 7}
+        assert [each["text"] for each in document["lines"]] == ["began ☕", "red \x1b[31m alert"]
+        assert document["lines"][0]["at"] <= document["lines"][1]["at"]
 
     async def test_an_expired_result_is_no_missing_one(self, app, hand, run):
         job_id = await app.enqueue("work", {"n": 1})

@@ -6,7 +6,9 @@ import pytest
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobError, JobState, OnLost, Role
+from haulier.domain.line import Line
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.step import Step
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
@@ -38,6 +40,8 @@ JOB = JobRecord(
         "on_lost": OnLost.FAIL,
         "error": JobError(type="T", message="m"),
         "errors": (JobError(type="T", message="m", lease=1),),
+        "steps": (Step("j", 1, "s", b"[1]", 7),),
+        "lines": (Line(1, 1, 7, "said"),),
     }
 )
 

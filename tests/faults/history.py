@@ -29,9 +29,10 @@ class Report:
 
     repeated: starts of a job beyond its first. taken: jobs that workers lost. lost: accepted, and
     without a fate. unexplained: jobs taken from workers that had no trouble, and starts without a
-    claim of their own. stalls: how often the machine let a process stand still. stale: writes under
-    a lease that was over, and accepted. refused: those that were not, by the store and by the sink.
-    released, again: seconds from a kill until each job was free, and claimed again.
+    claim of their own. steps: those that were finished. redone: of these, those done again. stalls:
+    how often the machine let a process stand still. stale: writes under a lease that was over, and
+    accepted. refused: those that were not, by the store and by the sink. released, again: seconds
+    from a kill until each job was free, and claimed again.
     """
 
     jobs: int = 0
@@ -42,6 +43,8 @@ class Report:
     unexplained: int = 0
     stalls: int = 0
     stale: int = 0
+    redone: int = 0
+    steps: int = 0
     refused: int = 0
     released: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
@@ -53,6 +56,7 @@ class Report:
             f"unexplained duplicates, {self.stale} stale writes accepted; {self.repeated} repeated "
             f"starts, {self.taken} jobs of lost workers, {self.refused} stale writes refused, "
             f"{self.stalls} stalls; "
+            f"{self.steps} steps finished, {self.redone} done again; "
             f"free again {_spread(self.released)}, "
             f"claimed again {_spread(self.again)}"
         )
@@ -79,6 +83,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
         ("lost", run.losses()),
         ("unexplained", run.unexplained()),
         ("stale", run.stale()),
+        ("redone", run.redone()),
         (None, run.untold()),
         (None, check_events(run.entries, final)),
         (None, counters_agree(final)),
@@ -88,6 +93,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
         report.findings += findings
         if name is not None:
             setattr(report, name, len(findings))
+    report.steps = len(run.passed)
     report.repeated = len(run.starts) - len({job for job, *_ in run.starts})
     report.refused = sum(line["what"] == "effect" and not line["accepted"] for line in lines)
     report.refused += sum(entry.ok is False for entry in run.entries)
@@ -114,6 +120,8 @@ class _Run:
         self._offset = time.time_ns() // 1000 - time.monotonic_ns() // 1000
         self.trouble: list[tuple[int | None, int, int]] = []
         self.effects: list[tuple[str, int, bool]] = []
+        self.passed: dict[tuple[str, int], int] = {}
+        self.again: list[tuple[str, int, int]] = []
         for line in lines:
             self._take(line)
 
@@ -131,6 +139,8 @@ class _Run:
                 self._handed_in(line)
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
+            case "did" | "passed":
+                self._stepped(line)
             case "kill" | "stop" | "crash":
                 self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
             case "trouble" | "stall":
@@ -141,6 +151,14 @@ class _Run:
         job, lease, worker = line["job"], line["lease"], line["worker"]
         self.starts.append((job, lease, worker))
         self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
+
+    def _stepped(self, line: Line) -> None:
+        job, step, lease = line["job"], line["step"], line["lease"]
+        if line["what"] == "passed":
+            self.passed.setdefault((job, step), lease)
+        # One that was given up may not know yet that others went on.
+        elif (job, step) in self.passed and lease >= self.passed[job, step]:
+            self.again.append((job, step, lease))
 
     def _handed_in(self, line: Line) -> None:
         for job, lease, move in line["moves"]:
@@ -215,6 +233,11 @@ class _Run:
             if entry.ok is False and place not in ended:
                 yield f"job {entry.job}: {entry.move} refused under its own lease {entry.lease}"
         yield from self._stale_effects()
+
+    def redone(self) -> Iterator[str]:
+        """What a job has passed once, no later claim of it does again."""
+        for job, step, lease in self.again:
+            yield f"job {job}: step {step} done under {lease}, finished before"
 
     def _stale_effects(self) -> Iterator[str]:
         highest: dict[str, int] = {}

@@ -55,15 +55,21 @@ BY_WORKERS = {
     "exchange with claims": 1,
     "exchange with finished": 3,
     "note": 2,
+    "keep": 4,
     "renew": 3,
     "sweep": 3,
     "insert": 1,
     "retire": 1,
 }
-NOT_WRITING = {"ttl", "watch", "heartbeat", "transferable", "check"}
+NOT_WRITING = {"ttl", "chunk", "watch", "heartbeat", "transferable", "check"}
 """What a store has besides verbs; `renew` is a verb of the heartbeat that it gives."""
 
-STEPS = {"job started": 5, "job in the middle": 5, "job before it is handed in": 5}
+STEPS = {
+    "job started": 5,
+    "job in the middle": 5,
+    "job between two steps": 4,
+    "job before it is handed in": 5,
+}
 
 
 def points(verbs: dict[str, int], dice: random.Random) -> list[tuple[str, int]]:
@@ -203,6 +209,8 @@ class TestWorkers:
             *names.jobs("plain", 6, seconds=0.02),
             *names.jobs("flaky", 2, how="flaky"),
             *names.jobs("thread", 2, "thread_work", seconds=0.05),
+            *names.jobs("steps", 2, "by_steps", steps=3),
+            *names.jobs("thread steps", 1, "thread_by_steps", steps=3),
         ]
         await run.store.insert(jobs)
         items = names.items("open", 10, seconds=0.02)

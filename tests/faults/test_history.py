@@ -47,6 +47,10 @@ def hand_in(lease: int, move: Move = Move.COMPLETE, ok: bool | None = True, job:
     return line("hand_in", ok=ok, moves=[[job, lease, move]])
 
 
+def step(what: str, lease: int, number: int = 0) -> Line:
+    return line(what, job=X, lease=lease, step=number)
+
+
 def kill(worker: str = A, at: float = 1.0, what: str = "kill") -> Line:
     return line(what, at, pid=PID[worker])
 
@@ -113,6 +117,21 @@ RIGHT = {
         [*WORKERS, enqueue(), start(1), stall(A), *BY_ANOTHER],
         TAKEN,
     ),
+    "steps that the next claim goes on after": (
+        [
+            *(*WORKERS, enqueue(), start(1)),
+            *(step("did", 1), step("passed", 1), step("did", 1, 1), kill()),
+            *(step("passed", 2), step("did", 2, 1), step("passed", 2, 1), *BY_ANOTHER),
+        ],
+        TAKEN,
+    ),
+    "a step that a sleeper does although another has finished it": (
+        [
+            *(*WORKERS, enqueue(), start(1), kill(what="stop")),
+            *(step("did", 2), step("passed", 2), *BY_ANOTHER, step("did", 1)),
+        ],
+        TAKEN,
+    ),
     "an enqueue that nobody heard of": ([*ONCE, enqueue(Y, ok=None)], AT_ONCE),
     "killed after its finish was sent": (
         [*WORKERS, enqueue(), start(1), end(1), hand_in(1, ok=None), kill()],
@@ -162,6 +181,19 @@ WRONG = {
         [*WORKERS, enqueue(), start(1), kill(what="stop"), *BY_ANOTHER, effect(2), effect(1)],
         TAKEN,
         "stale",
+    ),
+    "step 0 done under 2, finished before": (
+        [
+            *(*WORKERS, enqueue(), start(1), step("did", 1), step("passed", 1), kill()),
+            *(step("did", 2), *BY_ANOTHER),
+        ],
+        TAKEN,
+        "redone",
+    ),
+    "step 0 done under 1, finished before": (
+        [*ONCE, step("did", 1), step("passed", 1), step("did", 1)],
+        AT_ONCE,
+        "redone",
     ),
     "which never started": ([*ONCE, effect(3)], AT_ONCE, None),
     "nobody handed it in": ([each for each in ONCE if each["what"] != "hand_in"], AT_ONCE, None),

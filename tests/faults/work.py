@@ -103,6 +103,40 @@ class Doing:
         self._end(ctx)
         return ctx.lease
 
+    async def by_steps(self, ctx: Context, steps: int, seconds: float) -> int:
+        self._begin(ctx)
+        await self._effect(ctx)
+        for number in range(steps):
+            await ctx.step(f"{number}", self._step, ctx, number, seconds)
+            self._passed(ctx, number)
+        await self._effect(ctx, last=True)
+        self._end(ctx)
+        return ctx.lease
+
+    async def _step(self, ctx: Context, number: int, seconds: float) -> int:
+        self.log.write("did", job=ctx.job.id, lease=ctx.lease, step=number)
+        await asyncio.sleep(seconds)
+        return ctx.lease
+
+    def by_steps_in_thread(self, ctx: Context, steps: int, seconds: float) -> int:
+        self._begin(ctx)
+        self.sink.effect_in_thread(_request(ctx, last=False))
+        for number in range(steps):
+            ctx.step_sync(f"{number}", self._step_in_thread, ctx, number, seconds)
+            self._passed(ctx, number)
+        self.sink.effect_in_thread(_request(ctx, last=True))
+        self._end(ctx)
+        return ctx.lease
+
+    def _step_in_thread(self, ctx: Context, number: int, seconds: float) -> int:
+        self.log.write("did", job=ctx.job.id, lease=ctx.lease, step=number)
+        time.sleep(seconds)
+        return ctx.lease
+
+    def _passed(self, ctx: Context, number: int) -> None:
+        self.log.write("passed", job=ctx.job.id, lease=ctx.lease, step=number)
+        self.crash.reach("job between two steps")
+
     def _begin(self, ctx: Context) -> None:
         job = ctx.job
         told = {"lease": job.lease, "worker": job.worker, "wall": time.time()}
@@ -137,6 +171,14 @@ def app_of(spec: Spec) -> App:
     @app.task(retry=AT_ONCE)
     def thread_work(ctx: Context, seconds: float = 0.0, how: str = "well") -> int:
         return doing.in_thread(ctx, seconds, how)
+
+    @app.task(retry=AT_ONCE)
+    async def by_steps(ctx: Context, steps: int = 3, seconds: float = 0.0) -> int:
+        return await doing.by_steps(ctx, steps, seconds)
+
+    @app.task(retry=AT_ONCE)
+    def thread_by_steps(ctx: Context, steps: int = 3, seconds: float = 0.0) -> int:
+        return doing.by_steps_in_thread(ctx, steps, seconds)
 
     @app.task(retry=AT_ONCE)
     async def told(ctx: Context, finished: BatchFinished) -> int:

@@ -21,6 +21,7 @@ def check(history: Sequence[Entry], final: Final) -> list[str]:
     trail = Trail()
     findings = [finding for entry in history for finding in trail.take(entry)]
     findings += _jobs(trail, final)
+    findings += _steps(trail, final)
     findings += counters_agree(final)
     findings += batches_agree({job for job, known in trail.jobs.items() if known.calls_back}, final)
     if final.events is not None:
@@ -33,7 +34,8 @@ class Known:
     """What the history says of one job so far.
 
     live: the lease and the worker that hold it. in_doubt: a finish of that lease may have been
-    applied. ends: the moves by which its last lease may have ended; none if it is still live.
+    applied. steps: the names of those that were kept. ends: the moves by which its last lease may
+    have ended; none if it is still live.
     """
 
     accepted: bool = False
@@ -43,6 +45,7 @@ class Known:
     in_doubt: bool = False
     last: int = 0
     ends: set[Move] = field(default_factory=set)
+    steps: set[str] = field(default_factory=set)
     requeued: bool = False
     cancel_asked: bool = False
 
@@ -64,6 +67,8 @@ class Trail:
                 yield from self._claim(entry)
             case What.FINISH:
                 yield from self._finish(entry)
+            case What.STEP:
+                yield from self._step(entry)
             case What.END:
                 self._end(entry)
             case What.CANCEL:
@@ -109,6 +114,18 @@ class Trail:
             yield f"{_job(entry)}: {entry.move} with its own lease {entry.lease} was refused"
         if entry.ok:
             known.live, known.in_doubt, known.ends = None, False, {entry.move}
+
+    def _step(self, entry: Entry) -> Iterator[str]:
+        known = self.jobs[entry.job]
+        holds = known.live is not None and known.live[0] == entry.lease
+        if entry.ok and not holds:
+            yield f"{_job(entry)}: step {entry.step} with the stale lease {entry.lease} was kept"
+        if not entry.ok and holds and not known.in_doubt:
+            yield f"{_job(entry)}: step {entry.step} with its own lease was refused"
+        if entry.ok and entry.step in known.steps:
+            yield f"{_job(entry)}: step {entry.step} done again under {entry.lease}"
+        if entry.ok:
+            known.steps.add(entry.step)
 
     def _cancel(self, entry: Entry) -> None:
         for job in (entry.job, *self.items[entry.job]):
@@ -162,6 +179,14 @@ def _jobs(trail: Trail, final: Final) -> Iterator[str]:
             yield f"job {job_id}: {job.state} at the end, its last lease ended by {ends}"
         if job.lease < known.last:
             yield f"job {job_id}: lease {job.lease} at the end, it had {known.last} before"
+
+
+def _steps(trail: Trail, final: Final) -> Iterator[str]:
+    """What was kept is still there, and nothing else is."""
+    for job_id, there in (final.steps or {}).items():
+        meant = trail.jobs[job_id].steps
+        if there != meant:
+            yield f"job {job_id}: has the steps {sorted(there)}, not {sorted(meant)}"
 
 
 def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:

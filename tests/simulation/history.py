@@ -21,14 +21,16 @@ class What(StrEnum):
     """Each names what was asked of the store, or what it answered.
 
     enqueue: a producer inserted `job`, which belongs to `batch`. claim: `worker` was given `job`
-    under `lease`. finish: it handed in `move` for that lease. end: the incarnation `worker` was
-    declared over. cancel: an operator asked for it. requeue: `job`, or all failed items of `batch`,
-    may run again. discard: the items of the head `job` are deleted, because it expands anew.
+    under `lease`. finish: it handed in `move` for that lease. step: it did `step` of the job and
+    had it kept under that lease. end: the incarnation `worker` was declared over. cancel: an
+    operator asked for it. requeue: `job`, or all failed items of `batch`, may run again. discard:
+    the items of the head `job` are deleted, because it expands anew.
     """
 
     ENQUEUE = "enqueue"
     CLAIM = "claim"
     FINISH = "finish"
+    STEP = "step"
     END = "end"
     CANCEL = "cancel"
     REQUEUE = "requeue"
@@ -53,16 +55,21 @@ class Entry:
     calls_back: bool = False
     name: str | None = None
     held: Scope = Scope.ACTIVE
+    step: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """All that a store tells when nothing goes on any more. `events` None: it keeps none."""
+    """All that a store tells when nothing goes on any more. `events` None: it keeps none.
+
+    `steps`: the names of those that each job has finished, where somebody has asked for them.
+    """
 
     jobs: Mapping[str, Job]
     batches: Mapping[str, Batch]
     counts: Mapping[tuple[str, str, Role, JobState], int]
     events: Sequence[Event] | None = None
+    steps: Mapping[str, frozenset[str]] | None = None
 
 
 def callbacks_of(final: Final) -> dict[str, list[str]]:

@@ -35,6 +35,10 @@ def finish(lease: int, move: Move = Move.COMPLETE, ok: bool | None = True, job: 
     return Entry(What.FINISH, job, ok, lease=lease, move=move)
 
 
+def step(lease: int, name: str = "0", ok: bool = True, job: str = X) -> Entry:
+    return Entry(What.STEP, job, ok, lease=lease, step=name)
+
+
 def end(worker: str = A) -> Entry:
     return Entry(What.END, worker=worker)
 
@@ -83,6 +87,13 @@ RIGHT = {
         [*ONCE[:2], finish(1, Move.FAIL), Entry(What.REQUEUE, X), claim(2), finish(2)],
         final(left(2)),
     ),
+    "steps of two claims, and one that came too late": (
+        [
+            *(enqueue(), claim(1), step(1), end(), claim(2, B), step(2, "1")),
+            *(step(1, "1", ok=False), finish(2)),
+        ],
+        replace(final(left(2)), steps={X: frozenset("01")}),
+    ),
     "cancelled before it ran": (
         [enqueue(), Entry(What.CANCEL, X)],
         final(left(0, JobState.CANCELLED)),
@@ -120,6 +131,22 @@ WRONG = {
     "cancelled at the end, its last lease ended by nothing": (
         [enqueue()],
         final(left(0, JobState.CANCELLED)),
+    ),
+    "step 0 with the stale lease 1 was kept": (
+        [enqueue(), claim(1), end(), claim(2, B), step(1), finish(2)],
+        final(left(2)),
+    ),
+    "step 0 with its own lease was refused": (
+        [enqueue(), claim(1), step(1, ok=False), finish(1)],
+        final(left()),
+    ),
+    "step 0 done again under 2": (
+        [enqueue(), claim(1), step(1), finish(1, Move.RETRY), claim(2), step(2), finish(2)],
+        final(left(2)),
+    ),
+    "has the steps [], not ['0']": (
+        [enqueue(), claim(1), step(1), finish(1)],
+        replace(final(left()), steps={X: frozenset()}),
     ),
     "lease 1 at the end, it had 2 before": (
         [enqueue(), claim(1), end(), claim(2), finish(2)],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -33,9 +33,16 @@ from haulier.domain.job import (
 )
 from haulier.domain.moves import Transition, decide
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.step import Step
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
-from haulier.exceptions import DuplicateJobError, HaulierError, JobStateError, LeaseLostError
+from haulier.exceptions import (
+    DuplicateJobError,
+    HaulierError,
+    JobNotFoundError,
+    JobStateError,
+    LeaseLostError,
+)
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
 from simulation.history import Entry, Final, What, look
@@ -49,7 +56,7 @@ NAMES = {"one": Scope.ACTIVE, "other": Scope.PENDING}
 KINDS = ("work", "bulk", "told")
 WORKERS = 3
 LOST_ANSWERS = 0.08
-STEPS = 45
+STEPS = 50
 ROUNDS = 150
 POLICY = RetryPolicy(max_attempts=3, delay=4, cap=30)
 
@@ -90,7 +97,12 @@ class World:
         for step in self.dice.choices(steps, weights, k=STEPS):
             await step(self)
         await self.come_to_rest()
-        return await look(self.store)
+        final = await look(self.store)
+        steps = {job: await self.steps_of(job) for job in final.jobs}
+        return replace(final, steps=steps)
+
+    async def steps_of(self, job: str) -> frozenset[str]:
+        return frozenset(step.name for step in await self.store.steps(job))
 
     # ── Answers that get lost ────────────────────────────────────────────────────────────────
 
@@ -283,6 +295,22 @@ class World:
                 return Cancelled("the batch was cancelled")
             self.enqueued(head.id, items)
         return Expanded()
+
+    async def step(self) -> None:
+        """A worker, or one that was given up, does the next step of a job that it holds."""
+        hand = self.pick([*self.hands, *self.gone])
+        if not hand.held:
+            return
+        job = self.pick(list(hand.held.values()))
+        try:
+            done = await self.steps_of(job.id)
+        except JobNotFoundError:
+            # Its head expands anew.
+            return
+        name = f"{len(done)}"
+        step = Step(job.id, job.lease, name, b"1")
+        stale = await self.ask(lambda: self.store.keep([step]))
+        self.note(What.STEP, job.id, ok=not stale, lease=job.lease, step=name)
 
     async def exchange(self, hand: Hand, slots: int) -> None:
         finished, hand.finished = hand.finished, []
@@ -486,4 +514,5 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.retry_failed: 3,
     World.pause: 2,
     World.resume: 2,
+    World.step: 10,
 }

@@ -18,6 +18,7 @@ from conformance.failing import TestMaxFailures, TestOneCallback
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
+from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
@@ -28,6 +29,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
     TestBrokenOff,
@@ -76,6 +78,9 @@ __all__ = [
     "TestHeadRules",
     "TestIncarnations",
     "TestInsert",
+    "TestKeep",
+    "TestLines",
+    "TestLinesStay",
     "TestLosses",
     "TestManyItems",
     "TestMatch",
@@ -108,6 +113,7 @@ __all__ = [
     "TestSchedule",
     "TestSettling",
     "TestSkip",
+    "TestStepsStay",
     "TestThaw",
     "TestUsedAgain",
     "TestWatch",

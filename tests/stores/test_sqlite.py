@@ -16,6 +16,7 @@ import pytest
 
 from haulier.domain.ids import raw_id
 from haulier.domain.job import JobState
+from haulier.domain.step import Step
 from haulier.exceptions import (
     ConfigurationError,
     JobStateError,
@@ -26,10 +27,20 @@ from haulier.exceptions import (
 from haulier.ports import Inserted
 from haulier.services.ids import new_ids
 from haulier.stores import open_store
-from haulier.stores.sqlite import SqliteStore, batches, claiming, gates, retention
+from haulier.stores.sqlite import SqliteStore, batches, claiming, connection, gates, retention
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
+from haulier.stores.sqlite.rows import fetch
 from haulier.testing import FakeClock
-from support import TTL, Hand, SqliteFile, items, wait_until, work, works
+from support import (
+    TTL,
+    Hand,
+    SqliteFile,
+    items,
+    remove_all_that_left_something,
+    wait_until,
+    work,
+    works,
+)
 
 
 @pytest.fixture
@@ -354,6 +365,14 @@ class TestLanes:
             check_library()
 
 
+class TestRemoval:
+    async def test_nothing_of_a_removed_job_stays(self, store):
+        await remove_all_that_left_something(store)
+        for table in ("jobs", "batches", "errors", "steps", "lines"):
+            rows = await store._read(lambda db, of=table: fetch(db, f"SELECT * FROM {of}"))
+            assert rows == [], table
+
+
 class TestUpgrade:
     """A store that an earlier version made."""
 
@@ -396,6 +415,16 @@ class TestUpgrade:
             assert [event.type for event in await store.events(limit=2)] == ["claim", "claim"]
         async with SqliteStore(str(path)) as again:
             assert (await again.batch(batch)).counts.completed == 1
+
+    async def test_one_without_steps_can_keep_them_then(self, path, monkeypatch):
+        monkeypatch.setattr(connection, "SCHEMA_STEP", 3)
+        connection.prepare(str(path), create=True).close()
+        monkeypatch.undo()
+        async with SqliteStore(str(path)) as store:
+            await store.insert(works(1))
+            job = await (await Hand.enlist(store)).claim_one()
+            assert await store.keep([Step(job.id, job.lease, "one", b"1")]) == []
+            assert [step.name for step in await store.steps(job.id)] == ["one"]
 
     async def test_one_of_a_later_version_is_refused(self, path):
         async with SqliteStore(str(path)):

@@ -59,6 +59,13 @@ async def report(ctx: Context) -> None:
     await asyncio.Event().wait()
 
 
+async def by_steps(ctx: Context) -> None:
+    ctx.log("one ☕")
+    await ctx.step("list", lambda: {"found": (1, "ü")})
+    await ctx.step("nothing", lambda: None)
+    ctx.log("two")
+
+
 async def tell(value: Any) -> Any:
     return float("nan") if value == "nan" else value
 
@@ -66,7 +73,7 @@ async def tell(value: Any) -> Any:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    for function in (add, linger, fail, only_even, login, report, tell):
+    for function in (add, linger, fail, only_even, login, report, by_steps, tell):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
     register_runner(registry, ProxyDiagnosticsTaskRunner())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from pydantic import BaseModel
 
@@ -373,6 +375,29 @@ class TestErrors:
     async def test_a_job_without_errors_has_none(self, client):
         job_id = await enqueued(client, sum_of())
         assert (await client.get(f"{JOBS}/{job_id}/errors")).json() == {"errors": []}
+
+
+class TestOnTheWay:
+    async def test_steps_and_log_lines_are_told(self, client, jobs, working):
+        job_id = await enqueued(client, {"kind": "by_steps", "payload": {}})
+        async with working():
+            await settled(jobs, job_id)
+        steps = (await client.get(f"{JOBS}/{job_id}/steps")).json()["steps"]
+        assert [(each["name"], each["result"], each["lease"]) for each in steps] == [
+            ("list", {"found": [1, "ü"]}, 1),
+            ("nothing", None, 1),
+        ]
+        lines = (await client.get(f"{JOBS}/{job_id}/lines")).json()["lines"]
+        assert [(each["text"], each["lease"]) for each in lines] == [("one ☕", 1), ("two", 1)]
+        job = (await client.get(f"{JOBS}/{job_id}")).json()
+        began, ended = (datetime.fromisoformat(job[name]) for name in ("created_at", "finished_at"))
+        for each in [*steps, *lines]:
+            assert began <= datetime.fromisoformat(each["at"]) <= ended
+
+    async def test_a_job_that_has_left_none_has_none(self, client):
+        job_id = await enqueued(client, sum_of())
+        assert (await client.get(f"{JOBS}/{job_id}/steps")).json() == {"steps": []}
+        assert (await client.get(f"{JOBS}/{job_id}/lines")).json() == {"lines": []}
 
 
 class TestViews:

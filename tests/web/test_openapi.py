@@ -35,6 +35,8 @@ def test_the_routes_are_those_that_are_promised():
         ("GET", "/api/v1/jobs/{job_id}/status"),
         ("GET", "/api/v1/jobs/{job_id}/items"),
         ("GET", "/api/v1/jobs/{job_id}/errors"),
+        ("GET", "/api/v1/jobs/{job_id}/steps"),
+        ("GET", "/api/v1/jobs/{job_id}/lines"),
         ("POST", "/api/v1/jobs/{job_id}/pause"),
         ("POST", "/api/v1/jobs/{job_id}/resume"),
         ("POST", "/api/v1/jobs/stop"),

@@ -161,3 +161,41 @@ class Squares(BaseTaskRunner[Start, Item]):
 
     def run_item(self, ctx: Context, item: Item) -> int:
         return item.n**2
+
+
+def stepping(ctx: Context) -> list[Any]:
+    """Two steps; the first attempt dies between them. A file has a line for each that was done."""
+
+    def done(name: str) -> tuple[str, int]:
+        with (Path(os.environ["HAULIER_TEST_SCENE"]) / f"{ctx.job.id}.steps").open("a") as file:
+            file.write(f"{name}\n")
+        return name, os.getpid()
+
+    ctx.log(f"attempt {ctx.job.attempt}")
+    first = ctx.step_sync("first", done, "first")
+    if ctx.job.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [first[0], ctx.step_sync("second", done, "second")[0]]
+
+
+def slow_to_keep(ctx: Context) -> int:
+    """One step, and a line in a file for each time it was done."""
+
+    def do() -> int:
+        with (Path(os.environ["HAULIER_TEST_SCENE"]) / "done").open("a") as file:
+            file.write("once\n")
+        return 7
+
+    return ctx.step_sync("one", do)
+
+
+def step_twice(ctx: Context) -> None:
+    for _ in range(2):
+        ctx.step_sync("again", list)
+
+
+def says(ctx: Context, login: Login) -> None:
+    plain = login.password.reveal()
+    for number in range(3):
+        ctx.log(f"{number}: {plain}")
+    ctx.log("x" * 5000)

@@ -21,6 +21,8 @@ from haulier.cli.output import (
     instant,
     job_document,
     json_option,
+    line_document,
+    step_document,
     store_option,
     view_of,
 )
@@ -33,7 +35,9 @@ from haulier.services import selection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from haulier.domain.line import Line
     from haulier.domain.routing import Unroutable
+    from haulier.domain.step import Step
 
 LONGEST_NOTE = 80
 
@@ -107,16 +111,22 @@ async def list_jobs(
 @json_option
 @command_body
 async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) -> None:
-    """Show all that is known of one job, and how its attempts failed."""
+    """Show all that is known of one job: its steps, its log, and how its attempts failed."""
     async with existing_store(store) as opened:
         job = await opened.get(job_id)
         errors = await opened.errors(job_id)
         lost = await lost_lines(opened, [job.state is JobState.PENDING])
+        steps, lines = await opened.steps(job_id), await opened.lines(job_id)
     if as_json:
-        listed = [error_document(error) for error in errors]
-        emit_json({**job_document(job, why_lost(job, lost)), "errors": listed})
+        beside = {
+            "steps": [step_document(step) for step in steps],
+            "lines": [line_document(line) for line in lines],
+            "errors": [error_document(error) for error in errors],
+        }
+        emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
     emit_fields(_fields(job, why_lost(job, lost)).items())
+    _show_way(steps, lines)
     if job.error is not None:
         click.echo()
         _show_error(job.error)
@@ -169,6 +179,24 @@ def _fields(job: Job, lost: Unroutable | None) -> dict[str, Any]:
     elif job.result is not None:
         fields["result"] = json.dumps(job.value, ensure_ascii=False)
     return fields
+
+
+def _show_way(steps: Sequence[Step], lines: Sequence[Line]) -> None:
+    """What the job has finished and said on its way."""
+    if steps:
+        click.secho("\nFinished steps", bold=True)
+        rows = [(str(instant(step.at)), step.name, _cut(step.result.decode())) for step in steps]
+        emit_table(("AT", "STEP", "RESULT"), rows)
+    if lines:
+        click.secho("\nLog", bold=True)
+    for line in lines:
+        # What others have sent may be in it: it must not command the terminal.
+        shown = (each if each.isprintable() or each in "\n\t" else "\ufffd" for each in line.text)
+        click.echo(f"{instant(line.at)}  {''.join(shown)}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_NOTE else f"{text[: LONGEST_NOTE - 1]}…"
 
 
 def _show_error(error: JobError) -> None:
@@ -351,5 +379,4 @@ def _note(job: Job) -> str:
 
 def _in_a_line(error: JobError) -> str:
     first, _, _ = error.message.partition("\n")
-    text = f"{error.type}: {first}"
-    return text if len(text) <= LONGEST_NOTE else f"{text[: LONGEST_NOTE - 1]}…"
+    return _cut(f"{error.type}: {first}")

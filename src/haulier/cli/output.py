@@ -31,6 +31,8 @@ from haulier.exceptions import (
 )
 
 if TYPE_CHECKING:
+    from haulier.domain.line import Line
+    from haulier.domain.step import Step
     from haulier.ports import JobStore
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -317,6 +319,21 @@ def error_document(error: JobError) -> dict[str, Any]:
         "worker": error.worker,
         "at": instant(error.at),
     }
+
+
+def step_document(step: Step) -> dict[str, Any]:
+    """A finished step as JSON."""
+    return {
+        "name": step.name,
+        "result": json.loads(step.result),
+        "lease": step.lease,
+        "at": instant(step.at),
+    }
+
+
+def line_document(line: Line) -> dict[str, Any]:
+    """A log line of a job as JSON."""
+    return {"at": instant(line.at), "lease": line.lease, "text": line.text}
 
 
 def view_of(job: Job, unroutable: str | None = None) -> str:

@@ -19,7 +19,7 @@ class Unroutable(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class QueueLine:
     """The jobs of a kind in a queue, items among them, by their states.
 
     `unroutable` says why those that wait would wait for ever; None without any live worker, since
@@ -39,7 +39,7 @@ class Line:
 
 def lines_of(
     counts: Mapping[tuple[str, str, Role, JobState], int], workers: Iterable[WorkerRow]
-) -> list[Line]:
+) -> list[QueueLine]:
     """All lines that have any jobs, by queue and kind; `workers` of each are alive and serve it."""
     alive = [worker for worker in workers if worker.alive]
     known = {kind for worker in alive for kind in worker.kinds}
@@ -56,7 +56,7 @@ def lines_of(
         lost = Unroutable.QUEUE if kind in known else Unroutable.KIND
         waits = states[JobState.PENDING] > 0 and bool(alive) and not served[queue, kind]
         lines.append(
-            Line(
+            QueueLine(
                 queue,
                 kind,
                 **{state.value: states[state] for state in JobState},

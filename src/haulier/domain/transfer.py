@@ -15,7 +15,9 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from haulier.domain.job import JobError, JobState, OnLost, Role
+from haulier.domain.line import Line
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.step import Step
 from haulier.domain.unique import Scope
 
 
@@ -52,7 +54,8 @@ class JobRecord(NamedTuple):
 
     `ready`: pending and in the line. `cancel`: 0, 1 requested, 2 heard. `names`: the unique names
     that a requeue takes back; None if it never had any. `errors`: those of its attempts, by lease.
-    No worker holds it, since workers are drained before a store is copied.
+    `steps` and `lines` in their order. No worker holds it, since workers are drained before a store
+    is copied.
     """
 
     seq: int
@@ -86,6 +89,8 @@ class JobRecord(NamedTuple):
     error: JobError | None
     baggage: str | None
     errors: tuple[JobError, ...]
+    steps: tuple[Step, ...]
+    lines: tuple[Line, ...]
 
 
 class BatchRecord(NamedTuple):
@@ -193,7 +198,7 @@ def _plain(value: object) -> object:
         return value.hex()
     if isinstance(value, RetryPolicy):
         return value.as_dict()
-    if isinstance(value, JobError):
+    if isinstance(value, JobError | Step):
         return [getattr(value, each.name) for each in fields(value)]
     raise TypeError(f"{type(value).__name__} is no part of a record")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from haulier.domain.job import Job
+from haulier.domain.line import Said
 from haulier.domain.moves import Transition
 
 
@@ -46,7 +47,7 @@ class Exchange:
 class Note:
     """What a running job says about itself: progress in percent (0 to 100) and a message.
 
-    `heard`: its worker knows that it is to be cancelled and has told it so.
+    `heard`: its worker knows that it is to be cancelled and has told it so. `lines` are log lines.
     """
 
     job_id: str
@@ -54,6 +55,7 @@ class Note:
     progress: int | None = None
     message: str | None = None
     heard: bool = False
+    lines: tuple[Said, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from functools import cached_property
+from itertools import count
 from typing import Any, Protocol
 
 import structlog
@@ -11,11 +14,13 @@ from pydantic import BaseModel
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState
+from haulier.domain.line import LONGEST_LINE, Said
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
 from haulier.services.baggage import baggage_of, loggable
 from haulier.services.secrets import scrub_current
+from haulier.services.steps import Keeper, Steps
 
 LONGEST_MESSAGE = 500
 
@@ -52,7 +57,7 @@ class Control:
         self.lost = True
 
 
-class Runtime(Protocol):
+class Runtime(Keeper, Protocol):
     """What a context reaches through: the worker that runs the job, or a stand-in in tests."""
 
     @property
@@ -67,12 +72,51 @@ class Runtime(Protocol):
         ...
 
 
+_making = threading.Lock()
+
+
+class JobLog:
+    """`ctx.log("…")` keeps a line with the job; its methods (`ctx.log.info`) log in the worker.
+
+    Callable from any thread.
+    """
+
+    def __init__(self, job: Job, runtime: Runtime) -> None:
+        self._job = job
+        self._runtime = runtime
+        self._numbers = count(1)
+
+    def __call__(self, text: object) -> None:
+        """Keep a line with the job: its last 200 are shown with it. Never raises for a cancel.
+
+        Stored a few times a second, and before the job's end. Secrets that the job has revealed are
+        masked; the line is cut after 2,000 characters.
+        """
+        line = storable(scrub_current(str(text)))[:LONGEST_LINE]
+        said = Said(next(self._numbers), line)
+        self._runtime.report(Note(self._job.id, self._job.lease, lines=(said,)))
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._logger, method)
+
+    @cached_property
+    def _logger(self) -> Any:
+        job = self._job
+        return structlog.get_logger("haulier.job").bind(
+            **loggable(job.baggage), job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
+        )
+
+
 class Context:
     """A running job's view of itself and its way to report.
 
     Name it by annotating a parameter of the task: `def task(ctx: Context, …)`. All methods that
     are not coroutines may be called from any thread.
     """
+
+    # Made when they are first used, which in most jobs is never.
+    _steps: Steps | None = None
+    _log: JobLog | None = None
 
     def __init__(self, job: Job, control: Control, runtime: Runtime) -> None:
         self.job = job
@@ -129,13 +173,55 @@ class Context:
         """What `haulier.baggage` bound when this job was enqueued; what it enqueues has it too."""
         return baggage_of(self.job.baggage)
 
-    @cached_property
-    def log(self) -> Any:
-        """A structured logger that carries the job's id, kind, attempt and lease."""
-        job = self.job
-        return structlog.get_logger("haulier.job").bind(
-            **loggable(job.baggage), job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
-        )
+    @property
+    def log(self) -> JobLog:
+        """`ctx.log("…")` keeps a line with the job, shown wherever the job is.
+
+        `ctx.log.info("…", n=3)` and the like log in the worker, as a structured logger that carries
+        the job's id, kind, attempt and lease.
+        """
+        with _making:
+            if self._log is None:
+                self._log = JobLog(self.job, self._runtime)
+            return self._log
+
+    async def step(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Do a part of the job once, however often the job is tried. Calls `check` as well.
+
+        The function, plain or async, is called with the arguments; what it returns is kept with the
+        job as JSON (at most 256 KiB) before this returns. A later attempt gets that back instead,
+        and the function is not called. In both cases it is what JSON makes of it: a tuple comes
+        back as a list. When the function raises, nothing is kept.
+
+        Should the worker die between the function's end and the keeping of its result, the function
+        is called once more: give the job's id and the step's name to outside systems as an
+        idempotency key. Raises ValidationError for a name that is used twice in one attempt,
+        PermanentError for a result that cannot be kept, LeaseLostError when the job was taken away.
+        """
+        self.check()
+        try:
+            return await self._durable.run(name, function, arguments)
+        except LeaseLostError:
+            self._control.lose()
+            raise
+
+    def step_sync(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same for plain functions: blocks until the step is kept."""
+        self.check()
+        if _on_event_loop():
+            raise RuntimeError("step_sync would block the event loop: use `await ctx.step(…)`")
+        try:
+            return self._durable.run_sync(name, function, arguments)
+        except LeaseLostError:
+            self._control.lose()
+            raise
+
+    @property
+    def _durable(self) -> Steps:
+        with _making:
+            if self._steps is None:
+                self._steps = Steps(self.job, self._runtime)
+            return self._steps
 
     async def batch(self, batch_id: str | None = None) -> Batch:
         """A batch, by default the one this job is the head or an item of."""
@@ -163,5 +249,15 @@ def overdue(seconds: float) -> str:
 
 
 def storable(text: str) -> str:
-    """Text that any store can keep: lone surrogates are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """Text that any store can keep: lone surrogates and zero bytes are replaced."""
+    return (
+        text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+    )
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

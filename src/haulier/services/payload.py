@@ -17,12 +17,12 @@ from pydantic_core import PydanticSerializationError, from_json, to_json, to_jso
 from haulier.exceptions import PermanentError, Problem, Snooze, ValidationError
 from haulier.services.registry import TaskDefinition
 from haulier.services.secrets import Sealer, Secret, collect_into, reveal_tree
+from haulier.services.steps import MAX_RESULT
 
 MAX_DEPTH = 32
 
 NEWER_DELAY = 10.0
 """Seconds until a job is offered again whose payload is newer than this process can read."""
-MAX_RESULT = 256 * 1024
 
 
 def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel) -> BaseModel:

@@ -49,12 +49,16 @@ from haulier.web.schemas import (
     JobList,
     JobStatus,
     JobSummary,
+    LineList,
     LineView,
     PauseChange,
+    QueueLineView,
     QueueList,
     Requeued,
     Started,
     StateChange,
+    StepList,
+    StepView,
 )
 from haulier.web.starts import START_PATHS, media_uniq_start, own_echo_url, proxy_diagnostics_start
 
@@ -117,7 +121,7 @@ async def health(jobs: Jobs, options: Settings) -> Health:
 async def list_queues(jobs: Jobs) -> QueueList:
     """By queue and kind, from counters: as quick with a million jobs as with ten."""
     counts, workers = await jobs.store.counts(), await jobs.store.workers()
-    lines = [LineView.model_validate(line) for line in lines_of(counts, workers)]
+    lines = [QueueLineView.model_validate(line) for line in lines_of(counts, workers)]
     return QueueList(workers=sum(worker.alive for worker in workers), queues=lines)
 
 
@@ -167,6 +171,31 @@ async def list_errors(jobs: Jobs, job_id: str) -> ErrorList:
     """The latest first. They outlive a retry that succeeded, and go with the job."""
     found = await jobs.store.errors(job_id)
     return ErrorList(errors=[ErrorDetail.model_validate(error) for error in found])
+
+
+@router.get(
+    "/jobs/{job_id}/steps",
+    summary="List the finished steps of a job",
+    responses=problem_responses(404),
+)
+async def list_steps(jobs: Jobs, job_id: str) -> StepList:
+    """In the order in which they were finished. No later attempt does them again."""
+    found = await jobs.store.steps(job_id)
+    # Results of a thousand steps may be megabytes: taken apart beside the event loop.
+    return await asyncio.to_thread(
+        lambda: StepList(steps=[StepView.model_validate(step) for step in found])
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/lines",
+    summary="List the last log lines of a job",
+    responses=problem_responses(404),
+)
+async def list_lines(jobs: Jobs, job_id: str) -> LineList:
+    """What its task has said, over all attempts, the oldest first."""
+    found = await jobs.store.lines(job_id)
+    return LineList(lines=[LineView.model_validate(line) for line in found])
 
 
 @router.get(

@@ -60,6 +60,35 @@ class ErrorList(BaseModel):
     errors: list[ErrorDetail]
 
 
+class StepView(_View):
+    """A finished step of a job: its result, and the number of the claim that finished it."""
+
+    name: str
+    result: Json
+    lease: int
+    at: Instant
+
+
+class StepList(BaseModel):
+    """What a job has finished on its way, in that order."""
+
+    steps: list[StepView]
+
+
+class LineView(_View):
+    """A log line of a job, and the number of the claim that wrote it."""
+
+    at: Instant
+    lease: int
+    text: str
+
+
+class LineList(BaseModel):
+    """The last log lines of a job, the oldest first; at most 200."""
+
+    lines: list[LineView]
+
+
 class JobSummary(_View):
     """A job in a list. `progress` is what its task last reported.
 
@@ -284,7 +313,7 @@ class Started(BaseModel):
     status_url: str
 
 
-class LineView(_View):
+class QueueLineView(_View):
     """The jobs of a kind in a queue, items among them; `workers` are those alive that take them.
 
     `unroutable`: why no live worker would take those that wait. They are not failed: they wait.
@@ -305,7 +334,7 @@ class QueueList(BaseModel):
     """What waits where, and how many live workers there are."""
 
     workers: int
-    queues: list[LineView]
+    queues: list[QueueLineView]
 
 
 class Health(BaseModel):

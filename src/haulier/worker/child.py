@@ -7,6 +7,7 @@ by SIGUSR2.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -14,16 +15,18 @@ import resource
 import select
 import signal
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel
 
 from haulier.domain.job import Failed, Job, Outcome, Succeeded
+from haulier.domain.step import Step
 from haulier.domain.worker import Note
-from haulier.exceptions import ConfigurationError, PermanentError
+from haulier.exceptions import ConfigurationError, PermanentError, StoreError
 from haulier.ports import JobReader
 from haulier.services.baggage import carrying
 from haulier.services.code import Code, Name
@@ -38,6 +41,8 @@ TIMEOUT_SIGNAL = signal.SIGUSR1
 CANCEL_SIGNAL = signal.SIGUSR2
 NOTE_EVERY = 0.2
 MEGABYTE = 1024 * 1024
+
+T = TypeVar("T")
 
 Call = Callable[[Context, Any], Any]
 
@@ -67,6 +72,7 @@ class Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
         self._sending = False
         self._owed = False
         self._attempt: _Attempt | None = None
@@ -191,14 +197,28 @@ class Child:
     # ── Telling ──────────────────────────────────────────────────────────────────────────────
 
     def _send(self, message: Message) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        with self._uncut(), self._lock:
+            send(self._connection, message)
+
+    def _ask(self, message: Message) -> Message:
+        """Send what the worker answers; only a job asks, and one thread of it after the other."""
+        with self._uncut(), self._asking:
             with self._lock:
                 send(self._connection, message)
+            answer = receive(self._connection)
+        if "error" in answer:
+            raise StoreError(answer["error"])
+        return answer
+
+    @contextlib.contextmanager
+    def _uncut(self) -> Iterator[None]:
+        """Within the block no signal raises; what one is owed is raised at its end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
             return
         self._sending = True
         try:
-            with self._lock:
-                send(self._connection, message)
+            yield
         finally:
             self._sending = False
         attempt = self._attempt
@@ -215,8 +235,20 @@ class Child:
         raise structlog.DropEvent
 
     def report(self, note: Note) -> None:
+        if note.lines:
+            for said in note.lines:
+                self._send({"is": "line", "number": said.number, "text": said.text})
+            return
         # One assignment: safe from any thread; the watching thread sends the latest.
         self._note = note
+
+    def steps_of(self, job: Job) -> Future[list[Step]]:
+        found = self._ask({"is": "steps"})["steps"].items()
+        return _done([Step(job.id, job.lease, name, text.encode()) for name, text in found])
+
+    def keep(self, step: Step) -> Future[bool]:
+        request = {"is": "keep", "name": step.name, "result": step.result.decode()}
+        return _done(bool(self._ask(request)["kept"]))
 
     @property
     def reader(self) -> JobReader:
@@ -234,6 +266,12 @@ def _find(name: Name) -> Any:
     if found is None:
         raise ConfigurationError(f"there is no {name.name} in the module {name.module}")
     return found
+
+
+def _done(value: T) -> Future[T]:
+    done: Future[T] = Future()
+    done.set_result(value)
+    return done
 
 
 def _told_of(note: Note) -> Message:

@@ -21,7 +21,10 @@ import structlog
 from pydantic import BaseModel
 
 from haulier.domain.job import Cancelled, Failed, Job, JobError, Outcome
+from haulier.domain.line import LONGEST_LINE, Said
+from haulier.domain.step import Step
 from haulier.domain.worker import Note
+from haulier.exceptions import HaulierError
 from haulier.services.context import Control, Runtime
 from haulier.services.payload import opened
 from haulier.services.registry import TaskDefinition
@@ -69,14 +72,16 @@ class _Process:
 
     # ── In a thread ──────────────────────────────────────────────────────────────────────────
 
-    def converse(self, request: Message, hear: Callable[[Message], object]) -> Message:
-        """Have one job done. Raises _Died when the child ends before that."""
+    def converse(self, request: Message, hear: Callable[[Message], Message | None]) -> Message:
+        """Have one job done, and answer what it asks. Raises _Died when the child ends first."""
         if not self._ready:
             self._next()
             self._ready = True
         self._say(request)
         while (message := self._next())["is"] != "done":
-            hear(message)
+            answer = hear(message)
+            if answer is not None:
+                self._say(answer)
         self.jobs += 1
         return message
 
@@ -177,18 +182,37 @@ class _Visit:
             if timer is not None:
                 timer.cancel()
 
-    def hear(self, message: Message) -> None:
-        """Take a message of the child, in the thread that converses with it."""
+    def hear(self, message: Message) -> Message | None:
+        """Take a message of the child, in the thread that converses with it; what to answer."""
         match message["is"]:
             case "began":
                 self.heard = True
                 self._loop.call_soon_threadsafe(self._begin)
             case "note":
                 self.note(message)
+            case "line":
+                said = Said(message["number"], _masked(message["text"])[:LONGEST_LINE])
+                self._runtime.report(Note(self._job.id, self._job.lease, lines=(said,)))
+            case "steps" | "keep":
+                return self._answer(message)
             case "log":
                 level = message["level"] if message["level"] in _LEVELS else "info"
                 fields = {name: _masked(value) for name, value in message["fields"].items()}
                 getattr(_log, level)(_masked(message["event"]), **fields)
+        return None
+
+    def _answer(self, message: Message) -> Message:
+        """What the child asks of the store; waits for that, as the job does."""
+        job = self._job
+        try:
+            if message["is"] == "steps":
+                steps = self._runtime.steps_of(job).result()
+                found = {step.name: step.result.decode() for step in steps}
+                return {"is": "answer", "steps": found}
+            step = Step(job.id, job.lease, message["name"], message["result"].encode())
+            return {"is": "answer", "kept": self._runtime.keep(step).result()}
+        except HaulierError as error:
+            return {"is": "answer", "error": str(error)}
 
     def note(self, message: Message | None) -> None:
         """Report progress as the child told it, if it is this job's."""

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import structlog
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
@@ -29,13 +31,13 @@ from haulier.worker.heartbeat import HeartbeatThread
 from haulier.worker.lanes import WorkerOptions, lanes
 from haulier.worker.notes import Notes
 from haulier.worker.outcomes import policy_failed
+from haulier.worker.patience import pause_after
 from haulier.worker.running import Running, RunningJobs, Stop
+from haulier.worker.steps import StepKeeper
 from haulier.worker.upkeep import prune_often, sweep_often
 
 LONGEST_WAIT = 5.0
 """Seconds after which an idle worker looks by itself, should a wake-up ever be missed."""
-
-STORE_PATIENCE = 2.0
 
 _log = structlog.get_logger("haulier.worker")
 
@@ -70,6 +72,7 @@ class Session:
         self._layers = manager.registry.layers()
         self._finished: list[Transition] = []
         self._notes = Notes(self._store)
+        self._steps = StepKeeper(self._store)
         self._wake = asyncio.Event()
         self._claiming = True
         self._stopping = False
@@ -98,7 +101,10 @@ class Session:
         finally:
             if self._grace_over is not None:
                 self._grace_over.cancel()
-            await asyncio.shield(self._hand_in())
+            try:
+                await asyncio.shield(self._hand_in())
+            finally:
+                self._steps.end()
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -142,6 +148,7 @@ class Session:
         # Jobs that the embedding program cancelled before they could say a word.
         self._give_back(self._jobs)
         try:
+            await self._steps.settle(transition.job.id for transition in self._finished)
             await self._notes.flush()
             if self._finished or self._in_doubt:
                 await self._exchange(self._finished, ())
@@ -169,6 +176,7 @@ class Session:
             demands = self._demands()
             try:
                 if finished:
+                    await self._steps.settle(transition.job.id for transition in finished)
                     await self._notes.flush()
                 reply = await self._exchange(finished, demands)
             except BaseException as error:
@@ -182,8 +190,7 @@ class Session:
                 _log.warning("exchange failed", worker=self.id, error=str(error), times=trouble)
                 if self._interrupted and not self._jobs:
                     return
-                pause = min(0.05 * 2.0 ** min(trouble, 10), STORE_PATIENCE)
-                await asyncio.sleep(pause * random.random())
+                await asyncio.sleep(pause_after(trouble))
                 continue
             trouble = 0
             self._take(reply)
@@ -334,6 +341,7 @@ class Session:
             return
         _log.error("incarnation lost", worker=self.id, jobs=len(self._jobs))
         self._ended = True
+        self._steps.end()
         self._finished.clear()
         self._jobs.halt_all(Stop.LOST)
         self._wake.set()
@@ -350,3 +358,9 @@ class Session:
 
     def report(self, note: Note) -> None:
         self._notes.take(note)
+
+    def steps_of(self, job: Job) -> Future[list[Step]]:
+        return self._steps.steps_of(job)
+
+    def keep(self, step: Step) -> Future[bool]:
+        return self._steps.keep(step)

@@ -2,10 +2,14 @@
 
 parent to child   run    job, code, payload, seconds
                   end
+                  answer steps | kept | error
 child to parent   ready
                   began
                   note   job, lease, progress, message
+                  line   number, text
                   log    level, event, fields
+                  steps                     is answered: name -> result
+                  keep   name, result       is answered: whether its lease holds
                   done   outcome, note, spent
 """
 

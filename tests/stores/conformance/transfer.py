@@ -14,8 +14,10 @@ import pytest
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.event import RESET
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost, Priority
+from haulier.domain.line import KEPT_LINES, Said
 from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Section, Stage, Tally
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.domain.worker import Note
@@ -69,6 +71,15 @@ async def _single_jobs(store: JobStore, hand: Hand, clock) -> None:
     for job in await hand.claim(5):
         if job.id == told.id:
             await store.note([Note(job.id, job.lease, progress=40, message="half ☕")])
+        if job.id in (told.id, retried.id):
+            lines = tuple(Said(n, f"line {n} ☕", ago=MICROSECOND - n) for n in range(1, 4))
+            await store.note([Note(job.id, job.lease, lines=lines)])
+            results = {
+                "upload ü": b'{"id":7}',
+                "none": b"null",
+                "long": b'"' + b"x" * 70_000 + b'"',
+            }
+            await store.keep([Step(job.id, job.lease, name, r) for name, r in results.items()])
         how = {failed.id: Move.FAIL, retried.id: Move.RETRY, cancelled.id: Move.CANCEL}
         delay = 5 if job.id == retried.id else None
         await hand.hand_in(job, how.get(job.id, Move.COMPLETE), delay=delay)
@@ -134,6 +145,8 @@ async def everything(store: JobStore) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "errors": {job.id: await store.errors(job.id) for job in jobs},
+        "steps": {job.id: await store.steps(job.id) for job in jobs},
+        "lines": {job.id: await store.lines(job.id) for job in jobs},
         "batches": await store.batches(limit=500),
         "counts": await store.counts(),
         "events": events,
@@ -261,6 +274,21 @@ class TestCopy:
         before = await everything(store)
         done = await copied(store, other)
         assert done.tallies[Section.JOBS].count == 1210
+        assert await everything(other) == before
+
+    async def test_long_steps_and_many_lines_make_pages_of_their_own(self, store, other, hand):
+        await store.insert(works(12))
+        for job in await hand.claim(12):
+            long = b'"' + b"x" * 200_000 + b'"'
+            await store.keep([Step(job.id, job.lease, f"{n}", long) for n in range(8)])
+            lines = tuple(Said(n, "y" * 2000) for n in range(KEPT_LINES))
+            await store.note([Note(job.id, job.lease, lines=lines)])
+            await hand.hand_in(job, Move.COMPLETE)
+        await store.retire(hand.id)
+        before = await everything(store)
+        page = await store.transferable().read(Section.JOBS)
+        assert 1 < len(page.records) < 5
+        await copied(store, other)
         assert await everything(other) == before
 
 
@@ -452,6 +480,22 @@ class TestDrain:
         await store.retire(hand.id)
         await copying
         assert (await other.get(job.id)).lost == 1
+
+    async def test_what_they_still_do_and_say_meanwhile_is_copied(self, store, other):
+        await store.insert(works(1))
+        hand = await Hand.enlist(store)
+        job = await hand.claim_one()
+        copying = asyncio.create_task(copied(store, other, wait=10))
+        await wait_until(lambda: _drains(store))
+        assert await store.keep([Step(job.id, job.lease, "last", b"1")]) == []
+        await store.note([Note(job.id, job.lease, lines=(Said(1, "goodbye"),))])
+        await hand.hand_in(job, Move.COMPLETE)
+        await store.retire(hand.id)
+        await copying
+        assert [step.name for step in await other.steps(job.id)] == ["last"]
+        assert [line.text for line in await other.lines(job.id)] == ["goodbye"]
+        late = Step(job.id, job.lease, "late", b"1")
+        assert await store.keep([late]) == [late]
 
     async def test_what_is_refused_after_the_wait_lets_workers_have_jobs_again(self, store, other):
         await store.insert(works(2))

@@ -19,7 +19,15 @@ from haulier.exceptions import (
 from haulier.stores import open_store
 from haulier.stores.postgres import PostgresStore, bulk, migrations
 from haulier.stores.postgres.connection import Place
-from support import Hand, filled_batch, move, wait_until, work, works
+from support import (
+    Hand,
+    filled_batch,
+    move,
+    remove_all_that_left_something,
+    wait_until,
+    work,
+    works,
+)
 
 
 def schema_of(url: str) -> str:
@@ -131,6 +139,14 @@ class TestPlans:
         return int(count)
 
 
+class TestRemoval:
+    async def test_nothing_of_a_removed_job_stays(self, store, url, admin):
+        await remove_all_that_left_something(store)
+        for table in ("jobs", "batches", "errors", "steps", "lines"):
+            rows = admin.execute(f"SELECT * FROM {schema_of(url)}.{table}").fetchall()
+            assert rows == [], table
+
+
 class TestSchema:
     """Made by whoever comes first, looked at by all others."""
 
@@ -143,7 +159,7 @@ class TestSchema:
         finally:
             await asyncio.gather(*(store.__aexit__(None, None, None) for store in stores))
 
-    @pytest.mark.parametrize("steps", [1, 4, 8])
+    @pytest.mark.parametrize("steps", [1, 4, 8, 10])
     async def test_an_older_store_is_brought_up_to_date(self, url, monkeypatch, steps):
         newest = migrations.STEPS
         monkeypatch.setattr(migrations, "STEPS", newest[:steps])

@@ -8,8 +8,11 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
+from haulier.domain.line import Said
 from haulier.domain.moves import Move
-from haulier.exceptions import JobStateError, StoreFullError
+from haulier.domain.step import Step
+from haulier.domain.worker import Note
+from haulier.exceptions import ConfigurationError, JobStateError, StoreFullError
 from haulier.services.ids import new_id
 from haulier.stores.redis import RedisStore
 from haulier.stores.redis.inbox import RefusedError, read
@@ -86,6 +89,18 @@ class TestFullMemory:
                 assert await hand.work_off() == 23
                 assert (await store.batch(batch)).settled
 
+    async def test_what_running_jobs_have_done_and_said_is_kept(self, server):
+        with capture_logs():
+            async with RedisStore(server.url) as store:
+                await store.insert(works(2))
+                hand = await Hand.enlist(store)
+                job, other = await hand.claim(2)
+                redis.Redis(port=server.port).config_set("maxmemory", "1mb")
+                assert await store.keep([Step(job.id, job.lease, "upload", b"1")]) == []
+                await store.note([Note(other.id, other.lease, 50, lines=(Said(1, "said"),))])
+                assert [step.name for step in await store.steps(job.id)] == ["upload"]
+                assert [line.text for line in await store.lines(other.id)] == ["said"]
+
     async def test_a_loss_of_history_is_dealt_with(self, server):
         with capture_logs():
             async with RedisStore(server.url) as store:
@@ -99,6 +114,26 @@ class TestFullMemory:
                 assert len(store.losses) == 1
                 other = await Hand.enlist(store)
                 assert len(await other.claim(9)) == 9
+
+
+class TestForm:
+    """Of the data: a store of an earlier one is brought up to it, and one of a later refused."""
+
+    async def test_an_earlier_form_is_brought_up_and_its_jobs_go_on(self, home, client):
+        async with home.client() as store:
+            await store.insert(works(1))
+        client.hset(f"{home.prefix}history", "schema", 1)
+        async with home.client() as store:
+            job = await (await Hand.enlist(store)).claim_one()
+            assert await store.keep([Step(job.id, job.lease, "one", b"1")]) == []
+        assert client.hget(f"{home.prefix}history", "schema") == "2"
+
+    async def test_a_later_form_is_refused(self, home, client):
+        async with home.client():
+            client.hset(f"{home.prefix}history", "schema", 99)
+        with pytest.raises(ConfigurationError, match="upgrade haulier"):
+            async with home.client():
+                pass
 
 
 class TestOutOfTheLine:

@@ -23,7 +23,8 @@ STEPS = (
     "08_upkeep",
     "09_enqueue",
     "10_transfer",
-    "11_baggage",
+    "11_steps",
+    "12_baggage",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
@@ -46,6 +47,8 @@ _VERBS = (
     "end_worker",
     "put_back",
     "note",
+    "keep_steps",
+    "keep_lines",
     "number_events",
     "prune_jobs",
     "prune_results",

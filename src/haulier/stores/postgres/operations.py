@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from haulier.domain.job import MICROSECOND, JobState
 from haulier.domain.retention import Keep
 from haulier.domain.worker import Note, WorkerRow
 from haulier.stores.codes import STATE_CODE, STATES
+from haulier.stores.postgres import kept
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import storable, uuid_of
 
@@ -60,15 +61,20 @@ async def enlist(connection: Connection, now: int | None, worker: WorkerRow, ttl
 
 
 async def note(connection: Connection, now: int | None, notes: Sequence[Note]) -> None:
-    await connection.execute(
-        "SELECT note($1, $2, $3, $4, $5, $6)",
+    """Record what running jobs say, with their log lines in the same transaction."""
+    values: list[Any] = [
         now,
         [note.job_id for note in notes],
         [note.lease for note in notes],
         [note.progress for note in notes],
         [None if note.message is None else storable(note.message) for note in notes],
         [note.heard for note in notes],
-    )
+    ]
+    sql = "SELECT note($1, $2, $3, $4, $5, $6)"
+    if any(note.lines for note in notes):
+        sql += ", keep_lines($1, $7, $8, $9, $10, $11, $12)"
+        values += kept.said(notes)
+    await connection.execute(sql, *values)
 
 
 async def look_around(connection: Connection, now: int | None) -> tuple[list[str], list[str]]:

@@ -36,6 +36,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
+from haulier.stores.postgres import kept
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
@@ -63,7 +64,7 @@ _READ_JOBS = (
     .replace(" batch,", " batch::text,")
 )
 _JOB_SIZES = (
-    "SELECT seq, length(payload) + coalesce(length(result), 0) FROM jobs "
+    f"SELECT seq, length(payload) + coalesce(length(result), 0) + {kept.SIZE} FROM jobs "
     f"WHERE seq > $1 ORDER BY seq LIMIT {MORE}"
 )
 _READ_ERRORS = "SELECT job, error, at FROM errors WHERE job BETWEEN $1 AND $2 ORDER BY job, lease"
@@ -93,7 +94,14 @@ async def _read_jobs(connection: Connection, after: str | None) -> Records:
     errors: defaultdict[int, list[JobError]] = defaultdict(list)
     for job, text, at in await connection.fetch(_READ_ERRORS, start + 1, end):
         errors[job].append(replace(error_from_text(text), at=at))
-    records = tuple(_job_record(row, tuple(errors.get(row[0], ()))) for row in rows)
+    steps = await kept.steps_between(connection, start + 1, end, {row[0]: row[1] for row in rows})
+    lines = await kept.lines_between(connection, start + 1, end)
+    records = tuple(
+        _job_record(row, tuple(errors.get(row[0], ())))._replace(
+            steps=steps.get(row[0], ()), lines=lines.get(row[0], ())
+        )
+        for row in rows
+    )
     return Records(records, str(end) if more else None)
 
 
@@ -136,6 +144,8 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
         error=None if error is None else replace(error_from_text(error), at=error_at or 0),
         baggage=baggage,
         errors=errors,
+        steps=(),
+        lines=(),
     )
 
 
@@ -153,6 +163,7 @@ async def _insert_jobs(connection: Connection, schema: str, records: Sequence[Jo
             for error in record.errors
         ],
     )
+    await kept.add_copied(connection, schema, records)
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     await connection.executemany(
         "INSERT INTO counts (queue, kind, role, state, n) VALUES ($1, $2, $3, $4, $5) "

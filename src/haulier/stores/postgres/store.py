@@ -16,8 +16,10 @@ from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
+from haulier.domain.line import Line
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Keep, Retention
+from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
 from haulier.ports import (
@@ -34,7 +36,15 @@ from haulier.ports import (
 from haulier.stores import checking
 from haulier.stores.background import Background
 from haulier.stores.codes import RUNNING
-from haulier.stores.postgres import check, exchanging, inserting, migrations, operations, queries
+from haulier.stores.postgres import (
+    check,
+    exchanging,
+    inserting,
+    kept,
+    migrations,
+    operations,
+    queries,
+)
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
@@ -307,6 +317,9 @@ class PostgresStore:
     async def note(self, notes: Sequence[Note]) -> None:
         await self._write(lambda db: operations.note(db, self._now, notes), Change.SETTLED)
 
+    async def keep(self, steps: Sequence[Step]) -> list[Step]:
+        return await self._pool.run(lambda db: kept.keep(db, self._now, steps))
+
     async def retire(self, worker_id: str) -> int:
         released = await self._retire(worker_id, expired=False)
         self._turns.pop(worker_id, None)
@@ -382,6 +395,12 @@ class PostgresStore:
 
     async def errors(self, job_id: str) -> list[JobError]:
         return await self._pool.run(lambda db: queries.errors(db, job_id))
+
+    async def steps(self, job_id: str) -> list[Step]:
+        return await self._pool.run(lambda db: kept.steps(db, job_id))
+
+    async def lines(self, job_id: str) -> list[Line]:
+        return await self._pool.run(lambda db: kept.lines(db, job_id))
 
     async def events(self, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         return await self._pool.run(lambda db: queries.events(db, after, limit))

@@ -41,6 +41,8 @@ EMPTIED_AT_ONCE = 5000
 
 _KEYS = {
     "errors": "job, lease",
+    "steps": "job, name",
+    "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
     "jobs": "seq",

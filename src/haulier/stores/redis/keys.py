@@ -18,6 +18,8 @@ KEYS = (
     Key("history", "hash", "the epoch, and the numbers of the last job and the last event"),
     Key("job:<id>", "hash", "one job; fields that have their default are left out"),
     Key("errors:<id>", "hash", "a job's errors by lease, as JSON"),
+    Key("steps:<id>", "hash", "a job's finished steps by name: when, lease and result"),
+    Key("lines:<id>", "hash", "its log lines by lease and number: when and text"),
     Key("payload:<id>", "string", "its payload, when that is longer than 64 bytes"),
     Key("top", "zset", "all jobs but items by number"),
     Key("below", "zset", "all items by number"),

@@ -9,6 +9,7 @@ from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob, Role
 from haulier.domain.moves import Move, Transition
+from haulier.domain.step import Step
 from haulier.domain.unique import Uniqueness
 from haulier.domain.worker import Demand, Note
 from haulier.stores.codes import ON_LOST_CODE, ROLE_CODE, key_of, retry_to_text
@@ -155,10 +156,20 @@ def pack_demands(demands: Sequence[Demand]) -> list[Arg]:
     return packed
 
 
+def pack_steps(steps: Sequence[Step]) -> list[Arg]:
+    packed: list[Arg] = [len(steps)]
+    for step in steps:
+        packed += (canonical(step.job_id), step.lease, step.name, step.result)
+    return packed
+
+
 def pack_notes(notes: Sequence[Note]) -> list[Arg]:
     packed: list[Arg] = [len(notes)]
     for note in notes:
         # A mark in front tells an empty message from none.
         message = "" if note.message is None else f"={note.message}"
         packed += (note.job_id, note.lease, optional(note.progress), message, int(note.heard))
+        packed.append(len(note.lines))
+        for line in note.lines:
+            packed += (line.number, line.ago, line.text)
     return packed

@@ -9,7 +9,9 @@ from typing import Any
 from haulier.domain.batch import Batch
 from haulier.domain.event import RESET, Event
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
+from haulier.domain.line import Line
 from haulier.domain.retention import Retention
+from haulier.domain.step import Step
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
@@ -22,6 +24,8 @@ from haulier.stores.redis.rows import (
     JOB_FIELDS,
     batch_from_row,
     job_from_row,
+    lines_from,
+    steps_from,
     text_of,
     worker_from_row,
 )
@@ -48,6 +52,17 @@ async def errors(history: History, job_id: str) -> list[JobError]:
     texts = await history.script("errors", known_id(job_id))
     found = map(error_from_text, texts)
     return sorted(found, key=lambda error: error.lease, reverse=True)
+
+
+async def steps(history: History, job_id: str) -> list[Step]:
+    """The finished steps of a job, in the order in which they were kept."""
+    known = known_id(job_id)
+    return steps_from(known, await history.script("beside", "steps", known))
+
+
+async def lines(history: History, job_id: str) -> list[Line]:
+    """The last log lines of a job, the oldest first."""
+    return lines_from(await history.script("beside", "lines", known_id(job_id)))
 
 
 async def find(

@@ -28,7 +28,7 @@ from haulier.stores.codes import (
     retry_to_text,
 )
 from haulier.stores.redis.keys import escaped
-from haulier.stores.redis.rows import text_of
+from haulier.stores.redis.rows import lines_from, steps_from, text_of
 from haulier.stores.redis.scripts import COMPACT, SCOPES
 
 Command = tuple[Any, ...]
@@ -69,6 +69,12 @@ class Writer:
     def add(self, command: str, name: str, *values: Any) -> None:
         self._commands.append((command, self.key(name), *values))
 
+    def hash(self, name: str, values: Mapping[str, Any]) -> None:
+        """Fill a hash."""
+        flat = [each for pair in values.items() for each in pair]
+        for start in range(0, len(flat), 2 * AT_ONCE):
+            self.add("HSET", name, *flat[start : start + 2 * AT_ONCE])
+
     def rank(self, name: str, score: int | str, member: str) -> None:
         """Put a member into a sorted set."""
         self._members.setdefault(name, []).extend((score, member))
@@ -94,7 +100,7 @@ def job_record(row: Sequence[Any]) -> JobRecord:
     (
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
-        finished, progress, message, result, error, baggage, job_id, errors, due,
+        finished, progress, message, result, error, baggage, job_id, errors, due, steps, lines,
     ) = row
     # fmt: on
     code = int(state)
@@ -130,6 +136,8 @@ def job_record(row: Sequence[Any]) -> JobRecord:
         error=None if error is None else error_from_text(error),
         baggage=_text(baggage),
         errors=tuple(sorted(map(error_from_text, errors), key=_lease)),
+        steps=tuple(steps_from(job_id.decode(), steps)),
+        lines=tuple(lines_from(lines)),
     )
 
 
@@ -150,6 +158,10 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
             writer.add("SET", f"payload:{record.id}", record.payload)
         for error in record.errors:
             writer.add("HSET", f"errors:{record.id}", error.lease, _error_text(error))
+        steps = {s.name: f"{s.at} {s.lease} ".encode() + s.result for s in record.steps}
+        writer.hash(f"steps:{record.id}", steps)
+        lines = {f"{each.lease}:{each.number}": f"{each.at} {each.text}" for each in record.lines}
+        writer.hash(f"lines:{record.id}", lines)
         _index(writer, record)
         line = f"{escaped(record.queue)}:{escaped(record.kind)}"
         counts[f"{line}:{ROLE_CODE[record.role]}:{STATE_CODE[record.state]}"] += 1

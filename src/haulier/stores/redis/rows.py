@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
 from haulier.domain.job import Job
+from haulier.domain.line import Line
+from haulier.domain.step import Step
 from haulier.domain.worker import WorkerRow
 from haulier.stores.codes import (
     HEARD,
@@ -89,6 +92,25 @@ def job_from_row(row: Row) -> Job:
             None if baggage is None else text_of(baggage),
         )
     )
+
+
+def steps_from(job_id: str, flat: Sequence[bytes]) -> list[Step]:
+    """A job's steps in their order, from the fields and values of their hash."""
+    found = []
+    for name, value in zip(flat[::2], flat[1::2], strict=True):
+        at, lease, result = value.split(b" ", 2)
+        found.append(Step(job_id, int(lease), name.decode(), result, int(at)))
+    return sorted(found, key=lambda step: (step.at, step.name))
+
+
+def lines_from(flat: Sequence[bytes]) -> list[Line]:
+    """A job's log lines in their order, from the fields and values of their hash."""
+    found = []
+    for field, value in zip(flat[::2], flat[1::2], strict=True):
+        lease, number = field.split(b":")
+        at, text = value.split(b" ", 1)
+        found.append(Line(int(lease), int(number), int(at), text.decode()))
+    return sorted(found)
 
 
 def batch_from_row(row: Row) -> Batch:

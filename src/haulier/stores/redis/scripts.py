@@ -10,13 +10,15 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
+from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
 from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
-SCHEMA = 1
-"""The form of the data; a store of a later one is refused."""
+SCHEMA = 2
+"""The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
+haulier that knows only 1 would leave behind when it removes their jobs."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -66,6 +68,7 @@ CONSTANTS: dict[str, int] = {
     "GENERATION": GENERATION,
     # Claims of one job whose errors are kept.
     "KEPT_ERRORS": 100,
+    "KEPT_LINES": KEPT_LINES,
     # Jobs that one slice moves, removes or looks at: a few milliseconds each.
     "SLICE": 500,
     "TOLD_AT_ONCE": 300,
@@ -110,12 +113,14 @@ PARTS: dict[str, tuple[str, ...]] = {
     "sweep": (*_MOVING, "incarnations"),
     "prune": _CORE,
     "note": ("base", "ledger"),
+    "keep": ("base", "ledger"),
     "enlist": ("base", "ledger"),
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
     "regress": ("base", "ledger"),
     "find": ("base", "ledger", "indexes"),
     "errors": ("base", "ledger"),
+    "beside": ("base", "ledger"),
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
     "events": ("base", "ledger"),

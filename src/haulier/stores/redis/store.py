@@ -13,8 +13,10 @@ from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
+from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
+from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
@@ -36,6 +38,7 @@ from haulier.stores.redis.packing import (
     pack_jobs,
     pack_notes,
     pack_policy,
+    pack_steps,
 )
 from haulier.stores.redis.rows import job_from_row
 from haulier.stores.redis.transfer import RedisTransfer
@@ -237,6 +240,10 @@ class RedisStore:
     async def note(self, notes: Sequence[Note]) -> None:
         await self._write("note", *pack_notes(notes), change=Change.SETTLED)
 
+    async def keep(self, steps: Sequence[Step]) -> list[Step]:
+        stale = await self._write("keep", *pack_steps(steps))
+        return [steps[place - 1] for place in stale or ()]
+
     async def retire(self, worker_id: str) -> int:
         total, more, drains = 0, 1, 0
         while more:
@@ -311,6 +318,12 @@ class RedisStore:
 
     async def errors(self, job_id: str) -> list[JobError]:
         return await reading.errors(self._history, job_id)
+
+    async def steps(self, job_id: str) -> list[Step]:
+        return await reading.steps(self._history, job_id)
+
+    async def lines(self, job_id: str) -> list[Line]:
+        return await reading.lines(self._history, job_id)
 
     async def events(self, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         return await reading.events(self._history, after, limit)

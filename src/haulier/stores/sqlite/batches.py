@@ -23,7 +23,7 @@ from haulier.stores.codes import (
     STATE_CODE,
     rank_of,
 )
-from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite import gates, kept, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
     Row,
@@ -419,6 +419,7 @@ def removed(
     """Account for deleted jobs, and remove what was kept beside them."""
     for seq, state, uniq, *job in rows:
         db.execute("DELETE FROM errors WHERE job = ?", (seq,))
+        kept.forget(db, seq)
         if uniq is not None and with_periods:
             uniques.forget(db, job[0])
         elif uniq is not None:

@@ -17,6 +17,7 @@ from haulier.stores.codes import (
     REQUESTED,
     RUNNING,
 )
+from haulier.stores.sqlite import kept
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
@@ -108,12 +109,13 @@ def sweep_needed(db: apsw.Connection, boot: Boot) -> bool:
 
 
 def note(db: apsw.Connection, now: int, notes: Sequence[Note]) -> None:
-    """Record progress and heard cancels, each only while its lease holds."""
+    """Record progress, log lines and heard cancels, each only while its lease holds."""
     db.executemany(
         "UPDATE jobs SET progress = coalesce(?, progress), message = coalesce(?, message) "
         f"WHERE id = ? AND lease = ? AND state = {RUNNING}",
         [(n.progress, n.message, raw_id(n.job_id), n.lease) for n in notes],
     )
+    kept.say(db, now, [each for each in notes if each.lines])
     heard = [each for each in notes if each.heard]
     if heard:
         _hear(db, now, heard)

@@ -40,6 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
+from haulier.stores.sqlite import kept
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
@@ -54,7 +55,9 @@ _JOB = (
     "lease, lost, cancel, key, batch, position, retry, uniq, on_lost, created_at, started_at, "
     "finished_at, progress, message, result, error, baggage"
 )
-_READ_JOBS = f"SELECT {_JOB} FROM jobs WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
+_READ_JOBS = (
+    f"SELECT {_JOB}, {kept.SIZE} FROM jobs WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
+)
 _READ_ERRORS = (
     "SELECT job, lease, attempt, at, worker, type, message, traceback FROM errors "
     "WHERE job BETWEEN ? AND ? ORDER BY job, lease"
@@ -78,13 +81,21 @@ def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
             more = True
             break
         rows.append(row)
-        size += len(row[6]) + len(row[27] or b"")
+        size += len(row[6]) + len(row[27] or b"") + row[29]
     if not rows:
         return Records(())
     errors: defaultdict[int, list[JobError]] = defaultdict(list)
-    for job, *error in fetch(db, _READ_ERRORS, (rows[0][0], rows[-1][0])):
+    stretch = rows[0][0], rows[-1][0]
+    for job, *error in fetch(db, _READ_ERRORS, stretch):
         errors[job].append(_error(error))
-    records = tuple(_job_record(row, tuple(errors.get(row[0], ()))) for row in rows)
+    steps = kept.steps_between(db, *stretch, {row[0]: text_id(row[1]) for row in rows})
+    lines = kept.lines_between(db, *stretch)
+    records = tuple(
+        _job_record(row, tuple(errors.get(row[0], ())))._replace(
+            steps=steps.get(row[0], ()), lines=lines.get(row[0], ())
+        )
+        for row in rows
+    )
     return Records(records, str(rows[-1][0]) if more else None)
 
 
@@ -125,6 +136,8 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
             row[28] and error_from_text(row[28]),
             row[29],
             errors,
+            (),
+            (),
         )
     )
 
@@ -143,6 +156,7 @@ def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
             for error in record.errors
         ],
     )
+    kept.add_copied(db, ((record.seq, record.steps, record.lines) for record in records))
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
 

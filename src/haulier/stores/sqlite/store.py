@@ -18,8 +18,10 @@ from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.ids import raw_id
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
+from haulier.domain.line import Line
 from haulier.domain.moves import Move, Transition
 from haulier.domain.retention import Retention
+from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
 from haulier.ports import (
@@ -42,6 +44,7 @@ from haulier.stores.sqlite import (
     control,
     events,
     inserts,
+    kept,
     liveness,
     queries,
     retention,
@@ -292,6 +295,9 @@ class SqliteStore:
     async def note(self, notes: Sequence[Note]) -> None:
         await self._write(lambda db: liveness.note(db, self._clock.now(), notes), Change.SETTLED)
 
+    async def keep(self, steps: Sequence[Step]) -> list[Step]:
+        return await self._write(lambda db: kept.keep(db, self._clock.now(), steps))
+
     async def retire(self, worker_id: str) -> int:
         released = await self._write(
             lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.ANY
@@ -366,6 +372,12 @@ class SqliteStore:
 
     async def errors(self, job_id: str) -> list[JobError]:
         return await self._read(lambda db: queries.errors(db, job_id))
+
+    async def steps(self, job_id: str) -> list[Step]:
+        return await self._read(lambda db: kept.steps(db, job_id))
+
+    async def lines(self, job_id: str) -> list[Line]:
+        return await self._read(lambda db: kept.lines(db, job_id))
 
     async def events(self, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         return await self._read(lambda db: events.read(db, after, limit))

@@ -113,6 +113,8 @@ EMPTIED_AT_ONCE = 1000
 
 _KEYS = {
     "errors": "job, lease",
+    "steps": "job, name",
+    "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
     "jobs": "seq",

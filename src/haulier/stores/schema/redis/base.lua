@@ -7,6 +7,8 @@
 --   job:<id>              hash    one job; fields that have their default are left out
 --   payload:<id>          string  its payload, when that is too long for its hash to stay compact
 --   errors:<id>           hash    lease -> the error that claim ended with, as JSON
+--   steps:<id>            hash    name -> when, lease and result of a finished step, with spaces between
+--   lines:<id>            hash    <lease>:<number> -> when and text of a log line
 --   top below dead        zset    number -> id: all jobs but items; all items; all that failed
 --   ready:<queue>:<kind>  zset    rank -> place: the line that claims take from
 --   scheduled             zset    run_at -> id: pending, not due yet

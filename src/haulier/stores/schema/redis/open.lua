@@ -1,4 +1,5 @@
--- Take up a store, or begin one if an epoch is given for it; whether there is one now.
+-- Take up a store, or begin one if an epoch is given for it; whether there is one now. What a later
+-- form has more is made when it is first used, so that to bring a store up to it is to say so.
 -- Keys: history.
 
 return run(function()
@@ -11,6 +12,8 @@ return run(function()
   if not there then
     if not epoch then return 0 end
     call('HSET', key('history'), 'schema', schema, 'epoch', epoch)
+  elseif there < schema then
+    call('HSET', key('history'), 'schema', schema)
   end
   return 1
 end)

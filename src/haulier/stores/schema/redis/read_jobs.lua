@@ -1,9 +1,15 @@
--- A page of all jobs in their order, each with the errors of its attempts and whether it stands in
--- its line; where to go on, or false at the end.
--- Keys: top, below, job:<id>, payload:<id>, errors:<id>, ready:<queue>:<kind>.
+-- A page of all jobs in their order, each with the errors of its attempts, whether it stands in its
+-- line, its steps and its log lines; where to go on, or false at the end.
+-- Keys: top, below, job:<id>, payload:<id>, errors:<id>, steps:<id>, lines:<id>, ready:<queue>:<kind>.
 
 local function is_ready(row, id)
   return call('ZSCORE', ready_key(row[F_QUEUE], row[F_KIND]), place_of(tonumber(row[F_SEQ]), id))
+end
+
+local function size_of(values)
+  local size = 0
+  for i = 2, #values, 2 do size = size + #values[i] end
+  return size
 end
 
 return run(function()
@@ -18,6 +24,11 @@ return run(function()
     row[#row + 1] = id
     row[#row + 1] = call('HVALS', key('errors:' .. id))
     row[#row + 1] = row[F_STATE] == '0' and is_ready(row, id) and 1 or 0
+    for _, family in ipairs({'steps:', 'lines:'}) do
+      local kept = call('HGETALL', key(family .. id))
+      size = size + size_of(kept)
+      row[#row + 1] = kept
+    end
     rows[#rows + 1] = row
   end
   return {rows, false}

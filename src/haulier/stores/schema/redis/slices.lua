@@ -9,7 +9,8 @@ local slices = {}
 local function remove(job, uncounted, with_periods)
   if job.state == PENDING then step_out(job) else unfile(job) end
   if with_periods then forget_names(job.id, job.uniq) else release_ended(job.id, job.uniq) end
-  call('DEL', job_key(job.id), key('payload:' .. job.id), key('errors:' .. job.id))
+  call('DEL', job_key(job.id), key('payload:' .. job.id), key('errors:' .. job.id),
+    key('steps:' .. job.id), key('lines:' .. job.id))
   if job.role == ITEM then
     call('ZREM', key('below'), job.id)
     call('ZREM', key('items:' .. job.batch), job.id)

@@ -1,4 +1,4 @@
--- The PostgreSQL store, step 11: baggage, which jobs carry from their enqueue to their run. Functions
+-- The PostgreSQL store, step 12: baggage, which jobs carry from their enqueue to their run. Functions
 -- that write whole rows are made anew, with one column more; those that got an argument more are
 -- dropped first. It has a default, so that producers of an older release can still call them.
 
