@@ -81,7 +81,7 @@ def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
             more = True
             break
         rows.append(row)
-        size += len(row[6]) + len(row[27] or b"") + row[29]
+        size += len(row[6]) + len(row[27] or b"") + row[30]
     if not rows:
         return Records(())
     errors: defaultdict[int, list[JobError]] = defaultdict(list)
