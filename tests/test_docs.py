@@ -14,6 +14,7 @@ from haulier.domain.moves import RULES
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+HOWTOS = sorted(ROOT.glob("docs/howto/*.md"))
 PROMISES = (ROOT / "docs" / "guarantees.md").read_text()
 
 
@@ -49,6 +50,24 @@ def test_every_setting_is_documented():
     text = (ROOT / "docs" / "cli.md").read_text()
     for name in Settings.model_fields:
         assert f"`HAULIER_{name.upper()}`" in text
+
+
+@pytest.mark.parametrize("page", HOWTOS, ids=lambda page: page.name)
+def test_the_examples_of_a_howto_run(page, tmp_path):
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert examples
+    for number, example in enumerate(examples):
+        script = tmp_path / f"example_{number}.py"
+        script.write_text(example)
+        done = subprocess.run(
+            [sys.executable, script.name],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 PROGRAMS = [

@@ -40,13 +40,16 @@ if TYPE_CHECKING:
     )
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
+    from haulier.services.baggage import baggage
     from haulier.services.context import Context
+    from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
     "App": "app",
+    "Attempt": "services.middleware",
     "Backoff": "domain.retry",
     "BaseTaskRunner": "runners.base",
     "Batch": "domain.batch",
@@ -57,6 +60,7 @@ _HOME = {
     "Context": "services.context",
     "Counts": "domain.batch",
     "DuplicateJobError": "exceptions",
+    "Ended": "services.middleware",
     "Event": "domain.event",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
@@ -72,6 +76,7 @@ _HOME = {
     "Keep": "domain.retention",
     "LeaseLostError": "exceptions",
     "Line": "domain.line",
+    "Middleware": "services.middleware",
     "OnLost": "domain.job",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
@@ -89,12 +94,14 @@ _HOME = {
     "ValidationError": "exceptions",
     "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
+    "baggage": "services.baggage",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only
 lists jobs does not pay for pydantic."""
 
 __all__ = [
     "App",
+    "Attempt",
     "Backoff",
     "BaseTaskRunner",
     "Batch",
@@ -105,6 +112,7 @@ __all__ = [
     "Context",
     "Counts",
     "DuplicateJobError",
+    "Ended",
     "Event",
     "HaulierError",
     "IdempotencyConflictError",
@@ -120,6 +128,7 @@ __all__ = [
     "Keep",
     "LeaseLostError",
     "Line",
+    "Middleware",
     "OnLost",
     "PermanentError",
     "Priority",
@@ -137,6 +146,7 @@ __all__ = [
     "ValidationError",
     "WorkerOptions",
     "WorkerServiceError",
+    "baggage",
 ]
 
 

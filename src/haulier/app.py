@@ -25,8 +25,9 @@ from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
+from haulier.services.middleware import Middleware
 from haulier.services.options import Options
-from haulier.services.registry import Registry, TaskOptions, task_from
+from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
 from haulier.stores import open_store
@@ -150,6 +151,35 @@ class App:
     def add_runner(self, runner: BaseTaskRunner[Any, Any]) -> None:
         """Register a bulk kind."""
         register_runner(self.registry, runner)
+
+    def upcast(
+        self, task: Task[..., Any] | str, *, from_version: int
+    ) -> Callable[[Upcast], Upcast]:
+        """Register a function that brings stored payloads of a version to the next one.
+
+        It is given the payload as plain JSON values, a Secret in place of each secret, and returns
+        what the next version would have been given; several of them make a chain. It is plain code
+        without effects: it may be called any number of times for one job. Raises
+        ConfigurationError unless `from_version` is below the task's `version` and new.
+        """
+
+        def register(function: Upcast) -> Upcast:
+            self.registry.upcast(_kind(task), from_version, function)
+            return function
+
+        return register
+
+    def middleware(
+        self, *layers: Middleware, kinds: Iterable[Task[..., Any] | str] | None = None
+    ) -> None:
+        """Run hooks around every job, or around those of some kinds; see Middleware.
+
+        Those given first are the outermost, also over several calls. For workers that start later.
+        Raises ConfigurationError for what is no Middleware.
+        """
+        chosen = None if kinds is None else frozenset(_kind(task) for task in kinds)
+        for layer in layers:
+            self.registry.put_around(layer, chosen)
 
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 

@@ -3,7 +3,9 @@
 event                          level    fields
 renewal failed                 warning  error
 exchange failed                warning  worker, error, times
+hook failed                    error    job, kind, hook, error
 lease lost                     warning  job, kind, lease, dropped
+payload too new                warning  job, kind, reason
 incarnation lost               error    worker, jobs
 released jobs of lost workers  warning  jobs
 sweep failed                   warning  error
@@ -53,6 +55,7 @@ def configure_logging(
     )
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -23,12 +23,13 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
-from haulier.domain.job import MICROSECOND, Job, Role
+from haulier.domain.job import MICROSECOND, Job, Outcome, Role
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
+from haulier.services.baggage import carrying
 from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager, Payload
@@ -37,6 +38,7 @@ from haulier.services.payload import decode
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Sealer
 from haulier.stores.sqlite import SqliteStore
+from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors, execute
 from haulier.worker.notes import Notes
@@ -216,6 +218,7 @@ class _Solo:
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
         self._first_turn = asyncio.Lock()
+        self._layers = app.registry.layers()
 
     # ── Life ─────────────────────────────────────────────────────────────────────────────────
 
@@ -278,6 +281,10 @@ class _Solo:
         return reply.due_in, deque(reply.jobs)
 
     async def _run(self, job: Job) -> None:
+        with carrying(job.baggage):
+            await self._run_here(job)
+
+    async def _run_here(self, job: Job) -> None:
         self._attempts += 1
         if self._attempts > self._limit:
             raise AssertionError(
@@ -286,18 +293,30 @@ class _Solo:
         definition = self._jobs.registry.get(job.kind)
         raised: list[BaseException] = []
         control = Control()
+        layers = self._layers.get(job.kind)
+        around = Around(job, layers) if layers else None
         token = _turn.set(asyncio.Lock())
         try:
             outcome = await execute(
-                job, _overheard(definition, raised), control, self, self._jobs, self._executors
+                job,
+                _overheard(definition, raised),
+                control,
+                self,
+                self._jobs,
+                self._executors,
+                around,
             )
+
+            def fate(outcome: Outcome) -> Transition:
+                return decide(job, outcome, job.retry or definition.retry, DICE)
+
+            transition = await around.leave(outcome, fate) if around else fate(outcome)
         except asyncio.CancelledError:
             # A thread goes on although nobody waits for it; let it hear that it is over.
             control.lost = True
             raise
         finally:
             _turn.reset(token)
-        transition = decide(job, outcome, job.retry or definition.retry, DICE)
         if self._inline and transition.move is Move.RETRY:
             transition = transition._replace(delay=0)
         await self._hand_in(transition)
@@ -323,7 +342,8 @@ class _Solo:
         return self._store
 
     def payload_of(self, job: Job) -> BaseModel:
-        return decode(self._jobs.registry.get(job.kind), job.payload, job.id, self._jobs.sealer)
+        definition = self._jobs.registry.get(job.kind)
+        return decode(definition, job.payload, job.id, self._jobs.sealer, job.version)
 
     def report(self, note: Note) -> None:
         self._notes.take(note)

@@ -7,6 +7,7 @@ import sqlite3
 
 import pytest
 
+from haulier.stores.sqlite.connection import SCHEMA_STEP
 from processes import haulier, haulier_json, running, told, with_tasks
 from support import wait_until
 
@@ -141,7 +142,7 @@ class TestCheck:
         assert found["queues"]["what"] == "1 pending (1 in default), 0 running"
         assert found["workers"]["level"] == "warning"
         assert found["durability"]["what"].startswith("WAL, synchronous=FULL")
-        assert found["schema"]["what"] == "step 3 of 3"
+        assert found["schema"]["what"] == f"step {SCHEMA_STEP} of {SCHEMA_STEP}"
         assert self.check(folder, "--strict")[0] == FAILED
 
     def test_the_table_says_what_to_do(self, folder):

@@ -1,5 +1,6 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
+from conformance.baggage import TestBaggage, TestBaggageOfBatches
 from conformance.batches import (
     TestCutOff,
     TestFinishCallback,
@@ -26,6 +27,7 @@ from conformance.reading import TestFind, TestWatch
 from conformance.retention import TestOldEvents, TestPrune, TestResultTtl
 from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
+from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
@@ -49,6 +51,8 @@ from conformance.unique import (
 __all__ = [
     "TestActiveNames",
     "TestAlone",
+    "TestBaggage",
+    "TestBaggageOfBatches",
     "TestBatchSize",
     "TestBrokenOff",
     "TestCancel",
@@ -104,6 +108,7 @@ __all__ = [
     "TestResume",
     "TestRetryFailed",
     "TestRetrySome",
+    "TestRouting",
     "TestRules",
     "TestSchedule",
     "TestSettling",

@@ -27,6 +27,7 @@ async def test_the_document_is_served(client):
 def test_the_routes_are_those_that_are_promised():
     assert {(param.values[0], param.values[1]) for param in OPERATIONS} == {
         ("GET", "/api/v1/health"),
+        ("GET", "/api/v1/queues"),
         ("GET", "/api/v1/jobs"),
         ("POST", "/api/v1/jobs"),
         ("GET", "/api/v1/jobs/{job_id}"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 from pydantic import BaseModel
 
 from haulier import (
@@ -24,6 +25,7 @@ from haulier import (
     Secret,
     Snooze,
 )
+from haulier.services.baggage import carried
 
 
 def add(ctx: Context, left: int, right: int = 1) -> dict[str, Any]:
@@ -35,6 +37,10 @@ def add(ctx: Context, left: int, right: int = 1) -> dict[str, Any]:
         "attempt": ctx.job.attempt,
         "cancelled": ctx.cancelled,
     }
+
+
+def report_baggage(ctx: Context) -> list[Any]:
+    return [ctx.baggage, carried(), structlog.contextvars.get_contextvars()]
 
 
 def report(ctx: Context) -> None:

@@ -26,6 +26,7 @@ from haulier.cli.output import (
     states_of,
     store_option,
 )
+from haulier.cli.queues import lost_lines, waits, why_batch_lost
 from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
@@ -54,8 +55,11 @@ async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
     """List batches, the newest first."""
     async with existing_store(store) as opened:
         found = await opened.batches(limit=limit)
+        lost = await lost_lines(opened, map(waits, found))
     if as_json:
-        emit_json({"batches": [batch_document(batch) for batch in found]})
+        emit_json(
+            {"batches": [batch_document(batch, why_batch_lost(batch, lost)) for batch in found]}
+        )
         return
     if not found:
         click.echo("No batches yet. Start one:  haulier run media-uniq --help", err=True)
@@ -66,7 +70,7 @@ async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
             (
                 batch.id,
                 batch.kind,
-                _view(batch),
+                "unroutable" if why_batch_lost(batch, lost) else _view(batch),
                 f"{batch.counts.done}/{batch.counts.total}",
                 str(batch.counts.failed),
                 ago(batch.created_at),
@@ -87,7 +91,8 @@ async def show(batch_id: str, store: str | None, as_json: bool) -> None:
     """Show a batch: its counters, limits, rate and ETA."""
     async with existing_store(store) as opened:
         batch = await opened.batch(batch_id)
-    document = batch_document(batch)
+        lost = await lost_lines(opened, [waits(batch)])
+    document = batch_document(batch, why_batch_lost(batch, lost))
     if as_json:
         emit_json(document)
         return

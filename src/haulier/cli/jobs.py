@@ -26,6 +26,7 @@ from haulier.cli.output import (
     store_option,
     view_of,
 )
+from haulier.cli.queues import lost_lines, why_lost
 from haulier.cli.selecting import filter_of, filter_options, ids_or_filter, selection_options
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.exceptions import JobNotFoundError, JobStateError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from haulier.domain.line import Line
+    from haulier.domain.routing import Unroutable
     from haulier.domain.step import Step
 
 LONGEST_NOTE = 80
@@ -64,16 +66,18 @@ async def list_jobs(
     Jobs that failed for good stay until they are retried, deleted or too old: `--state failed` is
     what other systems call the dead letters.
 
-    Pending ones are shown as scheduled (due later), retrying (after a failed attempt) or parked
-    (their batch is paused or at its limit), running ones that were told to stop as stopping.
+    Pending ones are shown as unroutable (no live worker would take them), scheduled (due later),
+    retrying (after a failed attempt) or parked (their batch is paused or at its limit), running
+    ones that were told to stop as stopping.
     """
     where = filter_of(**given)
     if where.batch_id is None:
         where = replace(where, roles=selection.TOP)
     async with existing_store(store) as opened:
         page = await opened.find(where, limit=limit, cursor=cursor, payloads=False)
+        lost = await lost_lines(opened, (job.state is JobState.PENDING for job in page.jobs))
     if as_json:
-        documents = [job_document(job) for job in page.jobs]
+        documents = [job_document(job, why_lost(job, lost)) for job in page.jobs]
         for document in documents:
             del document["payload"]
         emit_json({"jobs": documents, "next": page.next})
@@ -87,11 +91,11 @@ async def list_jobs(
             (
                 job.id,
                 job.kind,
-                view_of(job),
+                view_of(job, why_lost(job, lost)),
                 str(job.attempt),
                 ago(job.created_at),
                 _took(job),
-                _note(job),
+                why_lost(job, lost) or _note(job),
             )
             for job in page.jobs
         ],
@@ -111,6 +115,7 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
     async with existing_store(store) as opened:
         job = await opened.get(job_id)
         errors = await opened.errors(job_id)
+        lost = await lost_lines(opened, [job.state is JobState.PENDING])
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
     if as_json:
         beside = {
@@ -118,9 +123,9 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
             "lines": [line_document(line) for line in lines],
             "errors": [error_document(error) for error in errors],
         }
-        emit_json({**job_document(job), **beside})
+        emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
-    emit_fields(_fields(job).items())
+    emit_fields(_fields(job, why_lost(job, lost)).items())
     _show_way(steps, lines)
     if job.error is not None:
         click.echo()
@@ -147,17 +152,25 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
             )
 
 
-def _fields(job: Job) -> dict[str, Any]:
+def _fields(job: Job, lost: Unroutable | None) -> dict[str, Any]:
     """What `show` prints of a job, one field a line; what says nothing is left out."""
-    fields = job_document(job)
-    for name in ("view", "error", "parked", "cancel_requested", "cancel_heard", "result_expired"):
+    fields = job_document(job, lost)
+    for name in (
+        "view",
+        "unroutable",
+        "error",
+        "parked",
+        "cancel_requested",
+        "cancel_heard",
+        "result_expired",
+    ):
         del fields[name]
-    view = view_of(job)
+    view = view_of(job, lost)
     if view == "stopping":
         heard = "its worker has told it" if job.cancel_heard else "not heard of it yet"
         fields["state"] = f"{job.state}, asked to stop, {heard}"
     elif view != job.state:
-        fields["state"] = f"{job.state}, {view}"
+        fields["state"] = f"{job.state}, {view}" + (f": {lost}" if lost else "")
     fields["unique"] = "yes" if job.unique else None
     fields["lost"] = job.lost or None
     fields["payload"] = json.dumps(fields["payload"], ensure_ascii=False)
@@ -358,7 +371,7 @@ def _note(job: Job) -> str:
     if job.state is JobState.RUNNING:
         return job.message or (f"{job.progress} %" if job.progress is not None else "")
     if job.state is JobState.PENDING and job.run_at > job.created_at:
-        return f"due {instant(job.run_at)}"
+        return f"due {instant(job.run_at)}" + (f", {job.message}" if job.message else "")
     if job.role is Role.HEAD and job.value:
         return f"{job.value['completed']} of {job.value['total']} completed"
     return ""

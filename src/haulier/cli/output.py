@@ -272,7 +272,7 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.1f} s"
 
 
-def job_document(job: Job) -> dict[str, Any]:
+def job_document(job: Job, unroutable: str | None = None) -> dict[str, Any]:
     """A job as JSON; its secrets are masked."""
     return {
         "id": job.id,
@@ -280,7 +280,8 @@ def job_document(job: Job) -> dict[str, Any]:
         "queue": job.queue,
         "role": job.role,
         "state": job.state,
-        "view": view_of(job),
+        "view": view_of(job, unroutable),
+        "unroutable": unroutable,
         "priority": job.priority,
         "attempt": job.attempt,
         "lost": job.lost,
@@ -291,6 +292,7 @@ def job_document(job: Job) -> dict[str, Any]:
         "progress": job.progress,
         "message": job.message,
         "worker": job.worker,
+        "baggage": None if job.baggage is None else json.loads(job.baggage),
         "unique": job.unique,
         "parked": job.parked,
         "cancel_requested": job.cancel_requested,
@@ -334,12 +336,14 @@ def line_document(line: Line) -> dict[str, Any]:
     return {"at": instant(line.at), "lease": line.lease, "text": line.text}
 
 
-def view_of(job: Job) -> str:
+def view_of(job: Job, unroutable: str | None = None) -> str:
     """The state as people see it: pending and running have views of their own."""
     if job.state is JobState.RUNNING and job.cancel_requested:
         return "stopping"
     if job.state is not JobState.PENDING:
         return job.state
+    if unroutable:
+        return "unroutable"
     if job.parked:
         return "parked"
     if job.attempt:
@@ -351,7 +355,7 @@ def _now() -> int:
     return round(datetime.now(UTC).timestamp() * MICROSECOND)
 
 
-def batch_document(batch: Batch) -> dict[str, Any]:
+def batch_document(batch: Batch, unroutable: str | None = None) -> dict[str, Any]:
     """A batch as JSON, with its rate (items a second) and ETA (seconds)."""
     counts, now = batch.counts, _now()
     return {
@@ -362,6 +366,7 @@ def batch_document(batch: Batch) -> dict[str, Any]:
         "sealed": batch.sealed,
         "cancel_requested": batch.cancel_requested,
         "paused": batch.paused,
+        "unroutable": unroutable,
         "concurrency": batch.concurrency,
         "batch_size": batch.batch_size,
         "max_failures": batch.max_failures,

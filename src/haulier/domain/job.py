@@ -90,7 +90,8 @@ class NewJob(NamedTuple):
     `payload` is JSON, opaque to the store. It runs at `run_at` (microseconds UTC), or when that is
     None, `delay` microseconds after the store received it.
     `retry` None means the policy of the task definition that will run it. `unique` are the names
-    that no other job may hold at the same time, each with what happens if one does.
+    that no other job may hold at the same time, each with what happens if one does. `baggage` is a
+    JSON object that the job carries along, and with it what it enqueues.
     """
 
     id: str
@@ -108,6 +109,7 @@ class NewJob(NamedTuple):
     position: int | None = None
     on_lost: OnLost = OnLost.RETRY
     unique: tuple[Uniqueness, ...] = ()
+    baggage: str | None = None
 
 
 class Job(NamedTuple):
@@ -149,6 +151,7 @@ class Job(NamedTuple):
     message: str | None = None
     result: bytes | None = None
     error: JobError | None = None
+    baggage: str | None = None
 
     @property
     def value(self) -> Any:

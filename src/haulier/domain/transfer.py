@@ -87,6 +87,7 @@ class JobRecord(NamedTuple):
     message: str | None
     result: bytes | None
     error: JobError | None
+    baggage: str | None
     errors: tuple[JobError, ...]
     steps: tuple[Step, ...]
     lines: tuple[Line, ...]

@@ -49,7 +49,9 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     thread, or in a process with `executor = "process"`: then the class is at the top level of its
     module, and each process makes an instance of its own). `per_worker` is the most items that one
     worker process runs at once. `timeout`, `hard_timeout` and `on_lost` are those of an item,
-    `retention` that of the batch: see `TaskOptions`.
+    `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
+    `item_version` that of the item model; upcasts are for the kinds `task_type` and
+    `<task_type>.item`.
     """
 
     task_type: ClassVar[str]
@@ -57,6 +59,8 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     item_model: ClassVar[type[BaseModel]]
     retry: ClassVar[RetryPolicy] = RetryPolicy()
     queue: ClassVar[str] = "default"
+    version: ClassVar[int] = 1
+    item_version: ClassVar[int] = 1
     per_worker: ClassVar[int | None] = None
     executor: ClassVar[Executor | str | None] = None
     timeout: ClassVar[float | None] = None
@@ -99,6 +103,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
                 finish_kind=finish_kind,
                 retry=self.retry,
                 queue=self.queue,
+                version=self.version,
                 max_payload=MAX_START,
                 retention=self.retention,
                 has_secrets=holds_secrets(self.start_model),
@@ -111,6 +116,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
                 retry=self.retry,
                 queue=self.queue,
                 per_worker=self.per_worker,
+                version=self.item_version,
                 has_secrets=holds_secrets(self.item_model),
                 timeout=self.timeout,
                 hard_timeout=self.hard_timeout,

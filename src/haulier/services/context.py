@@ -18,6 +18,7 @@ from haulier.domain.line import LONGEST_LINE, Said
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
+from haulier.services.baggage import baggage_of, loggable
 from haulier.services.secrets import scrub_current
 from haulier.services.steps import Keeper, Steps
 
@@ -102,7 +103,7 @@ class JobLog:
     def _logger(self) -> Any:
         job = self._job
         return structlog.get_logger("haulier.job").bind(
-            job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
+            **loggable(job.baggage), job=job.id, kind=job.kind, attempt=job.attempt, lease=job.lease
         )
 
 
@@ -161,6 +162,16 @@ class Context:
             raise ValueError(f"progress is a percentage from 0 to 100, not {percent!r}")
         text = None if message is None else storable(scrub_current(str(message)))[:LONGEST_MESSAGE]
         self._runtime.report(Note(self.job.id, self.job.lease, int(percent), text))
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """A dict of this attempt, shared with its middleware; in a child process the job's own."""
+        return {}
+
+    @cached_property
+    def baggage(self) -> dict[str, Any]:
+        """What `haulier.baggage` bound when this job was enqueued; what it enqueues has it too."""
+        return baggage_of(self.job.baggage)
 
     @property
     def log(self) -> JobLog:

@@ -25,6 +25,7 @@ from haulier.exceptions import (
 from haulier.ports import JobFilter, JobStore
 from haulier.services import selection
 from haulier.services.ahead import PART, insert_all
+from haulier.services.baggage import carried
 from haulier.services.ids import new_ids
 from haulier.services.options import Options, Plan, job_id_of, plan_of
 from haulier.services.payload import encode, validate
@@ -190,6 +191,7 @@ class JobManager:
             key=plan.key,
             role=Role.HEAD,
             unique=plan.names(definition, _Nothing(), known, finish_kind=finish_kind),
+            baggage=carried(),
         )
 
     async def _abandon(self, batch_id: str, plan: Plan, *, ours: bool) -> str | None:
@@ -246,7 +248,11 @@ class JobManager:
     def _finish(self, finish_kind: str | None) -> FinishCallback | None:
         if finish_kind is None:
             return None
-        return FinishCallback(kind=finish_kind, queue=self.registry.get(finish_kind).queue)
+        definition = self.registry.get(finish_kind)
+        if definition.version != 1:
+            # The store makes its payload, which has no versions.
+            raise ConfigurationError(f"{finish_kind} has a version: it cannot be a finish callback")
+        return FinishCallback(kind=finish_kind, queue=definition.queue)
 
     def _new_jobs(
         self,
@@ -264,6 +270,7 @@ class JobManager:
         key, retry = plan.key, plan.retry
         role = definition.role if single else Role.ITEM
         named = single and plan.named
+        baggage = carried()
         return [
             # All fields in their order: given by name they take twice the time.
             NewJob(
@@ -282,6 +289,7 @@ class JobManager:
                 position,
                 on_lost,
                 plan.names(definition, payload) if named else (),
+                baggage,
             )
             for job_id, payload, position in zip(ids, payloads, positions, strict=False)
         ]

@@ -14,12 +14,15 @@ import pydantic
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 
-from haulier.exceptions import PermanentError, Problem, ValidationError
+from haulier.exceptions import PermanentError, Problem, Snooze, ValidationError
 from haulier.services.registry import TaskDefinition
 from haulier.services.secrets import Sealer, Secret, collect_into, reveal_tree
 from haulier.services.steps import MAX_RESULT
 
 MAX_DEPTH = 32
+
+NEWER_DELAY = 10.0
+"""Seconds until a job is offered again whose payload is newer than this process can read."""
 
 
 def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel) -> BaseModel:
@@ -66,9 +69,26 @@ def encode(definition: TaskDefinition, payload: BaseModel, job_id: str, sealer: 
     return data
 
 
-def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer) -> BaseModel:
-    """The stored payload as its kind's model; secrets are bound, not opened."""
+def decode(
+    definition: TaskDefinition,
+    data: bytes,
+    job_id: str,
+    sealer: Sealer,
+    version: int | None = None,
+) -> BaseModel:
+    """The stored payload as its kind's model; secrets are bound, not opened.
+
+    One of an older `version` (None: the present one) is brought up to date first. Raises
+    ValidationError for what the model refuses, PermanentError if an upcast is missing or fails,
+    Snooze for a payload of a newer version: another process may know it.
+    """
     try:
+        if version is not None and version != definition.version:
+            tree = sealer.open_tree(from_json(data), kind=definition.kind, job_id=job_id)
+            tree = _brought_up(definition, tree, version)
+            if definition.has_secrets:
+                return definition.model.model_validate(tree)
+            data = to_json(tree)
         if definition.has_secrets:
             tree = sealer.open_tree(from_json(data), kind=definition.kind, job_id=job_id)
             return definition.model.model_validate(tree)
@@ -77,6 +97,37 @@ def decode(definition: TaskDefinition, data: bytes, job_id: str, sealer: Sealer)
         raise refused(definition.kind, error) from None
     except ValueError as error:
         raise _refusal(definition.kind, f"is not stored as JSON: {error}") from None
+
+
+def _brought_up(definition: TaskDefinition, tree: Any, version: int) -> Any:
+    """The tree of an older version after all upcasts that lead to the present one."""
+    if version > definition.version:
+        raise Snooze(NEWER_DELAY)
+    for step in range(version, definition.version):
+        upcast = definition.upcasts.get(step)
+        if upcast is None:
+            raise _unreadable(
+                definition,
+                f"is {version}, this process reads {definition.version} and has no upcast from "
+                f"version {step}",
+            )
+        try:
+            tree = upcast(tree)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise _unreadable(
+                definition, f"the upcast from version {step} raised {what}"
+            ) from error
+    return tree
+
+
+def _unreadable(definition: TaskDefinition, reason: str) -> PermanentError:
+    return PermanentError(f"{definition.kind}: the payload cannot be read\n  version: {reason}")
+
+
+def newer_than(definition: TaskDefinition, version: int) -> str:
+    """What is said of a job whose payload this process cannot read yet."""
+    return f"waits for a worker that reads version {version}; this one reads {definition.version}"
 
 
 def opened(definition: TaskDefinition, payload: BaseModel) -> str:

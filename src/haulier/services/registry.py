@@ -22,6 +22,7 @@ from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.code import Code, code_of
 from haulier.services.context import Context
+from haulier.services.middleware import Middleware
 from haulier.services.secrets import SCHEMA_FORMAT
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -46,6 +47,11 @@ class Executor(StrEnum):
 
 Expand = Callable[[Context, Any], Iterable[BaseModel]]
 
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+"""Takes a stored payload of one version, as plain JSON values, and returns it as the next one."""
+
+LATEST_VERSION = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDefinition:
@@ -55,7 +61,9 @@ class TaskDefinition:
     kind that one worker process runs at once, None means as many as the worker has slots.
     `timeout` (seconds) asks the task to stop, `hard_timeout` stops it; None means no timeout and
     `LONGEST_RUN`. `on_lost` and `retention` say what becomes of a job whose worker died, and how
-    long a finished one is kept. `code` is where a child process finds the function.
+    long a finished one is kept. `version` is that of the payloads enqueued from now on; `upcasts`
+    bring those of each older version to the next one. `code` is where a child process finds the
+    function.
     `expand` instead of `call` makes this the kind of a head job: it yields the payloads of the
     batch's items, whose kind is `item_kind`; `finish_kind` runs when the batch has settled.
     """
@@ -72,6 +80,7 @@ class TaskDefinition:
     priority: int = 0
     per_worker: int | None = None
     version: int = 1
+    upcasts: dict[int, Upcast] = field(default_factory=dict)
     max_payload: int = MAX_PAYLOAD
     has_secrets: bool = False
     timeout: float | None = None
@@ -82,6 +91,10 @@ class TaskDefinition:
 
     def __post_init__(self) -> None:
         _check_timeouts(self.kind, self.timeout, self.hard_timeout)
+        if not _is_version(self.version):
+            raise ConfigurationError(
+                f"task {self.kind!r}: version must be an integer from 1 to {LATEST_VERSION:,}"
+            )
         try:
             object.__setattr__(self, "on_lost", OnLost(self.on_lost))
         except ValueError as error:
@@ -91,6 +104,10 @@ class TaskDefinition:
     def role(self) -> Role:
         """The role of jobs of this kind that are enqueued on their own."""
         return Role.HEAD if self.expand else Role.SINGLE
+
+
+def _is_version(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LATEST_VERSION
 
 
 def _check_timeouts(kind: str, soft: float | None, hard: float | None) -> None:
@@ -113,7 +130,9 @@ class TaskOptions(TypedDict, total=False):
     kind: its name, by default the function's. model: the payload, by default made of the function's
     parameters. retry: which failures are tried again, how often and when. queue, priority: where
     its jobs wait. per_worker: the most jobs of this kind that one worker process runs at once.
-    executor: "process" for a plain function that is to run in a process of its own.
+    version: that of its payload, counted from 1; raise it, and give an upcast, when payloads that
+    are stored already could not be read any more. executor: "process" for a plain function that is
+    to run in a process of its own.
     timeout: seconds after which the job gets JobTimeoutError. hard_timeout: seconds after which it
     is stopped, 24 h unless told. on_lost: "retry", or "fail" for a job that must not run again when
     its worker died. retention: how long its finished jobs are kept; in short remove_on_complete
@@ -127,6 +146,7 @@ class TaskOptions(TypedDict, total=False):
     queue: str
     priority: int
     per_worker: int | None
+    version: int
     executor: Executor | str | None
     timeout: float | None
     hard_timeout: float | None
@@ -156,6 +176,7 @@ class Registry:
     def __init__(self) -> None:
         self._definitions: dict[str, TaskDefinition] = {}
         self._missing: dict[str, str] = {}
+        self._middleware: list[tuple[Middleware, frozenset[str] | None]] = []
 
     def missing(self, kind: str, remedy: str) -> None:
         """Remember that a kind exists but lacks a library, and what to do about it."""
@@ -168,6 +189,49 @@ class Registry:
         if definition.kind in self._definitions:
             raise ConfigurationError(f"the kind {definition.kind!r} is registered twice")
         self._definitions[definition.kind] = definition
+
+    def upcast(self, kind: str, from_version: int, function: Upcast) -> None:
+        """Bring stored payloads of a version to the next one.
+
+        Raises ConfigurationError unless the kind is known and of a later version, and if there is
+        such an upcast already.
+        """
+        definition = self._definitions.get(kind)
+        what = f"upcast of {kind[:60]!r} from version {from_version!r}"
+        if definition is None:
+            raise ConfigurationError(f"{what}: the kind is not known; define its task first")
+        if not _is_version(from_version) or from_version >= definition.version:
+            raise ConfigurationError(
+                f"{what}: from_version must be an integer from 1 to below the task's version, "
+                f"which is {definition.version}"
+            )
+        if from_version in definition.upcasts:
+            raise ConfigurationError(f"{what}: is there already")
+        definition.upcasts[from_version] = function
+
+    def put_around(self, middleware: Middleware, kinds: frozenset[str] | None = None) -> None:
+        """Run a middleware's hooks around jobs of these kinds, of all if None; inside earlier ones.
+
+        Raises ConfigurationError for what is no Middleware.
+        """
+        if not isinstance(middleware, Middleware):
+            raise ConfigurationError(f"{middleware!r} is not an instance of a Middleware")
+        self._middleware.append((middleware, kinds))
+
+    def layers(self) -> dict[str, tuple[Middleware, ...]]:
+        """The middleware around each kind that has one, the outermost first.
+
+        Raises ConfigurationError if one is for a kind that is not known.
+        """
+        for middleware, kinds in self._middleware:
+            if unknown := sorted((kinds or frozenset()) - self._definitions.keys()):
+                name = type(middleware).__name__
+                raise ConfigurationError(f"{name} is for the unknown kind {unknown[0][:60]!r}")
+        found = {
+            kind: tuple(each for each, kinds in self._middleware if kinds is None or kind in kinds)
+            for kind in self._definitions
+        }
+        return {kind: layers for kind, layers in found.items() if layers}
 
     def get(self, kind: str) -> TaskDefinition:
         """The definition of a kind; raises InvalidTaskTypeError with the nearest known names."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from haulier.domain.job import JobState, Role
+from haulier.domain.routing import lines_of
 from haulier.exceptions import (
     Problem,
     StoreError,
@@ -51,6 +52,8 @@ from haulier.web.schemas import (
     LineList,
     LineView,
     PauseChange,
+    QueueLineView,
+    QueueList,
     Requeued,
     Started,
     StateChange,
@@ -112,6 +115,14 @@ async def health(jobs: Jobs, options: Settings) -> Health:
         jobs={state: tops[state] for state in JobState},
         items={state: items[state] for state in JobState},
     )
+
+
+@router.get("/queues", summary="Count jobs by queue and kind", responses=problem_responses())
+async def list_queues(jobs: Jobs) -> QueueList:
+    """By queue and kind, from counters: as quick with a million jobs as with ten."""
+    counts, workers = await jobs.store.counts(), await jobs.store.workers()
+    lines = [QueueLineView.model_validate(line) for line in lines_of(counts, workers)]
+    return QueueList(workers=sum(worker.alive for worker in workers), queues=lines)
 
 
 @router.get("/jobs", summary="List jobs", responses=problem_responses(422))

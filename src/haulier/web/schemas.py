@@ -137,6 +137,12 @@ class JobDetail(JobSummary):
     lease: int
     lost: int = Field(description="How many workers were lost while they ran this job.")
     worker: str | None
+    baggage: dict[str, Any] = Field(description="What it carries since its enqueue.")
+
+    @field_validator("baggage", mode="before")
+    @classmethod
+    def _baggage(cls, value: str | None) -> dict[str, Any]:
+        return {} if value is None else from_json(value)
 
     @field_validator("retry", mode="before")
     @classmethod
@@ -305,6 +311,30 @@ class Started(BaseModel):
 
     id: str
     status_url: str
+
+
+class QueueLineView(_View):
+    """The jobs of a kind in a queue, items among them; `workers` are those alive that take them.
+
+    `unroutable`: why no live worker would take those that wait. They are not failed: they wait.
+    """
+
+    queue: str
+    kind: str
+    pending: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    workers: int
+    unroutable: str | None
+
+
+class QueueList(BaseModel):
+    """What waits where, and how many live workers there are."""
+
+    workers: int
+    queues: list[QueueLineView]
 
 
 class Health(BaseModel):

@@ -28,6 +28,7 @@ from haulier.domain.step import Step
 from haulier.domain.worker import Note
 from haulier.exceptions import ConfigurationError, PermanentError, StoreError
 from haulier.ports import JobReader
+from haulier.services.baggage import carrying
 from haulier.services.code import Code, Name
 from haulier.services.context import Context, Control
 from haulier.services.payload import encode_result
@@ -88,6 +89,7 @@ class Child:
         threading.Thread(target=self._watch, name="haulier-watch", daemon=True).start()
         structlog.configure(
             processors=[
+                structlog.contextvars.merge_contextvars,
                 structlog.processors.add_log_level,
                 structlog.processors.format_exc_info,
                 self._log,
@@ -133,7 +135,8 @@ class Child:
         try:
             attempt.inside = True
             ctx.check()
-            value = call(ctx, payload)
+            with carrying(attempt.job.baggage):
+                value = call(ctx, payload)
         finally:
             attempt.inside = False
         return Succeeded(encode_result(value))

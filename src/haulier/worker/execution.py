@@ -7,32 +7,39 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import structlog
 from pydantic import BaseModel
 
-from haulier.domain.job import Expanded, Job, Outcome, Role, Succeeded
+from haulier.domain.job import Expanded, Job, Outcome, Role, Snoozed, Succeeded
+from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
 from haulier.services.jobs import JobManager
-from haulier.services.payload import decode, encode_result
+from haulier.services.payload import NEWER_DELAY, decode, encode_result, newer_than
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
+from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.outcomes import outcome_of
 from haulier.worker.threads import ThreadExecutor
 from haulier.worker.timeouts import Timed
+
+_log = structlog.get_logger("haulier.worker")
 
 
 @dataclass(slots=True)
 class Executors:
     """What jobs run in beside the event loop; they outlive an incarnation.
 
-    `abandoned` are the coroutines that go on although nobody waits for them any more.
+    `abandoned` are the coroutines that go on although nobody waits for them any more, `too_new`
+    kinds and versions of payloads that were met and cannot be read here.
     """
 
     threads: ThreadExecutor
     children: Children
     abandoned: set[asyncio.Task[None]] = field(default_factory=set)
+    too_new: set[tuple[str, int]] = field(default_factory=set)
 
 
 async def execute(
@@ -42,18 +49,29 @@ async def execute(
     runtime: Runtime,
     manager: JobManager,
     executors: Executors,
+    around: Around | None = None,
 ) -> Outcome:
     """Run the job and say what it came to. Whatever the task raises becomes an outcome.
 
-    Only a cancellation of the running asyncio task itself passes through as CancelledError.
+    Only a cancellation of the running asyncio task itself passes through as CancelledError. What is
+    `around` is entered here, and left by the caller.
     """
-    with Scrubber() as scrubber:
+    older = None
+    if job.version != definition.version:
+        if job.version > definition.version:
+            return _put_off(job, definition, runtime, executors)
+        older = job.version
+    with Scrubber() if around is None else around.scrubber as scrubber:
         try:
+            if around is not None:
+                await around.enter()
             _check_role(job, definition)
-            payload = decode(definition, job.payload, job.id, manager.sealer)
+            payload = decode(definition, job.payload, job.id, manager.sealer, older)
             if definition.executor is Executor.PROCESS:
                 return await executors.children.run(job, definition, payload, control, runtime)
             ctx = Context(job, control, runtime)
+            if around is not None:
+                ctx.state = around.attempt.state
             if definition.expand is not None:
                 await _expand(job, definition, ctx, manager, payload, executors.threads)
                 return Expanded()
@@ -64,14 +82,38 @@ async def execute(
                 coroutine, seconds = definition.call(ctx, payload), definition.timeout
                 value = await (coroutine if seconds is None else Timed(coroutine, seconds, control))
             return Succeeded(encode_result(value))
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+        except BaseException as error:
+            # A job ends here, also by SystemExit, and also by a CancelledError of its own doing or
+            # of its soft timeout.
+            if isinstance(error, asyncio.CancelledError) and _stopped_from_outside():
                 raise
-            # The task's own doing, or its soft timeout: nobody cancelled it from outside.
-            return outcome_of(error, job, control, scrubber)
-        except BaseException as error:  # noqa: BLE001 - a job ends here, also by SystemExit
-            return outcome_of(error, job, control, scrubber)
+            return _raised(error, job, control, scrubber, around)
+
+
+def _put_off(
+    job: Job, definition: TaskDefinition, runtime: Runtime, executors: Executors
+) -> Outcome:
+    """Leave a job to workers of a later release, as there are many while one is rolled out."""
+    why = newer_than(definition, job.version)
+    if (job.kind, job.version) not in executors.too_new:
+        # Once: there may be thousands of them.
+        executors.too_new.add((job.kind, job.version))
+        _log.warning("payload too new", job=job.id, kind=job.kind, reason=why)
+    runtime.report(Note(job.id, job.lease, message=why))
+    return Snoozed(NEWER_DELAY)
+
+
+def _raised(
+    error: BaseException, job: Job, control: Control, scrubber: Scrubber, around: Around | None
+) -> Outcome:
+    if around is not None:
+        around.exception = error
+    return outcome_of(error, job, control, scrubber)
+
+
+def _stopped_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _check_role(job: Job, definition: TaskDefinition) -> None:

@@ -20,8 +20,10 @@ from haulier.domain.job import (
     Succeeded,
     TimedOut,
 )
+from haulier.domain.moves import Transition
 from haulier.services.context import Control, overdue
 from haulier.services.registry import LONGEST_RUN, Executor, TaskDefinition
+from haulier.worker.around import Around
 from haulier.worker.lanes import Lane
 
 ABANDON_AFTER = 5.0
@@ -47,7 +49,10 @@ class Stop(Enum):
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """One attempt under way. `since` is the loop's time of its start."""
+    """One attempt under way. `since` is the loop's time of its start.
+
+    `over`: it has come to its end, by itself or not; only what is `around` it may still go on.
+    """
 
     job: Job
     definition: TaskDefinition
@@ -58,10 +63,11 @@ class Running:
     stop: Stop | None = None
     started: bool = False
     over: bool = False
+    around: Around | None = None
 
 
 class RunningJobs:
-    """Starts jobs as tasks of its own, and tells `ended` of each one what it came to.
+    """Starts jobs as tasks of its own, and tells `ended` what becomes of each one: its `fate`.
 
     They are no tasks of a task group, since that would wait for ever for a coroutine that does not
     heed its cancellation. Such a one is abandoned: its slot is free, what it returns is dropped,
@@ -72,17 +78,20 @@ class RunningJobs:
         self,
         lanes: Mapping[Executor, Lane],
         run: Callable[[Running], Awaitable[Outcome]],
-        ended: Callable[[Running, Outcome], None],
+        fate: Callable[[Running, Outcome], Transition],
+        ended: Callable[[Transition], None],
         broken: Callable[[BaseException], None],
         abandoned: set[asyncio.Task[None]],
     ) -> None:
         self._lanes = lanes
         self._do = run
+        self._fate = fate
         self._ended = ended
         self._broken = broken
         self._abandoned = abandoned
         self._entries: dict[str, Running] = {}
         self._to_start: deque[Running] = deque()
+        self._leaving: set[asyncio.Task[None]] = set()
         self._none = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._outer = asyncio.current_task()
@@ -127,22 +136,40 @@ class RunningJobs:
                 outcome = self._cancelled_unasked(entry)
         except BaseException as error:  # noqa: BLE001 - a bug of ours, told aloud by the session
             self._broken(error)
-        self._end(entry, outcome)
-
-    def _end(self, entry: Running, outcome: Outcome | None) -> None:
         if entry.over:
             return
-        entry.over = True
         if entry.timer is not None:
             entry.timer.cancel()
+        entry.over = True
+        if outcome is None or entry.stop is not None:
+            outcome = _final(entry, outcome)
+        if entry.around is None:
+            self._end(entry, self._fate(entry, outcome))
+        else:
+            await self._leave(entry, entry.around, outcome)
+
+    async def _leave(self, entry: Running, around: Around, outcome: Outcome) -> None:
+        """Let the hooks around a run that is over have their say; the slot is theirs meanwhile."""
+        task = asyncio.current_task()
+        # It was cancelled to stop the job, which it has. The hooks are not meant.
+        while task is not None and task.cancelling():
+            task.uncancel()
+        transition: Transition | None = None
+        try:
+            transition = await around.leave(outcome, lambda given: self._fate(entry, given))
+        except asyncio.CancelledError:
+            # The program that the worker is embedded in ends.
+            transition = self._fate(entry, outcome)
+        except BaseException as error:  # noqa: BLE001 - a bug of ours, told aloud by the session
+            self._broken(error)
+        self._end(entry, transition or self._fate(entry, outcome))
+
+    def _end(self, entry: Running, transition: Transition) -> None:
         del self._entries[entry.job.id]
         self._lanes[entry.definition.executor].took(entry.job.kind, -1)
         if not self._entries:
             self._none.set()
-        if entry.stop is Stop.TIMEOUT and not isinstance(outcome, Succeeded):
-            # Whatever it raised on being stopped is a consequence, not the reason.
-            outcome = None
-        self._ended(entry, outcome if outcome is not None else _stopped(entry))
+        self._ended(transition)
 
     def _cancelled_unasked(self, entry: Running) -> Outcome:
         if self._outer is not None and self._outer.cancelling():
@@ -161,7 +188,7 @@ class RunningJobs:
     def cancel(self, job_id: str) -> Job | None:
         """Stop a job on request; returns it if this was news to it."""
         entry = self._entries.get(job_id)
-        if entry is None or entry.stop is not None:
+        if entry is None or entry.stop is not None or entry.over:
             return None
         self._halt(entry, Stop.CANCEL)
         return entry.job
@@ -186,11 +213,13 @@ class RunningJobs:
                 # In the order of their start: all that follow are younger.
                 if entry.since > began_before:
                     break
-                if entry.definition.hard_timeout is None and entry.stop is None:
+                if entry.definition.hard_timeout is None and not (entry.stop or entry.over):
                     self._expire(entry)
 
     def _halt(self, entry: Running, why: Stop) -> None:
         """Stop a running job: a coroutine is cancelled, a plain function told or killed."""
+        if entry.over:
+            return
         if entry.stop is None or why is Stop.LOST:
             entry.stop = why
         if entry.control.lost:
@@ -222,11 +251,29 @@ class RunningJobs:
         self._log_abandoned(entry)
         self._abandoned.add(entry.task)
         entry.task.add_done_callback(self._abandoned.discard)
-        self._end(entry, None)
+        entry.over = True
+        outcome = _final(entry, None)
+        if entry.around is None:
+            self._end(entry, self._fate(entry, outcome))
+            return
+        # Its own task does not come to this.
+        leaving = self._loop.create_task(
+            self._leave(entry, entry.around, outcome), context=entry.around.context
+        )
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
 
     def _log_abandoned(self, entry: Running) -> None:
         why = entry.stop.value if entry.stop is not None else ""
         _log.warning("job abandoned", job=entry.job.id, kind=entry.job.kind, why=why)
+
+
+def _final(entry: Running, outcome: Outcome | None) -> Outcome:
+    """What an attempt came to in the end, however its own code took it."""
+    if entry.stop is Stop.TIMEOUT and not isinstance(outcome, Succeeded):
+        # Whatever it raised on being stopped is a consequence, not the reason.
+        outcome = None
+    return outcome if outcome is not None else _stopped(entry)
 
 
 def _stopped(entry: Running) -> Outcome:

@@ -21,10 +21,12 @@ from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
+from haulier.services.baggage import carry
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
 from haulier.services.registry import Executor
+from haulier.worker.around import Around
 from haulier.worker.execution import Executors, execute
 from haulier.worker.heartbeat import HeartbeatThread
 from haulier.worker.lanes import WorkerOptions, lanes
@@ -61,8 +63,14 @@ class Session:
         self._executors = executors
         self._lanes = lanes(options, manager.registry)
         self._jobs = RunningJobs(
-            self._lanes, self._execute, self._settle, self._break, executors.abandoned
+            self._lanes,
+            self._execute,
+            self._fate,
+            self._settle,
+            self._break,
+            executors.abandoned,
         )
+        self._layers = manager.registry.layers()
         self._finished: list[Transition] = []
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
@@ -274,21 +282,33 @@ class Session:
         self._jobs.start(job, self._manager.registry.get(job.kind))
 
     def _execute(self, entry: Running) -> Awaitable[Outcome]:
+        job = entry.job
+        if job.baggage is not None:
+            # Each job has an asyncio task of its own, and this is it.
+            carry(job.baggage)
+        if self._layers and job.kind in self._layers:
+            entry.around = Around(job, self._layers[job.kind])
         return execute(
-            entry.job, entry.definition, entry.control, self, self._manager, self._executors
+            job,
+            entry.definition,
+            entry.control,
+            self,
+            self._manager,
+            self._executors,
+            entry.around,
         )
 
-    def _settle(self, entry: Running, outcome: Outcome) -> None:
-        if self._ended:
-            return
+    def _fate(self, entry: Running, outcome: Outcome) -> Transition:
         job, policy = entry.job, entry.job.retry or entry.definition.retry
         try:
-            transition = decide(job, outcome, policy, random.random())
+            return decide(job, outcome, policy, random.random())
         except BaseException as error:  # noqa: BLE001 - the policy's function is a user's code
-            failed = policy_failed(outcome, error)
-            transition = decide(job, failed, RetryPolicy.never(), 0.0)
-        self._finished.append(transition)
-        self._wake.set()
+            return decide(job, policy_failed(outcome, error), RetryPolicy.never(), 0.0)
+
+    def _settle(self, transition: Transition) -> None:
+        if not self._ended:
+            self._finished.append(transition)
+            self._wake.set()
 
     def _break(self, error: BaseException) -> None:
         self._bug = error
@@ -338,9 +358,8 @@ class Session:
         return self._store
 
     def payload_of(self, job: Job) -> BaseModel:
-        return decode(
-            self._manager.registry.get(job.kind), job.payload, job.id, self._manager.sealer
-        )
+        definition = self._manager.registry.get(job.kind)
+        return decode(definition, job.payload, job.id, self._manager.sealer, job.version)
 
     def report(self, note: Note) -> None:
         self._notes.take(note)

@@ -7,6 +7,7 @@ import asyncio
 import structlog
 
 from haulier.exceptions import StoreError
+from haulier.services.baggage import carrying
 from haulier.services.jobs import JobManager
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors
@@ -57,7 +58,9 @@ class Worker:
                 self._session = Session(self._manager, options, executors, self._first_id)
                 self._first_id = None
                 try:
-                    await self._session.run()
+                    # What the program around carries is no job's.
+                    with carrying(None):
+                        await self._session.run()
                 except StoreError as error:
                     _log.error("store failed at start", error=str(error))
                 if not self._stopped.is_set():

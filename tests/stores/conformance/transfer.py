@@ -64,7 +64,9 @@ async def _names(store: JobStore, hand: Hand) -> None:
 
 async def _single_jobs(store: JobStore, hand: Hand, clock) -> None:
     retry = RetryPolicy(max_attempts=7, give_up_on=("Boom",))
-    told, failed, retried, cancelled, gone = works(5, priority=50, retry=retry, key="ada")
+    told, failed, retried, cancelled, gone = works(
+        5, priority=50, retry=retry, key="ada", baggage='{"a":1}'
+    )
     await store.insert([told, failed, retried, cancelled, gone])
     for job in await hand.claim(5):
         if job.id == told.id:

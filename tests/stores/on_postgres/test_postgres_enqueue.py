@@ -99,6 +99,10 @@ class TestEnqueueFunction:
             ("'work', delay => '1 s', run_at => now()", "together"),
             ("'work', run_at => 'infinity'", "instant"),
             ("'work', key => ''", "characters"),
+            ("'work', baggage => '[1]'", "baggage must be a JSON object"),
+            ("'work', baggage => '{\"a\": []}'", "baggage holds texts"),
+            ("'work', baggage => '{\"a b\": 1}'", "baggage holds texts"),
+            ("'work', baggage => jsonb_build_object('x', repeat('y', 2100))", "2048"),
         ],
     )
     async def test_bad_values_are_refused_with_their_reason(
@@ -110,6 +114,19 @@ class TestEnqueueFunction:
         ):
             db.execute(f"SELECT {schema_of(url)}.enqueue({arguments})")
         assert await store.counts() == {}
+
+    async def test_baggage_goes_along(self, server, url, store):
+        schema = schema_of(url)
+        with psycopg.connect(server, autocommit=True) as db:
+            db.execute(
+                f"SELECT {schema}.enqueue('work', priority => 1, baggage => %s)",
+                ['{"request_id": "r-1", "n": 2, "ok": true}'],
+            )
+            db.execute(f"SELECT {schema}.enqueue('work', baggage => '{{}}')")
+        hand = await Hand.enlist(store)
+        carrying, plain = await hand.claim(2)
+        assert json.loads(carrying.baggage) == {"request_id": "r-1", "n": 2, "ok": True}
+        assert plain.baggage is None
 
     async def test_a_producer_needs_no_right_to_the_tables(self, server, url, store, admin):
         schema, role = schema_of(url), f"r_{secrets.token_hex(4)}"

@@ -48,6 +48,7 @@ class TestInbox:
             "version": 2,
             "on_lost": "fail",
             "retry": {"max_attempts": 9},
+            "baggage": {"request_id": "ü", "n": 2},
         }
         self.push(client, home, entry)
         (job,) = await self.claimed(hand)
@@ -55,6 +56,7 @@ class TestInbox:
         assert json.loads(job.payload) == {"name": "Zoë"}
         assert (job.key, job.version, job.on_lost) == ("account-7", 2, OnLost.FAIL)
         assert job.retry.max_attempts == 9
+        assert json.loads(job.baggage) == {"request_id": "ü", "n": 2}
         assert client.exists(f"{home.prefix}inbox:default") == 0
 
     async def test_one_without_an_id_gets_one(self, store, hand, home, client):
@@ -112,6 +114,9 @@ class TestInbox:
             ({"kind": "work", "payload": {}, "id": "x"}, "id: is not a UUID"),
             ({"kind": "work", "payload": {}, "id": 7}, "id: is not a UUID"),
             ({"kind": "work", "payload": {}, "key": ""}, "key: is not a text"),
+            ({"kind": "work", "payload": {}, "baggage": []}, "baggage: is not an object"),
+            ({"kind": "work", "payload": {}, "baggage": {"a": []}}, "baggage.a: must be a text"),
+            ({"kind": "work", "payload": {}, "baggage": {"a": "x" * 2100}}, "baggage: is 2,108"),
             ({"kind": "work", "payload": {}, "on_lost": "x"}, "on_lost: is neither"),
             ({"kind": "work", "payload": {}, "retry": {"max_attempts": 0}}, "retry: "),
             ({"kind": "work", "payload": {}, "retry": 3}, "retry: "),

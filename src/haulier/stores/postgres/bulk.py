@@ -81,7 +81,7 @@ async def insert(
 _COLUMNS = (
     *("id", "payload", "position", "key"),
     *("kind", "queue", "role", "version", "state", "rank", "gate", "priority"),
-    *("run_at", "lease", "on_lost", "batch", "retry", "created_at"),
+    *("run_at", "lease", "on_lost", "batch", "retry", "created_at", "baggage"),
 )
 """First those that differ from job to job."""
 
@@ -98,7 +98,7 @@ _PIECE_ROWS = 100
 
 _SAME = (
     *("kind", "version", "queue", "priority", "run_at", "delay", "retry", "role", "batch_id"),
-    "on_lost",
+    *("on_lost", "baggage"),
 )
 _same = itemgetter(*map(NewJob._fields.index, _SAME))
 """All of a job that the columns after `key` are made of."""
@@ -177,6 +177,7 @@ def _shared(job: NewJob, now: int, batches: _Batches) -> tuple[_Group, bytes]:
         _NULL if job.batch_id is None else _sized(raw_once(job.batch_id)),
         _NULL if job.retry is None else _text(retry_to_text(job.retry)),
         _number(now, 8),
+        _NULL if job.baggage is None else _text(job.baggage),
     )
     return _Group(job.kind, job.queue, role, job.batch_id, lease), b"".join(columns)
 

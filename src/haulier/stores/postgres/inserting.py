@@ -25,7 +25,7 @@ ROUNDS = 16
 _SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
 _CONFLICTS = {Conflict.SKIP: 0, Conflict.REPLACE: 1, Conflict.REJECT: 2, Conflict.MATCH: 3}
 
-_ARGUMENTS = 32
+_ARGUMENTS = 33
 _INSERT = (
     "SELECT new, jobs::text[], instead::text[] FROM {schema}insert_jobs("
     f"{', '.join(f'${n}' for n in range(1, _ARGUMENTS + 1))})"
@@ -57,6 +57,7 @@ async def insert(
         *_rules(jobs, policy or BatchPolicy(), own_expander),
         fence and fence.job_id,
         fence and fence.lease,
+        [job.baggage for job in jobs],
     )
     return Inserted(new, dict(zip(refused, instead, strict=True)))
 

@@ -24,6 +24,7 @@ STEPS = (
     "09_enqueue",
     "10_transfer",
     "11_steps",
+    "12_baggage",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"

@@ -56,7 +56,7 @@ _JOB = (
     *("seq", "id", "kind", "queue", "role", "version", "payload", "state", "rank", "gate"),
     *("priority", "run_at", "attempt", "lease", "lost", "cancel", "key", "batch", "position"),
     *("retry", "uniq", "on_lost", "created_at", "started_at", "finished_at", "progress"),
-    *("message", "result", "error", "error_at", "error_type"),
+    *("message", "result", "error", "error_at", "error_type", "baggage"),
 )
 _READ_JOBS = (
     (f"SELECT {', '.join(_JOB)} FROM jobs WHERE seq > $1 AND seq <= $2 ORDER BY seq")
@@ -109,7 +109,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
     (
         *first, state, rank, gate, priority, run_at, attempt, lease, lost, cancel, key, batch,
         position, retry, uniq, on_lost, created, started, finished, progress, message, result,
-        error, error_at, _,
+        error, error_at, _, baggage,
     ) = row  # fmt: skip
     seq, job_id, kind, queue, role, version, payload = first
     return JobRecord(
@@ -142,6 +142,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
         message=message,
         result=result,
         error=None if error is None else replace(error_from_text(error), at=error_at or 0),
+        baggage=baggage,
         errors=errors,
         steps=(),
         lines=(),
@@ -210,6 +211,7 @@ def _job_row(record: JobRecord) -> tuple[Any, ...]:
         error and _error_text(error),
         error and error.at,
         error and storable(error.type),
+        record.baggage,
     )
 
 

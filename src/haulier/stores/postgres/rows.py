@@ -28,7 +28,8 @@ Row = Sequence[Any]
 JOB_COLUMNS = (
     "id::text, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, "
     "lost, key, batch::text, position, retry, worker::text, cancel, gate, uniq IS NOT NULL, "
-    "on_lost, created_at, started_at, finished_at, progress, message, result, error, error_at"
+    "on_lost, created_at, started_at, finished_at, progress, message, result, error, error_at, "
+    "baggage"
 )
 """In the order in which `job_from_row` expects them; the type `claimed` has the same."""
 
@@ -66,6 +67,7 @@ def job_from_row(row: Row) -> Job:
             ON_LOST[row[21]],
             *row[22:28],
             row[28] and _error(row[28], row[29]),
+            row[30],
         )
     )
 

@@ -14,6 +14,8 @@ from typing import Any
 from haulier.domain.ids import raw_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, NewJob, OnLost
 from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import ValidationError
+from haulier.services.baggage import baggage_text
 from haulier.services.options import LONGEST_KEY
 from haulier.services.payload import MAX_DEPTH
 from haulier.services.registry import MAX_NAME, MAX_PAYLOAD, NAME
@@ -193,6 +195,15 @@ def _on_lost(name: str, value: Any) -> OnLost:
         raise RefusedError(f"{name}: is neither retry nor fail") from None
 
 
+def _baggage(name: str, value: Any) -> str | None:
+    if not isinstance(value, dict):
+        raise RefusedError(f"{name}: is not an object")
+    try:
+        return baggage_text(value)
+    except ValidationError as error:
+        raise RefusedError(str(error.problems[0])) from None
+
+
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "kind": _kind,
     "payload": _payload,
@@ -204,6 +215,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "key": _key,
     "retry": _retry,
     "on_lost": _on_lost,
+    "baggage": _baggage,
 }
 
 

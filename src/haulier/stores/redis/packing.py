@@ -63,7 +63,7 @@ def pack_jobs(jobs: Iterable[NewJob]) -> list[Arg]:
     for job in jobs:
         same = (
             *(job.kind, job.queue, job.role, job.version, job.priority, job.run_at, job.delay),
-            *(job.batch_id, job.retry, job.on_lost),
+            *(job.batch_id, job.retry, job.on_lost, job.baggage),
         )
         if same != last:
             last = same
@@ -91,7 +91,7 @@ def _in_common(job: NewJob) -> list[Arg]:
         *("" if job.run_at is None else job.run_at, job.delay),
         "" if job.batch_id is None else canonical(job.batch_id),
         "" if job.retry is None else retry_to_text(job.retry),
-        *(ON_LOST_CODE[job.on_lost], 0),
+        *(ON_LOST_CODE[job.on_lost], job.baggage or "", 0),
     ]
 
 

@@ -100,7 +100,7 @@ def job_record(row: Sequence[Any]) -> JobRecord:
     (
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
-        finished, progress, message, result, error, job_id, errors, due, steps, lines,
+        finished, progress, message, result, error, baggage, job_id, errors, due, steps, lines,
     ) = row
     # fmt: on
     code = int(state)
@@ -134,6 +134,7 @@ def job_record(row: Sequence[Any]) -> JobRecord:
         message=None if message is None else message.decode(),
         result=result,
         error=None if error is None else error_from_text(error),
+        baggage=_text(baggage),
         errors=tuple(sorted(map(error_from_text, errors), key=_lease)),
         steps=tuple(steps_from(job_id.decode(), steps)),
         lines=tuple(lines_from(lines)),
@@ -206,6 +207,7 @@ def _job_fields(record: JobRecord) -> Iterator[Any]:
         "message": record.message,
         "result": record.result,
         "error": None if record.error is None else _error_text(record.error),
+        "baggage": record.baggage,
     }
     for field, value in values.items():
         if value is not None:

@@ -29,7 +29,7 @@ JOB_FIELDS = (
     *("seq", "kind", "queue", "payload", "state", "version", "role", "priority", "run_at"),
     *("attempt", "lease", "lost", "key", "batch", "position", "retry", "worker", "cancel", "gate"),
     *("uniq", "on_lost", "created", "started", "finished", "progress", "message", "result"),
-    "error",
+    *("error", "baggage"),
 )
 """Fields of a job's hash in the order of Job's own; a script puts the id behind them."""
 
@@ -53,7 +53,7 @@ def job_from_row(row: Row) -> Job:
     """The job that a row of JOB_FIELDS and its id holds."""
     seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, *rest = row
     lost, key, batch, position, retry, worker, cancel, gate, uniq, on_lost, *rest = rest
-    created, started, finished, progress, message, result, error, job_id = rest
+    created, started, finished, progress, message, result, error, baggage, job_id = rest
     code = int(state)
     cancelling = int(cancel) if cancel else 0
     return Job._make(
@@ -89,6 +89,7 @@ def job_from_row(row: Row) -> Job:
             None if message is None else message.decode(),
             result,
             None if error is None else error_from_text(error),
+            None if baggage is None else text_of(baggage),
         )
     )
 

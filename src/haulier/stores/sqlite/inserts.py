@@ -40,8 +40,8 @@ from haulier.stores.sqlite.settling import (
 
 _INSERT = (
     "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, run_at, "
-    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease) "
-    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
+    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease, baggage) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -218,6 +218,7 @@ def _row(
         ON_LOST_CODE[job.on_lost],
         uniques.names_to_text(job.unique),
         leases.get(batch, 0),
+        job.baggage,
     )
 
 

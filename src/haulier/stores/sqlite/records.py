@@ -53,7 +53,7 @@ SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 _JOB = (
     "seq, id, kind, queue, role, version, payload, state, rank, gate, priority, run_at, attempt, "
     "lease, lost, cancel, key, batch, position, retry, uniq, on_lost, created_at, started_at, "
-    "finished_at, progress, message, result, error"
+    "finished_at, progress, message, result, error, baggage"
 )
 _READ_JOBS = (
     f"SELECT {_JOB}, {kept.SIZE} FROM jobs WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
@@ -81,7 +81,7 @@ def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
             more = True
             break
         rows.append(row)
-        size += len(row[6]) + len(row[27] or b"") + row[29]
+        size += len(row[6]) + len(row[27] or b"") + row[30]
     if not rows:
         return Records(())
     errors: defaultdict[int, list[JobError]] = defaultdict(list)
@@ -134,6 +134,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
             ON_LOST[row[21]],
             *row[22:28],
             row[28] and error_from_text(row[28]),
+            row[29],
             errors,
             (),
             (),
@@ -181,6 +182,7 @@ def _job_row(record: JobRecord) -> Row:
         ON_LOST_CODE[record.on_lost],
         *record[22:28],
         error and error_to_text(error, error.at, lease=error.lease, worker=error.worker),
+        record.baggage,
     )
 
 

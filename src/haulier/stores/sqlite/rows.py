@@ -27,7 +27,7 @@ Row = tuple[Any, ...]
 JOB_COLUMNS = (
     "id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost, "
     "key, batch, position, retry, worker, cancel, gate, uniq, on_lost, created_at, started_at, "
-    "finished_at, progress, message, result, error"
+    "finished_at, progress, message, result, error, baggage"
 )
 """In the order of Job's fields."""
 
@@ -42,7 +42,7 @@ def job_from_row(row: Row) -> Job:
     # fmt: off
     (job_id, seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease,
      lost, key, batch, position, retry, worker, cancel, gate, uniq, on_lost, created, started,
-     finished, progress, message, result, error, *_) = row
+     finished, progress, message, result, error, baggage, *_) = row
     # Every claimed job passes here: no list between, and the tuple made without its wrapper.
     return tuple.__new__(Job, (
         text_id(job_id), seq, kind, queue, payload, STATES[state], version, ROLES[role], priority,
@@ -52,7 +52,7 @@ def job_from_row(row: Row) -> Job:
         text_once(worker) if worker else None,
         cancel > 0, cancel == HEARD, gate == PARKED, uniq is not None, ON_LOST[on_lost],
         created, started, finished, progress, message, result,
-        error_from_text(error) if error else None,
+        error_from_text(error) if error else None, baggage,
     ))
     # fmt: on
 

@@ -138,7 +138,7 @@ def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
         # Named after the round: a batch that was reopened and settles again calls back again.
         callback, round_ = _callback_id(db, batch, round_)
         payload = {"batch_id": text_id(batch), "state": STATES[state], "counts": counts}
-        _call_back(db, now, callback, (finish_kind, finish_queue, priority), payload)
+        _call_back(db, now, callback, batch, (finish_kind, finish_queue, priority), payload)
         made = Subject(callback, 0, 0, finish_queue, finish_kind, SINGLE, None)
         ledger.moved(INSERTED, made, None, PENDING)
     db.execute(
@@ -161,12 +161,18 @@ def _callback_id(db: apsw.Connection, batch: bytes, round_: int) -> tuple[bytes,
 
 
 def _call_back(
-    db: apsw.Connection, now: int, job: bytes, whom: Row, payload: Mapping[str, object]
+    db: apsw.Connection,
+    now: int,
+    job: bytes,
+    batch: bytes,
+    whom: Row,
+    payload: Mapping[str, object],
 ) -> None:
     kind, queue, priority = whom
     db.execute(
         "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, "
-        "run_at, created_at) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?)",
+        "run_at, created_at, baggage) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, "
+        "(SELECT baggage FROM jobs WHERE id = ?))",
         (
             job,
             kind,
@@ -178,6 +184,7 @@ def _call_back(
             priority,
             now,
             now,
+            batch,
         ),
     )
 

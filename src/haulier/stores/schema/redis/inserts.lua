@@ -8,7 +8,7 @@ local function read_jobs()
   for _ = 1, number() do
     local run = {kind = arg(), queue = arg(), role = number(), version = arg(), priority = number(),
       run_at = optional(), delay = number(), batch = optional(), retry = optional(),
-      on_lost = arg()}
+      on_lost = arg(), baggage = optional()}
     -- An instant in the past counts as now, or a producer could jump the line by naming one.
     if run.run_at then
       run.due = tonumber(run.run_at) <= now
@@ -92,6 +92,7 @@ local function common_fields(run, state, lease, gated)
   also('batch', run.batch)
   also('retry', run.retry)
   also('on_lost', run.on_lost, '0')
+  also('baggage', run.baggage)
   also('lease', lease, 0)
   if gated then also('gate', PARKED) end
   return fields

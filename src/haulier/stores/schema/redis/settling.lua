@@ -95,7 +95,8 @@ local function call_back(b, state)
   -- A copy of the store brings callbacks along, but not how many there were.
   while call('EXISTS', job_key(callback_id(b.id, b.round))) == 1 do b.round = b.round + 1 end
   local id = callback_id(b.id, b.round)
-  local priority = num(call('HGET', job_key(b.id), 'priority'))
+  local head = call('HMGET', job_key(b.id), 'priority', 'baggage')
+  local priority = num(head[1])
   local seq = call('HINCRBY', key('history'), 'seq', 1)
   local payload = '{"batch_id":"' .. b.id .. '","state":"' .. STATES[state + 1] .. '","counts":'
     .. counts_text(b) .. '}'
@@ -103,6 +104,7 @@ local function call_back(b, state)
     'state', PENDING, 'run_at', now, 'created', now)
   call('SET', key('payload:' .. id), payload)
   if priority ~= 0 then call('HSET', job_key(id), 'priority', priority) end
+  if head[2] then call('HSET', job_key(id), 'baggage', head[2]) end
   call('ZADD', key('top'), seq, id)
   local job = {id = id, seq = seq, queue = b.finish_queue, kind = b.finish_kind, role = SINGLE,
     attempt = 0, lease = 0, priority = priority, run_at = now}
