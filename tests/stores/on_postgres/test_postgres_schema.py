@@ -159,7 +159,7 @@ class TestSchema:
         finally:
             await asyncio.gather(*(store.__aexit__(None, None, None) for store in stores))
 
-    @pytest.mark.parametrize("steps", [1, 4, 8, 10])
+    @pytest.mark.parametrize("steps", [1, 4, 8, 10, 12])
     async def test_an_older_store_is_brought_up_to_date(self, url, monkeypatch, steps):
         newest = migrations.STEPS
         monkeypatch.setattr(migrations, "STEPS", newest[:steps])
@@ -173,8 +173,10 @@ class TestSchema:
         monkeypatch.setattr(migrations, "STEPS", newest)
         async with PostgresStore.from_url(url) as store:
             hand = await Hand.enlist(store)
+            # One call for few jobs, COPY for many.
             await store.insert(works(3))
-            assert await hand.work_off() == 3
+            await store.insert(works(300))
+            assert await hand.work_off() == 303
 
     async def test_a_store_that_serves_only_later_protocols_is_refused(self, url, store, admin):
         schema = schema_of(url)

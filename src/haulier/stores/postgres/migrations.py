@@ -25,6 +25,7 @@ STEPS = (
     "10_transfer",
     "11_steps",
     "12_baggage",
+    "13_bulk",
 )
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
