@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from importlib import resources
 
 from haulier.domain.finding import Finding
 from haulier.domain.job import MICROSECOND
@@ -22,7 +21,7 @@ from haulier.stores.checking import (
 from haulier.stores.codes import PENDING
 from haulier.stores.postgres import queries, transfer
 from haulier.stores.postgres.connection import OLDEST_SERVER, Connection, Place
-from haulier.stores.postgres.migrations import PROTOCOL, STEPS
+from haulier.stores.postgres.migrations import PROTOCOL, STEPS, step_text
 
 NEWEST_SERVER = 18
 """The newest major version that the suite runs on."""
@@ -174,7 +173,7 @@ async def _schema(connection: Connection) -> Finding:
     # An older one was brought up to date, and a newer one refused, when the store was opened.
     step, protocol = await connection.fetchrow("SELECT step, protocol FROM store")
     what = (
-        f"step {step} of {len(STEPS)}, serves workers from protocol {protocol}, ours is {PROTOCOL}"
+        f"step {step} of {STEPS[-1]}, serves workers from protocol {protocol}, ours is {PROTOCOL}"
     )
     return ok("schema", what)
 
@@ -207,8 +206,7 @@ async def _indexes(connection: Connection) -> Finding:
 
 def _meant() -> set[str]:
     """The names of the indexes that the steps make."""
-    files = resources.files("haulier.stores.schema")
-    texts = [files.joinpath(f"postgres_{step}.sql").read_text("utf-8") for step in STEPS]
+    texts = [step_text(number) for number in STEPS]
     return {name for text in texts for name in re.findall(r"CREATE (?:UNIQUE )?INDEX (\w+)", text)}
 
 

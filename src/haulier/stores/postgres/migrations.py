@@ -1,4 +1,4 @@
-"""The schema: numbered steps, run once each, by whoever first opens the store with them."""
+"""The schema: numbered steps for tables, then functions; made by whoever first opens the store."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ PROTOCOL = 1
 """What workers and the functions of the schema say to each other; a step that breaks it raises the
 lowest one that the store accepts."""
 
-STEPS = (
-    "01_tables",
-    "02_settling",
-    "03_moving",
-    "04_claiming",
-    "05_inserting",
-    "06_control",
-    "07_draining",
-    "08_upkeep",
-    "09_enqueue",
-    "10_transfer",
-    "11_steps",
-    "12_baggage",
-    "13_bulk",
+STEPS = (1, 10, 11, 12, 14)
+"""The steps that change tables and types; each runs once, in its turn. The numbers left out changed
+functions alone."""
+
+FUNCTIONS = (
+    "settling",
+    "moving",
+    "claiming",
+    "inserting",
+    "bulk",
+    "control",
+    "draining",
+    "upkeep",
+    "keeping",
+    "transfer",
+    "enqueue",
 )
+"""Files of functions. All are made anew with every step, so that each stands in one place, as it is
+now. One that gets another argument is dropped by a step; when producers or workers of an older
+release call it, the argument has a default."""
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('haulier schema ' || $1, 0))"
 
@@ -96,7 +101,7 @@ async def prepare(place: Place, connection: Connection, *, create: bool = True) 
             f"haulier needs {OLDEST_SERVER} or later"
         )
     step = await _step(place, connection)
-    if step >= len(STEPS):
+    if step >= STEPS[-1]:
         return
     if step == 0 and not create:
         raise nothing_at(f"{place.shown} (schema {place.schema})")
@@ -104,23 +109,31 @@ async def prepare(place: Place, connection: Connection, *, create: bool = True) 
         await connection.execute(_LOCK, place.schema)
         # Another process may just have done it.
         step = await _step(place, connection)
-        if step >= len(STEPS):
+        if step >= STEPS[-1]:
             return
         if step == 0 and not await connection.fetchval(_HAS_SCHEMA, place.schema):
             await connection.execute(f'CREATE SCHEMA "{place.schema}"')
         await connection.execute(f'SET LOCAL search_path = "{place.schema}", pg_temp')
-        for name in STEPS[step:]:
+        for number in STEPS:
+            if number > step:
+                await connection.execute(step_text(number))
+        for name in FUNCTIONS:
             await connection.execute(_text(name))
         await connection.execute(_SETTINGS)
         await connection.execute("DELETE FROM store")
         await connection.execute(
-            "INSERT INTO store (step, protocol) VALUES ($1, $2)", len(STEPS), PROTOCOL
+            "INSERT INTO store (step, protocol) VALUES ($1, $2)", STEPS[-1], PROTOCOL
         )
+
+
+def step_text(number: int) -> str:
+    """What a step does, as SQL."""
+    return _text(f"step_{number:02}")
 
 
 def _text(name: str) -> str:
     files = resources.files("haulier.stores.schema")
-    return files.joinpath(f"postgres_{name}.sql").read_text("utf-8")
+    return files.joinpath("postgres", f"{name}.sql").read_text("utf-8")
 
 
 async def _step(place: Place, connection: Connection) -> int:

@@ -1,8 +1,8 @@
--- The PostgreSQL store, step 4: claiming, and the exchange, which is the hot path: finished
--- transitions in, newly claimed jobs out, one round trip, one transaction.
+-- Claiming, and the exchange, which is the hot path: finished transitions in, newly claimed jobs out,
+-- one round trip, one transaction.
 
 -- Scheduled jobs that are due, locked; each with its batch.
-CREATE FUNCTION lock_due(p_now bigint, OUT seqs bigint[], OUT batches uuid[]) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_due(p_now bigint, OUT seqs bigint[], OUT batches uuid[]) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT array_agg(d.seq), array_agg(DISTINCT d.batch) FILTER (WHERE d.batch IS NOT NULL)
     INTO seqs, batches
@@ -13,7 +13,7 @@ END $$;
 
 -- Put due jobs into the line, or in front of their batch's gate. They are locked, and so are their
 -- batches: a pause or resume that is under way cannot pass them by.
-CREATE FUNCTION promote(p_now bigint, p_seqs bigint[], p_batches uuid[])
+CREATE OR REPLACE FUNCTION promote(p_now bigint, p_seqs bigint[], p_batches uuid[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     gates uuid[];
@@ -35,7 +35,7 @@ BEGIN
 END $$;
 
 -- When the next job becomes due that is not in the line yet.
-CREATE FUNCTION next_due(p_now bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION next_due(p_now bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT least(
         (SELECT min(run_at) FROM jobs_live WHERE state = 0 AND rank IS NULL AND gate IS NULL),
@@ -45,7 +45,7 @@ END $$;
 -- ── In the line ──────────────────────────────────────────────────────────────────────────────
 
 -- Lock the first so many jobs of a line, from a rank on, that nobody else is just taking.
-CREATE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[],
+CREATE OR REPLACE FUNCTION pick(p_queue text, p_kind text, p_floor bigint, p_slots integer, p_pausing uuid[],
     p_parking uuid[])
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 BEGIN
@@ -69,15 +69,8 @@ BEGIN
         ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
 END $$;
 
--- What a worker could start: lines of ready jobs, one per queue and kind, each belonging to a
--- portion and a demand, which have so many slots. What stands before `floor` was claimed already, as
--- far as the worker knows.
-CREATE TYPE demand AS (
-    demand integer, portion integer, queue text, kind text, floor bigint, portion_slots integer,
-    slots integer);
-
 -- Lock what one demand asks for; `more`: others took some of it just now.
-CREATE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
+CREATE OR REPLACE FUNCTION pick_lines(p_lines demand[], p_pausing uuid[], p_parking uuid[],
     OUT seqs bigint[], OUT more boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -137,7 +130,7 @@ END $$;
 
 -- Whether an item of a batch may be run alone now. Those in the line count as if they ran already:
 -- nobody counts again when they are claimed.
-CREATE FUNCTION has_room(p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION has_room(p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN NOT EXISTS (
         SELECT FROM batches b WHERE b.id = p_batch AND (b.paused OR b.concurrency <=
@@ -149,7 +142,7 @@ END $$;
 
 -- The first job to be run alone that this worker could take, or is to run dry for. `mine`: it does
 -- so already, or is idle.
-CREATE FUNCTION suitable_loner(p_now bigint, p_worker uuid, p_lines demand[],
+CREATE OR REPLACE FUNCTION suitable_loner(p_now bigint, p_worker uuid, p_lines demand[],
     OUT seq bigint, OUT idle boolean, OUT reserved boolean) LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM jobs_live WHERE gate = 3 AND state = 0) THEN
@@ -175,7 +168,7 @@ END $$;
 --
 -- A worker that is busy gets nothing more until it has run dry, so that one that never would be
 -- idle takes it too. An idle one comes first.
-CREATE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[],
+CREATE OR REPLACE FUNCTION pick_loner(p_now bigint, p_worker uuid, p_lines demand[],
     OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     loner record;
@@ -215,17 +208,7 @@ BEGIN
 END $$;
 
 -- ── The exchange ─────────────────────────────────────────────────────────────────────────────
-
--- A job as a claim tells it. The last row of an exchange is no job: its message holds the rest of
--- the answer, as JSON.
-CREATE TYPE claimed AS (
-    id text, seq bigint, kind text, queue text, payload bytea, state smallint, version integer,
-    role smallint, priority integer, run_at bigint, attempt integer, lease integer, lost integer,
-    key text, batch text, "position" integer, retry text, worker text, cancel smallint,
-    gate smallint, named boolean, on_lost smallint, created_at bigint, started_at bigint,
-    finished_at bigint, progress integer, message text, result bytea, error text, error_at bigint);
-
-CREATE FUNCTION answer(p_told json) RETURNS claimed LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION answer(p_told json) RETURNS claimed LANGUAGE plpgsql AS $$
 DECLARE
     last claimed;
 BEGIN
@@ -234,7 +217,7 @@ BEGIN
 END $$;
 
 -- Whether a claim would find something, asked without a lock.
-CREATE FUNCTION anything_to_claim(p_now bigint, p_worker uuid, p_lines demand[])
+CREATE OR REPLACE FUNCTION anything_to_claim(p_now bigint, p_worker uuid, p_lines demand[])
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     loner record;
@@ -253,7 +236,7 @@ BEGIN
             ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL);
 END $$;
 
-CREATE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION cancels_of(p_worker uuid) RETURNS uuid[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (SELECT coalesce(array_agg(id), '{}') FROM jobs_live
             WHERE worker = p_worker AND state = 1 AND cancel > 0);
@@ -263,7 +246,7 @@ END $$;
 --
 -- `p_doubt`: exchanges up to this turn got no answer. Their last one may still be under way, so
 -- this waits for it, and none that comes later does anything.
-CREATE FUNCTION take_turn(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
+CREATE OR REPLACE FUNCTION take_turn(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
     OUT late boolean, OUT alive boolean) LANGUAGE plpgsql AS $$
 BEGIN
     IF p_doubt IS NOT NULL THEN
@@ -277,7 +260,7 @@ BEGIN
     alive := coalesce(alive, false);
 END $$;
 
-CREATE FUNCTION exchange(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
+CREATE OR REPLACE FUNCTION exchange(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
     p_seqs bigint[], p_leases integer[], p_results bytea[], p_moves jsonb,
     p_demands integer[], p_portions integer[], p_queues text[], p_kinds text[], p_floors bigint[],
     p_portion_slots integer[], p_slots integer[], p_wanted integer)
@@ -348,7 +331,7 @@ BEGIN
             SELECT id::text, seq, kind, queue, payload, state, version, role, priority, run_at,
                 attempt, lease, lost, key, batch::text, position, retry, worker::text, cancel,
                 gate, uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress,
-                message, result, error, error_at
+                message, result, error, error_at, baggage
             FROM c ORDER BY rank, seq;
             IF picked.sized THEN
                 picked.more := let_in_after(v_now, picked.seqs) OR picked.more;
@@ -369,7 +352,7 @@ END $$;
 
 -- Microseconds that the search took, if it was slow because of what was claimed before: the entries
 -- of these stay in the index until a vacuum, which an old snapshot keeps from removing them.
-CREATE FUNCTION slow_since(p_began timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION slow_since(p_began timestamptz) RETURNS integer LANGUAGE plpgsql AS $$
 BEGIN
     IF clock_timestamp() - p_began < interval '1 ms'
         OR pg_stat_get_dead_tuples('jobs_live'::regclass) < 10000
@@ -380,7 +363,7 @@ BEGIN
 END $$;
 
 -- Whether an exchange that hands in nothing is worth its locks.
-CREATE FUNCTION look(p_now bigint, p_worker uuid, p_lines demand[],
+CREATE OR REPLACE FUNCTION look(p_now bigint, p_worker uuid, p_lines demand[],
     OUT alive boolean, OUT due_at bigint, OUT worth boolean) LANGUAGE plpgsql AS $$
 BEGIN
     alive := EXISTS (SELECT FROM workers
@@ -395,7 +378,7 @@ END $$;
 
 -- Lock the jobs that a worker is to get. `sized`: there are batches of which one claim takes only
 -- so many.
-CREATE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[],
+CREATE OR REPLACE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[],
     OUT seqs bigint[], OUT more boolean, OUT sized boolean) LANGUAGE plpgsql AS $$
 DECLARE
     b uuid;
@@ -448,7 +431,7 @@ END $$;
 
 -- After a claim there is room again in batches of which one claim takes only so many. Whose batch
 -- another one holds is let in by the next claim; true if there was room, or may be.
-CREATE FUNCTION let_in_after(p_now bigint, p_seqs bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION let_in_after(p_now bigint, p_seqs bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     sized uuid[];
     batch uuid;

@@ -1,4 +1,4 @@
--- The PostgreSQL store, step 2: what happened is written down, and what follows for batches.
+-- What happened is written down, and what follows for batches.
 --
 -- Whoever waits for row locks takes them in one order, so that nobody waits in a circle: unique
 -- names, the worker's row, single jobs and items by seq, batches by id, heads by seq. Work on whole
@@ -8,31 +8,26 @@
 -- What a query picks for an UPDATE or DELETE stands in an ARRAY. Behind IN it would be part of a join,
 -- and by a plan for a table that was small it would be picked anew for each row of one that is not.
 
-CREATE FUNCTION clock_us() RETURNS bigint LANGUAGE sql AS
+CREATE OR REPLACE FUNCTION clock_us() RETURNS bigint LANGUAGE sql AS
 $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 
 -- One point of priority is worth six minutes of waiting.
-CREATE FUNCTION rank_of(run_at bigint, priority integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+CREATE OR REPLACE FUNCTION rank_of(run_at bigint, priority integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS
 $$ SELECT run_at - priority * 360000000::bigint $$;
 
 -- What distinguishes the events of one row: job id, attempt, lease.
-CREATE FUNCTION entry(id uuid, attempt integer, lease integer) RETURNS bytea LANGUAGE sql IMMUTABLE AS
+CREATE OR REPLACE FUNCTION entry(id uuid, attempt integer, lease integer) RETURNS bytea LANGUAGE sql IMMUTABLE AS
 $$ SELECT uuid_send(id) || int4send(attempt) || int4send(lease) $$;
 
 -- Errors that the client knows by their codes: HL001 not found, HL002 not in this state, HL003 lease
 -- lost, HL004 duplicate, HL005 idempotency conflict; `about` is the id of the other job.
-CREATE FUNCTION refuse(code text, why text, about text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION refuse(code text, why text, about text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = why, DETAIL = about;
 END $$;
 
 -- ── What happened ────────────────────────────────────────────────────────────────────────────
-
-CREATE TYPE moved AS (
-    type text, id uuid, attempt integer, lease integer, queue text, kind text, role smallint,
-    batch uuid, source smallint, target smallint, worker uuid, error text);
-
-CREATE FUNCTION write_moves(p_now bigint, p_moves moved[], p_uncounted boolean DEFAULT false)
+CREATE OR REPLACE FUNCTION write_moves(p_now bigint, p_moves moved[], p_uncounted boolean DEFAULT false)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, worker, error, body)
@@ -59,47 +54,46 @@ BEGIN
 END $$;
 
 -- Lives end here: locked rows leave for the partition of what is done.
-CREATE FUNCTION bury(p_now bigint, p_seqs bigint[], p_state smallint)
+CREATE OR REPLACE FUNCTION bury(p_now bigint, p_seqs bigint[], p_state smallint)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     WITH gone AS (DELETE FROM jobs_live WHERE seq = ANY (p_seqs) RETURNING *)
     INSERT INTO jobs_done (seq, id, kind, queue, role, version, payload, state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        finished_at, progress, message, result, error, error_at, error_type)
+        finished_at, progress, message, result, error, error_at, error_type, baggage)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        p_now, progress, message, result, error, error_at, error_type
+        p_now, progress, message, result, error, error_at, error_type, baggage
     FROM gone;
 END $$;
 
 -- And begin anew: locked rows come back, without an end, as pending or running.
-CREATE FUNCTION revive(p_seqs bigint[], p_state smallint)
+CREATE OR REPLACE FUNCTION revive(p_seqs bigint[], p_state smallint)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     WITH gone AS (DELETE FROM jobs_done WHERE seq = ANY (p_seqs) RETURNING *)
     INSERT INTO jobs_live (seq, id, kind, queue, role, version, payload, state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type)
+        progress, message, result, error, error_at, error_type, baggage)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type
+        progress, message, result, error, error_at, error_type, baggage
     FROM gone;
 END $$;
 
-CREATE FUNCTION release_ended(p_jobs uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION release_ended(p_jobs uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM uniques WHERE job = ANY (p_jobs) AND scope < 2;
 END $$;
 
 -- ── Batches ──────────────────────────────────────────────────────────────────────────────────
-
-CREATE FUNCTION lock_batches(p_batches uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_batches(p_batches uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM batches WHERE id = ANY (p_batches) ORDER BY id FOR UPDATE;
 END $$;
 
 -- Bring the counters of a locked batch up to date.
-CREATE FUNCTION fold(p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION fold(p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     WITH gone AS (DELETE FROM batch_deltas WHERE batch = p_batch RETURNING *),
     s AS (SELECT sum(total) AS total, sum(pending) AS pending, sum(running) AS running,
@@ -119,7 +113,7 @@ END $$;
 -- `batch_size`: so no claim can take too many, and none has to count. Those that are due to be run
 -- alone have a place kept for them. All is counted in one statement, that is at one moment: a claim
 -- that is committed meanwhile turns waiting into running ones.
-CREATE FUNCTION let_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION let_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     room integer;
     count integer;
@@ -146,7 +140,7 @@ BEGIN
 END $$;
 
 -- Request the cancel of running items of a locked batch; true if some could not be told yet.
-CREATE FUNCTION tell_running(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION tell_running(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     told moved[];
 BEGIN
@@ -167,7 +161,7 @@ END $$;
 
 -- Mark a locked batch as cancelled; draining drops the pending items. The first reason stays.
 -- Nothing is left to be paused.
-CREATE FUNCTION begin_cancel(p_now bigint, p_batch uuid, p_why smallint)
+CREATE OR REPLACE FUNCTION begin_cancel(p_now bigint, p_batch uuid, p_why smallint)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE batches SET cancel = CASE WHEN cancel = 0 THEN p_why ELSE cancel END, draining = 1,
@@ -177,7 +171,7 @@ END $$;
 
 -- Do what the new counters of a locked batch ask for: 1 it settled, 2 it was cut short and is to be
 -- drained, 4 items were let into the line; 0 nothing.
-CREATE FUNCTION follow_up(p_now bigint, p_batch uuid, p_failures integer)
+CREATE OR REPLACE FUNCTION follow_up(p_now bigint, p_batch uuid, p_failures integer)
 RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     b batches;
@@ -209,7 +203,7 @@ BEGIN
 END $$;
 
 -- End the head of a locked batch, unless it ended before its items did, and call back.
-CREATE FUNCTION settle(p_now bigint, b batches, p_state smallint)
+CREATE OR REPLACE FUNCTION settle(p_now bigint, b batches, p_state smallint)
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     head jobs;
@@ -250,8 +244,8 @@ BEGIN
 END $$;
 
 -- A batch that was reopened and settles again calls back again, with the next of its ids.
-CREATE FUNCTION call_back(p_now bigint, b batches, p_priority integer, p_state smallint, p_counts json)
-RETURNS uuid LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION call_back(p_now bigint, b batches, p_priority integer, p_state smallint,
+    p_counts json) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     callback uuid;
 BEGIN
@@ -259,17 +253,18 @@ BEGIN
     WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = f.id) ORDER BY f.place LIMIT 1;
     callback := coalesce(callback, new_id(p_now));
     INSERT INTO jobs_live (id, kind, queue, role, version, payload, state, rank, priority, run_at,
-        created_at)
-    VALUES (callback, b.finish_kind, b.finish_queue, 0, 1,
+        created_at, baggage)
+    SELECT callback, b.finish_kind, b.finish_queue, 0, 1,
         convert_to(json_build_object('batch_id', b.id, 'state',
             (ARRAY['pending', 'running', 'completed', 'failed', 'cancelled'])[p_state + 1],
             'counts', p_counts)::text, 'UTF8'),
-        0, rank_of(p_now, p_priority), p_priority, p_now, p_now);
+        0, rank_of(p_now, p_priority), p_priority, p_now, p_now,
+        (SELECT j.baggage FROM jobs j WHERE j.id = b.id);
     RETURN callback;
 END $$;
 
 -- A UUIDv7 (RFC 9562): the time in milliseconds, then the random part of a version 4.
-CREATE FUNCTION new_id(p_now bigint) RETURNS uuid LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION new_id(p_now bigint) RETURNS uuid LANGUAGE sql AS $$
     SELECT encode(set_byte(
         substring(int8send(p_now / 1000) FROM 3) || substring(raw FROM 7),
         6, (get_byte(raw, 6) & 15) | 112), 'hex')::uuid

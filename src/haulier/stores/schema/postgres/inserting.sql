@@ -1,7 +1,7 @@
--- The PostgreSQL store, step 5: new jobs, batches while they are being filled, unique names.
+-- New jobs, batches while they are being filled, unique names.
 
 -- Whoever looks at unique names, to take them, holds these locks. They come before all others.
-CREATE FUNCTION lock_names(p_names text[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_names(p_names text[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(h.key) FROM (
         SELECT DISTINCT hashtextextended(u, hashtext(current_schema)) AS key
@@ -9,7 +9,7 @@ BEGIN
 END $$;
 
 -- Who holds a name; a row without a job is left over from one that was removed.
-CREATE FUNCTION holder_of(p_now bigint, p_name text,
+CREATE OR REPLACE FUNCTION holder_of(p_now bigint, p_name text,
     OUT job uuid, OUT digest bytea, OUT state smallint, OUT role smallint, OUT begun boolean)
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -22,13 +22,9 @@ BEGIN
                                    ELSE u.until > p_now END;
 END $$;
 
--- The names of a new job. Conflicts: 0 skip, 1 replace, 2 reject, 3 match.
-CREATE TYPE uniqueness AS (
-    job integer, name text, scope smallint, conflict smallint, period bigint, digest bytea);
-
 -- Look at all names of a new job before any of them is taken: `instead` of it there is another, or
 -- pending jobs are `replaced`. Refuses where the conflict says so.
-CREATE FUNCTION judge(p_now bigint, p_job uuid, p_names uniqueness[],
+CREATE OR REPLACE FUNCTION judge(p_now bigint, p_job uuid, p_names uniqueness[],
     OUT instead uuid, OUT replaced uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     one uniqueness;
@@ -57,7 +53,7 @@ BEGIN
 END $$;
 
 -- Cancel pending jobs in whose place another one is inserted; false if one of them has begun.
-CREATE FUNCTION replace_jobs(p_now bigint, p_jobs uuid[], p_by uuid)
+CREATE OR REPLACE FUNCTION replace_jobs(p_now bigint, p_jobs uuid[], p_by uuid)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     j jobs;
@@ -87,7 +83,7 @@ BEGIN
 END $$;
 
 -- Cancel a locked pending job, whose batch is locked too.
-CREATE FUNCTION drop_job(p_now bigint, j jobs, p_error text)
+CREATE OR REPLACE FUNCTION drop_job(p_now bigint, j jobs, p_error text)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM bury(p_now, ARRAY[j.seq], 4::smallint);
@@ -99,7 +95,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION take_names(p_now bigint, p_job uuid, p_names uniqueness[])
+CREATE OR REPLACE FUNCTION take_names(p_now bigint, p_job uuid, p_names uniqueness[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     one uniqueness;
@@ -115,7 +111,7 @@ END $$;
 
 -- Take back the names of a job that becomes active again; false if another holds one. Their locks
 -- are held.
-CREATE FUNCTION retake(p_now bigint, p_job uuid, p_names text[])
+CREATE OR REPLACE FUNCTION retake(p_now bigint, p_job uuid, p_names text[])
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     one text;
@@ -135,18 +131,13 @@ END $$;
 
 -- ── Rows ─────────────────────────────────────────────────────────────────────────────────────
 
--- How batches of new heads are worked on: for those of one call it is the same.
-CREATE TYPE policy AS (
-    own_expander boolean, finish_kind text, finish_queue text, concurrency integer,
-    batch_size integer, max_failures integer, finish_of uuid[], finish_ids uuid[]);
-
 -- Insert jobs whose names were taken; returns how many were new. What is there already stays as it
 -- is. Locks their batches.
-CREATE FUNCTION insert_rows(p_now bigint, p_ids uuid[], p_kinds text[], p_queues text[],
+CREATE OR REPLACE FUNCTION insert_rows(p_now bigint, p_ids uuid[], p_kinds text[], p_queues text[],
     p_roles smallint[], p_versions integer[], p_payloads bytea[], p_priorities integer[],
     p_run_ats bigint[], p_delays bigint[], p_keys text[], p_batches uuid[], p_positions integer[],
     p_retries text[], p_on_losts smallint[],
-    p_names text[], p_state smallint, p_policy policy)
+    p_names text[], p_state smallint, p_policy policy, p_baggages text[])
 RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     parents uuid[];
@@ -160,20 +151,22 @@ BEGIN
     END IF;
     WITH fresh AS (
         INSERT INTO jobs_live (id, kind, queue, role, version, payload, state, rank, gate,
-            priority, run_at, lease, on_lost, key, batch, position, retry, uniq, created_at)
+            priority, run_at, lease, on_lost, key, batch, position, retry, uniq, created_at,
+            baggage)
         SELECT g.id, g.kind, g.queue, g.role, g.version, g.payload, p_state,
             CASE WHEN g.due <= p_now AND NOT coalesce(b.gated, false)
                  THEN rank_of(g.due, g.priority) END,
             CASE WHEN g.due <= p_now AND b.gated THEN 1 END,
             g.priority, g.due, coalesce(b.leases, 0), g.on_lost, g.key, g.batch, g.place,
-            g.retry, p_names, p_now
+            g.retry, p_names, p_now, g.baggage
         FROM (
             -- An instant in the past counts as now, or a producer could jump the line by it.
             SELECT *, greatest(coalesce(u.run_at, p_now + u.delay), p_now) AS due
             FROM unnest(p_ids, p_kinds, p_queues, p_roles, p_versions, p_payloads, p_priorities,
-                p_run_ats, p_delays, p_keys, p_batches, p_positions, p_retries, p_on_losts)
+                p_run_ats, p_delays, p_keys, p_batches, p_positions, p_retries, p_on_losts,
+                p_baggages)
                 WITH ORDINALITY u (id, kind, queue, role, version, payload, priority, run_at,
-                    delay, key, batch, place, retry, on_lost, nth)) g
+                    delay, key, batch, place, retry, on_lost, baggage, nth)) g
         LEFT JOIN batches b ON b.id = g.batch
         ORDER BY g.nth
         ON CONFLICT (id) DO NOTHING
@@ -224,7 +217,7 @@ BEGIN
     RETURN cardinality(fresh_ids);
 END $$;
 
-CREATE FUNCTION add_batches(p_heads uuid[], p_policy policy) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION add_batches(p_heads uuid[], p_policy policy) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO batches (id, own_expander, finish_kind, finish_queue, concurrency, batch_size,
         max_failures, finish_ids, gated)
@@ -239,7 +232,7 @@ END $$;
 
 -- Refuse new items of batches that are not open; let some of them in. Only for what is new:
 -- repeating an insert is harmless, also after a batch was sealed.
-CREATE FUNCTION check_open(p_now bigint, p_batches uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION check_open(p_now bigint, p_batches uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b batches;
     parent uuid;
@@ -260,8 +253,7 @@ BEGIN
 END $$;
 
 -- ── Verbs ────────────────────────────────────────────────────────────────────────────────────
-
-CREATE FUNCTION check_fence(p_job uuid, p_lease integer) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION check_fence(p_job uuid, p_lease integer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     -- Whatever ends the claim of a head locks its batch too.
     PERFORM lock_batches(ARRAY[p_job]);
@@ -274,7 +266,7 @@ END $$;
 -- Insert jobs in their order, those with unique names one by one, as each has to see the names that
 -- those before it took. Names say by its place which job they belong to. `jobs` were not inserted,
 -- because there is another one `instead`.
-CREATE FUNCTION insert_jobs(p_now bigint, p_ids uuid[], p_kinds text[], p_queues text[],
+CREATE OR REPLACE FUNCTION insert_jobs(p_now bigint, p_ids uuid[], p_kinds text[], p_queues text[],
     p_roles smallint[], p_versions integer[], p_payloads bytea[], p_priorities integer[],
     p_run_ats bigint[], p_delays bigint[], p_keys text[], p_batches uuid[], p_positions integer[],
     p_retries text[], p_on_losts smallint[],
@@ -282,7 +274,8 @@ CREATE FUNCTION insert_jobs(p_now bigint, p_ids uuid[], p_kinds text[], p_queues
     n_periods bigint[], n_digests bytea[], p_state smallint, p_own_expander boolean,
     p_finish_kind text, p_finish_queue text, p_concurrency integer, p_batch_size integer,
     p_max_failures integer, p_finish_of uuid[], p_finish_ids uuid[], p_fence uuid,
-    p_fence_lease integer, OUT new integer, OUT jobs uuid[], OUT instead uuid[])
+    p_fence_lease integer, p_baggages text[] DEFAULT NULL,
+    OUT new integer, OUT jobs uuid[], OUT instead uuid[])
 LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -302,7 +295,7 @@ BEGIN
     IF cardinality(n_names) = 0 THEN
         new := insert_rows(v_now, p_ids, p_kinds, p_queues, p_roles, p_versions, p_payloads,
             p_priorities, p_run_ats, p_delays, p_keys, p_batches, p_positions, p_retries,
-            p_on_losts, NULL, p_state, rules);
+            p_on_losts, NULL, p_state, rules, p_baggages);
         RETURN;
     END IF;
     FOR i IN 1 .. cardinality(p_ids) LOOP
@@ -329,11 +322,11 @@ BEGIN
             p_keys[i:i], p_batches[i:i], p_positions[i:i], p_retries[i:i], p_on_losts[i:i],
             CASE WHEN mine IS NOT NULL
                  THEN ARRAY(SELECT n.name FROM unnest(mine) n WHERE n.scope = 1) END,
-            p_state, rules);
+            p_state, rules, p_baggages[i:i]);
     END LOOP;
 END $$;
 
-CREATE FUNCTION seal(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM must_be_open();
     PERFORM lock_batches(ARRAY[p_batch]);

@@ -1,18 +1,8 @@
--- The PostgreSQL store, step 10: the mark of a copy from or into this store.
-
--- At most one row.
-CREATE TABLE transfer (
-    stage text NOT NULL,
-    mark  text NOT NULL
-);
-
--- 1 while nothing may be changed. A sequence, since it is seen as it is by every transaction: one of
--- a caller's own may have a snapshot from before.
-CREATE SEQUENCE shut AS smallint MINVALUE 0 START WITH 0;
+-- The mark of a copy from or into this store.
 
 -- Refuses while nothing of the store may change. The lock of looking at the mark is held to the end
 -- of the transaction: a freeze waits for all who hold it.
-CREATE FUNCTION must_be_open() RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION must_be_open() RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     t transfer;
 BEGIN
@@ -25,7 +15,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION refuse_frozen(t transfer) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION refuse_frozen(t transfer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM refuse('HL006', format(CASE t.stage
         WHEN 'frozen' THEN 'the store is being copied to %s: nothing new is taken until that is done'
@@ -35,7 +25,7 @@ BEGIN
 END $$;
 
 -- Whether workers may have jobs; refuses when they are in the wrong store.
-CREATE FUNCTION gives_jobs() RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION gives_jobs() RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     t transfer;
 BEGIN
@@ -46,7 +36,7 @@ BEGIN
     RETURN coalesce(t.stage = 'received', true);
 END $$;
 
-CREATE FUNCTION set_mark(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION set_mark(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM transfer;
     INSERT INTO transfer SELECT p_stage, p_mark WHERE p_stage IS NOT NULL;
@@ -54,7 +44,7 @@ BEGIN
 END $$;
 
 -- Mark a store that is open or draining as draining, or if it is idle as frozen.
-CREATE FUNCTION freeze(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION freeze(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE transfer IN ACCESS EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM transfer WHERE stage NOT IN ('draining', 'received'))
@@ -68,7 +58,7 @@ BEGIN
 END $$;
 
 -- Mark a store that is open and empty as receiving.
-CREATE FUNCTION receive(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION receive(p_stage text, p_mark text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE transfer IN ACCESS EXCLUSIVE MODE;
     WHILE number_events() LOOP
@@ -83,7 +73,7 @@ BEGIN
 END $$;
 
 -- Replace a mark by the next one; false if that was done before, NULL if it is another one.
-CREATE FUNCTION replace_mark(p_was text, p_stage text, p_mark text)
+CREATE OR REPLACE FUNCTION replace_mark(p_was text, p_stage text, p_mark text)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     there text;

@@ -1,9 +1,9 @@
--- The PostgreSQL store, step 3: finished transitions are applied, each to the job that still holds
--- its lease, with all it brings along.
+-- Finished transitions are applied, each to the job that still holds its lease, with all it brings
+-- along.
 
 -- Completions are nine of ten moves, so they have a statement of their own.
-CREATE FUNCTION complete_jobs(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
-    OUT done bigint[], OUT touched uuid[]) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION complete_jobs(p_now bigint, p_seqs bigint[], p_leases integer[],
+    p_results bytea[], OUT done bigint[], OUT touched uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     named uuid[];
 BEGIN
@@ -17,10 +17,10 @@ BEGIN
     kept AS (
         INSERT INTO jobs_done (seq, id, kind, queue, role, version, payload, state, priority,
             run_at, attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at,
-            started_at, finished_at, progress, message, result)
+            started_at, finished_at, progress, message, result, baggage)
         SELECT seq, id, kind, queue, role, version, payload, 2, priority,
             run_at, attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at,
-            started_at, p_now, progress, message, outcome
+            started_at, p_now, progress, message, outcome, baggage
         FROM gone),
     said AS (
         INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, worker, body)
@@ -39,17 +39,8 @@ BEGIN
     END IF;
 END $$;
 
--- One transition as the client hands it in; what its move brings along comes with it, from the one
--- table of rules that all stores obey. `alone`: it has lost so many workers that it runs alone.
-CREATE TYPE transition AS (
-    seq bigint, lease integer, move text, target smallint, delay bigint, attempt integer,
-    lost integer, rise integer, yields boolean, records boolean, alone boolean, error text,
-    error_type text);
-
-CREATE TYPE applied AS (place integer, failed boolean, ended boolean, handed boolean, event moved);
-
 -- Apply one transition to a locked job whose batch is locked too; NULL if its lease is lost.
-CREATE FUNCTION move_job(p_now bigint, t transition) RETURNS applied LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION move_job(p_now bigint, t transition) RETURNS applied LANGUAGE plpgsql AS $$
 DECLARE
     j jobs;
     doomed boolean := false;
@@ -103,7 +94,7 @@ BEGIN
              j.kind, j.role, j.batch, 1, target, j.worker, t.error_type)::moved)::applied;
 END $$;
 
-CREATE FUNCTION record_error(p_now bigint, t transition) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION record_error(p_now bigint, t transition) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO errors (job, lease, at, error) VALUES (t.seq, t.lease, p_now, t.error)
     ON CONFLICT (job, lease) DO UPDATE SET at = excluded.at, error = excluded.error;
@@ -116,7 +107,7 @@ END $$;
 -- Apply all that one worker hands in, then do what follows for the batches. Places count from 1.
 -- `drain` names batches that are to be gone on with. With `p_due` also lock jobs that are due, and
 -- their batches: after the jobs that are waited for and before all batches, as the one order says.
-CREATE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
+CREATE OR REPLACE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
     p_moves jsonb, p_due boolean, OUT lost_done integer[], OUT lost_moves integer[],
     OUT settled boolean, OUT ready boolean, OUT drain uuid[], OUT due_seqs bigint[],
     OUT due_batches uuid[]) LANGUAGE plpgsql AS $$
@@ -199,14 +190,14 @@ BEGIN
 END $$;
 
 -- The same for jobs whose worker was lost; the batches that are to be gone on with.
-CREATE FUNCTION put_back(p_now bigint, p_moves jsonb) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION put_back(p_now bigint, p_moves jsonb) RETURNS uuid[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (apply_moves(coalesce(p_now, clock_us()), '{}', '{}', '{}', p_moves, false)).drain;
 END $$;
 
 -- The places of completions that were not applied; each job counts once, even when a finish was
 -- delivered twice.
-CREATE FUNCTION places_lost(p_seqs bigint[], p_leases integer[], p_done bigint[])
+CREATE OR REPLACE FUNCTION places_lost(p_seqs bigint[], p_leases integer[], p_done bigint[])
 RETURNS integer[] LANGUAGE plpgsql AS $$
 BEGIN
     IF cardinality(p_seqs) = cardinality(p_done) THEN

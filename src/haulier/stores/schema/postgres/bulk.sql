@@ -1,8 +1,8 @@
--- The PostgreSQL store, step 13: many plain jobs, whose rows come by COPY between two calls.
+-- Many plain jobs, whose rows come by COPY between two calls.
 
 -- Before rows of plain jobs, without unique names, come by COPY: what has to be known of their batches,
 -- which are locked, to make the rows.
-CREATE FUNCTION begin_rows(p_now bigint, p_batches uuid[], p_fence uuid, p_fence_lease integer,
+CREATE OR REPLACE FUNCTION begin_rows(p_now bigint, p_batches uuid[], p_fence uuid, p_fence_lease integer,
     OUT at bigint, OUT gated boolean[], OUT leases integer[]) LANGUAGE plpgsql AS $$
 BEGIN
     at := coalesce(p_now, clock_us());
@@ -22,7 +22,7 @@ END $$;
 
 -- After them, in the same transaction: all that insert_rows() does besides. Each group g is a row of
 -- the journal.
-CREATE FUNCTION end_rows(p_now bigint, p_ids uuid[], g_counts integer[], g_kinds text[],
+CREATE OR REPLACE FUNCTION end_rows(p_now bigint, p_ids uuid[], g_counts integer[], g_kinds text[],
     g_queues text[], g_roles smallint[], g_batches uuid[], g_bodies bytea[])
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE

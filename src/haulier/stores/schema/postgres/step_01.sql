@@ -226,3 +226,43 @@ CREATE TABLE workers (
     renewed_at bigint  NOT NULL,
     ended_at   bigint
 ) WITH (fillfactor = 50);
+
+-- What functions hand to each other, and to the client.
+
+CREATE TYPE moved AS (
+    type text, id uuid, attempt integer, lease integer, queue text, kind text, role smallint,
+    batch uuid, source smallint, target smallint, worker uuid, error text);
+
+-- One transition as the client hands it in; what its move brings along comes with it, from the one
+-- table of rules that all stores obey. `alone`: it has lost so many workers that it runs alone.
+CREATE TYPE transition AS (
+    seq bigint, lease integer, move text, target smallint, delay bigint, attempt integer,
+    lost integer, rise integer, yields boolean, records boolean, alone boolean, error text,
+    error_type text);
+
+CREATE TYPE applied AS (place integer, failed boolean, ended boolean, handed boolean, event moved);
+
+-- What a worker could start: lines of ready jobs, one per queue and kind, each belonging to a
+-- portion and a demand, which have so many slots. What stands before `floor` was claimed already, as
+-- far as the worker knows.
+CREATE TYPE demand AS (
+    demand integer, portion integer, queue text, kind text, floor bigint, portion_slots integer,
+    slots integer);
+
+-- A job as a claim tells it. The last row of an exchange is no job: its message holds the rest of
+-- the answer, as JSON.
+CREATE TYPE claimed AS (
+    id text, seq bigint, kind text, queue text, payload bytea, state smallint, version integer,
+    role smallint, priority integer, run_at bigint, attempt integer, lease integer, lost integer,
+    key text, batch text, "position" integer, retry text, worker text, cancel smallint,
+    gate smallint, named boolean, on_lost smallint, created_at bigint, started_at bigint,
+    finished_at bigint, progress integer, message text, result bytea, error text, error_at bigint);
+
+-- The names of a new job. Conflicts: 0 skip, 1 replace, 2 reject, 3 match.
+CREATE TYPE uniqueness AS (
+    job integer, name text, scope smallint, conflict smallint, period bigint, digest bytea);
+
+-- How batches of new heads are worked on: for those of one call it is the same.
+CREATE TYPE policy AS (
+    own_expander boolean, finish_kind text, finish_queue text, concurrency integer,
+    batch_size integer, max_failures integer, finish_of uuid[], finish_ids uuid[]);

@@ -1,5 +1,4 @@
--- The PostgreSQL store, step 9: enqueue, for any driver and any language, inside the caller's own
--- transaction.
+-- Enqueue, for any driver and any language, inside the caller's own transaction.
 
 -- Insert one job and return its id; if another job holds `unique_name` while it is pending or
 -- running, that one's id. The payload is a JSON object, checked against the kind's own model when
@@ -7,10 +6,10 @@
 -- changes nothing. `bulk`: the kind is a bulk kind, whose job expands into items.
 --
 -- With the rights of the schema's owner, so that a producer needs no right to the tables.
-CREATE FUNCTION enqueue(kind text, payload jsonb DEFAULT '{}', queue text DEFAULT 'default',
+CREATE OR REPLACE FUNCTION enqueue(kind text, payload jsonb DEFAULT '{}', queue text DEFAULT 'default',
     priority integer DEFAULT 0, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL,
     key text DEFAULT NULL, unique_name text DEFAULT NULL, id uuid DEFAULT NULL,
-    bulk boolean DEFAULT false, version integer DEFAULT 1)
+    bulk boolean DEFAULT false, version integer DEFAULT 1, baggage jsonb DEFAULT NULL)
 RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_us bigint := clock_us();
@@ -48,16 +47,35 @@ BEGIN
         ARRAY[NULL]::uuid[], ARRAY[NULL]::integer[], ARRAY[NULL]::text[], ARRAY[0]::smallint[],
         CASE WHEN names = '{}' THEN '{}' ELSE ARRAY[1] END, names, ARRAY[1]::smallint[],
         ARRAY[0]::smallint[], ARRAY[0]::bigint[], ARRAY[''::bytea], 0::smallint, true,
-        NULL, NULL, NULL, NULL, NULL, '{}', '{}', NULL, NULL);
+        NULL, NULL, NULL, NULL, NULL, '{}', '{}', NULL, NULL, ARRAY[check_baggage(baggage)]);
     -- Told when, and only if, the caller's transaction is committed.
     PERFORM pg_notify(current_schema, '5');
     RETURN coalesce(done.instead[1], job);
 END $$;
 
-CREATE FUNCTION check_enqueue(what text, value text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION check_enqueue(what text, value text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF value IS NULL OR length(value) > 200 OR value !~ '^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$' THEN
         PERFORM refuse('22023', format(
             '%s %L is not a dotted name of letters, digits and underscores', what, left(value, 60)));
     END IF;
+END $$;
+
+-- The text of baggage as a job keeps it, if it is some.
+CREATE OR REPLACE FUNCTION check_baggage(value jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    IF value IS NULL OR value = '{}' THEN
+        RETURN NULL;
+    ELSIF jsonb_typeof(value) <> 'object' THEN
+        PERFORM refuse('22023', 'baggage must be a JSON object');
+    ELSIF length(value::text) > 2048 THEN
+        PERFORM refuse('22023', 'baggage may have 2048 characters');
+    ELSIF EXISTS (SELECT FROM jsonb_each(value) e
+                  WHERE jsonb_typeof(e.value) NOT IN ('string', 'number', 'boolean')
+                     OR e.key !~ '^[A-Za-z_][A-Za-z0-9_]{0,63}$')
+    THEN
+        PERFORM refuse('22023', 'baggage holds texts, numbers and booleans, by names of letters, '
+            || 'digits and underscores');
+    END IF;
+    RETURN value::text;
 END $$;

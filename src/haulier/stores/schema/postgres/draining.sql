@@ -1,11 +1,11 @@
--- The PostgreSQL store, step 7: whole batches at once, in slices that block no claim. A batch with
--- such work under way says so in `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume,
--- 6 delete by retention, 7 restart. Whoever began it goes on until it is done; if that process dies,
--- the next sweep of any worker takes it up.
+-- Whole batches at once, in slices that block no claim. A batch with such work under way says so in
+-- `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume, 6 delete by retention, 7 restart.
+-- Whoever began it goes on until it is done; if that process dies, the next sweep of any worker takes
+-- it up.
 
 -- One slice of the work under way; whether there is more of it. How far it has come is kept with
 -- the batch: several may be at it, and what is under way may become something else meanwhile.
-CREATE FUNCTION drain_batch(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION drain_batch(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     b batches;
@@ -37,7 +37,7 @@ END $$;
 
 -- Items that are just being claimed are passed by, and told when they run: it is not over before
 -- nothing of the batch is pending, and everything that runs was told.
-CREATE FUNCTION drop_slice(p_now bigint, b batches,
+CREATE OR REPLACE FUNCTION drop_slice(p_now bigint, b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     moves moved[];
@@ -63,7 +63,7 @@ BEGIN
 END $$;
 
 -- An item that fails again while others are still to be tried again is not tried twice.
-CREATE FUNCTION requeue_slice(p_now bigint, b batches,
+CREATE OR REPLACE FUNCTION requeue_slice(p_now bigint, b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     moves moved[];
@@ -90,7 +90,7 @@ BEGIN
     more := count = least(500, b.retry_left) AND coalesce(b.retry_left - count > 0, true);
 END $$;
 
-CREATE FUNCTION park_slice(b batches,
+CREATE OR REPLACE FUNCTION park_slice(b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 BEGIN
     WITH parked AS (
@@ -110,7 +110,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION unpark_slice(b batches,
+CREATE OR REPLACE FUNCTION unpark_slice(b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE jobs_live SET rank = rank_of(run_at, priority), gate = NULL
@@ -122,7 +122,7 @@ BEGIN
 END $$;
 
 -- Remove items, with the last ones the head too. The batch's counters go with it.
-CREATE FUNCTION delete_slice(p_now bigint, b batches, p_periods boolean,
+CREATE OR REPLACE FUNCTION delete_slice(p_now bigint, b batches, p_periods boolean,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 BEGIN
     count := remove_jobs(p_now, ARRAY(SELECT seq FROM jobs WHERE batch = b.id
@@ -136,7 +136,7 @@ BEGIN
 END $$;
 
 -- Remove items whose head makes them anew: with the same ids, so their leases go on.
-CREATE FUNCTION clear_slice(p_now bigint, b batches,
+CREATE OR REPLACE FUNCTION clear_slice(p_now bigint, b batches,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     seqs bigint[];
@@ -153,7 +153,7 @@ BEGIN
 END $$;
 
 -- The items are gone: the head is pending again and will expand.
-CREATE FUNCTION restart(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION restart(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     top jobs;
 BEGIN

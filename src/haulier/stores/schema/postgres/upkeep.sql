@@ -1,6 +1,6 @@
--- The PostgreSQL store, step 8: worker incarnations, notes, events, retention.
+-- Worker incarnations, notes, events, retention.
 
-CREATE FUNCTION enlist(p_now bigint, p_worker uuid, p_host text, p_pid integer, p_queues text,
+CREATE OR REPLACE FUNCTION enlist(p_now bigint, p_worker uuid, p_host text, p_pid integer, p_queues text,
     p_kinds text, p_slots integer, p_ttl bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -14,7 +14,7 @@ END $$;
 
 -- Put the expiry forward; an incarnation that has expired stays dead, swept or not: NULL. Else the
 -- jobs that it is to stop.
-CREATE FUNCTION renew(p_now bigint, p_worker uuid, p_ttl bigint)
+CREATE OR REPLACE FUNCTION renew(p_now bigint, p_worker uuid, p_ttl bigint)
 RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -25,7 +25,7 @@ BEGIN
 END $$;
 
 -- Incarnations that are to be ended by a sweep; FORGET them a day after their end.
-CREATE FUNCTION expired_workers(p_now bigint) RETURNS uuid[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION expired_workers(p_now bigint) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
 BEGIN
@@ -38,7 +38,7 @@ END $$;
 
 -- End an incarnation for good and lock the jobs that it holds, in the columns of a claim. With
 -- `p_expired` only if it has expired: it may have been renewed just now.
-CREATE FUNCTION end_worker(p_now bigint, p_worker uuid, p_expired boolean)
+CREATE OR REPLACE FUNCTION end_worker(p_now bigint, p_worker uuid, p_expired boolean)
 RETURNS SETOF claimed LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -51,12 +51,12 @@ BEGIN
     RETURN QUERY SELECT id::text, seq, kind, queue, payload, state, version, role, priority,
         run_at, attempt, lease, lost, key, batch::text, position, retry, worker::text, cancel,
         gate, uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress, message,
-        result, error, error_at
+        result, error, error_at, baggage
     FROM jobs_live WHERE worker = p_worker AND state = 1;
 END $$;
 
 -- Record what running jobs say of themselves, each only while its lease holds, in the order given.
-CREATE FUNCTION note(p_now bigint, p_jobs uuid[], p_leases integer[], p_progress integer[],
+CREATE OR REPLACE FUNCTION note(p_now bigint, p_jobs uuid[], p_leases integer[], p_progress integer[],
     p_messages text[], p_heard boolean[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     events moved[];
@@ -94,7 +94,7 @@ END $$;
 
 -- Number one slice of what stands in the journal, one at a time; whether there may be more. What is
 -- not committed yet comes after all that is: nobody ever sees a number before those below it.
-CREATE FUNCTION number_events() RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION number_events() RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     total bigint;
     rows integer;
@@ -131,7 +131,7 @@ BEGIN
 END $$;
 
 -- STABLE: it sees what the statement sees that asks.
-CREATE FUNCTION current_counts()
+CREATE OR REPLACE FUNCTION current_counts()
 RETURNS TABLE (queue text, kind text, role smallint, state smallint, n bigint)
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -150,7 +150,7 @@ END $$;
 
 -- Remove one slice of the finished jobs of a kind and state that are too old or too many. `batches`
 -- are to be drained.
-CREATE FUNCTION prune_jobs(p_now bigint, p_kind text, p_state smallint, p_age bigint, p_count bigint,
+CREATE OR REPLACE FUNCTION prune_jobs(p_now bigint, p_kind text, p_state smallint, p_age bigint, p_count bigint,
     OUT removed integer, OUT batches uuid[]) LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -200,14 +200,14 @@ BEGIN
 END $$;
 
 -- A head may be final while its items still stop; others are being retried or deleted.
-CREATE FUNCTION whole(p_job uuid, p_role smallint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION whole(p_job uuid, p_role smallint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN p_role = 0 OR EXISTS (SELECT FROM batches b WHERE b.id = p_job AND NOT b.owed
                                  AND b.draining = 0);
 END $$;
 
 -- Forget one slice of results that are kept no longer; how many.
-CREATE FUNCTION prune_results(p_now bigint, p_kind text, p_ttl bigint)
+CREATE OR REPLACE FUNCTION prune_results(p_now bigint, p_kind text, p_ttl bigint)
 RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     count integer;
@@ -224,7 +224,7 @@ END $$;
 
 -- Free one slice of names whose period is over, and of events beyond the latest million or older
 -- than a day; how many rows went.
-CREATE FUNCTION prune_rest(p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION prune_rest(p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     names integer;

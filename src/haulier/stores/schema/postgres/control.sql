@@ -1,8 +1,8 @@
--- The PostgreSQL store, step 6: what operators do to single jobs, and begin to do to batches.
+-- What operators do to single jobs, and begin to do to batches.
 
 -- Cancel pending jobs and request it of running ones; the state each is in now. Heads take their
 -- batches with them: `head` ones are to be drained.
-CREATE FUNCTION cancel_jobs(p_now bigint, p_ids uuid[])
+CREATE OR REPLACE FUNCTION cancel_jobs(p_now bigint, p_ids uuid[])
 RETURNS TABLE (job uuid, now_in smallint, head boolean) LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -32,14 +32,14 @@ BEGIN
 END $$;
 
 -- Lock jobs that are not done, heads excepted, and then the batches of all of them.
-CREATE FUNCTION lock_jobs(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_jobs(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM jobs_live l WHERE l.id = ANY (p_ids) AND l.role <> 1 ORDER BY l.seq FOR UPDATE;
     PERFORM lock_batches((SELECT array_agg(coalesce(l.batch, l.id)) FROM jobs_live l
                           WHERE l.id = ANY (p_ids) AND (l.batch IS NOT NULL OR l.role = 1)));
 END $$;
 
-CREATE FUNCTION cancel_one(p_now bigint, j jobs) RETURNS smallint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION cancel_one(p_now bigint, j jobs) RETURNS smallint LANGUAGE plpgsql AS $$
 BEGIN
     IF j.role = 1 THEN
         PERFORM begin_cancel(p_now, j.id, 1::smallint);
@@ -58,7 +58,7 @@ END $$;
 
 -- Make failed or cancelled jobs pending again; the state each is in now. Heads become so when their
 -- old items are gone: `head` ones are to be drained.
-CREATE FUNCTION requeue_jobs(p_now bigint, p_ids uuid[])
+CREATE OR REPLACE FUNCTION requeue_jobs(p_now bigint, p_ids uuid[])
 RETURNS TABLE (job uuid, now_in smallint, head boolean) LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -94,7 +94,7 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE FUNCTION requeue_one(p_now bigint, j jobs) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION requeue_one(p_now bigint, j jobs) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     parked boolean := false;
 BEGIN
@@ -114,7 +114,7 @@ BEGIN
 END $$;
 
 -- A head that failed or was cancelled is to expand again, from nothing.
-CREATE FUNCTION begin_restart(p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION begin_restart(p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b batches;
 BEGIN
@@ -131,7 +131,7 @@ BEGIN
 END $$;
 
 -- Reopen the locked batch of an item that runs again; whether it has a gate.
-CREATE FUNCTION reopen_for_item(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION reopen_for_item(p_now bigint, p_batch uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     b batches;
     top jobs;
@@ -148,7 +148,7 @@ BEGIN
 END $$;
 
 -- A settled head runs again, because some of its items do. Its batch and its names are locked.
-CREATE FUNCTION reopen_head(p_now bigint, top jobs, p_sealed boolean)
+CREATE OR REPLACE FUNCTION reopen_head(p_now bigint, top jobs, p_sealed boolean)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF top.state = 0 OR NOT p_sealed THEN
@@ -166,7 +166,7 @@ BEGIN
 END $$;
 
 -- Lock a batch and bring it up to date; refuses when there is none.
-CREATE FUNCTION lock_batch(p_batch uuid, OUT b batches, OUT top jobs) LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lock_batch(p_batch uuid, OUT b batches, OUT top jobs) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM lock_batches(ARRAY[p_batch]);
     PERFORM fold(p_batch);
@@ -179,7 +179,7 @@ END $$;
 
 -- Reopen the head of a settled batch; draining then requeues its failed items. False if there is
 -- none to requeue.
-CREATE FUNCTION begin_retry(p_now bigint, p_batch uuid, p_type text, p_limit integer)
+CREATE OR REPLACE FUNCTION begin_retry(p_now bigint, p_batch uuid, p_type text, p_limit integer)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     found_batch record;
@@ -216,7 +216,7 @@ END $$;
 -- Pause: from here on nothing of the batch is claimed; draining takes its items out of the line.
 -- Resume: its gate opens; draining puts the items of a batch without limits into the line. False if
 -- it is so already.
-CREATE FUNCTION switch_batch(p_now bigint, p_batch uuid, p_paused boolean)
+CREATE OR REPLACE FUNCTION switch_batch(p_now bigint, p_batch uuid, p_paused boolean)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -246,7 +246,7 @@ BEGIN
 END $$;
 
 -- Delete a single job, or begin to delete a batch: true, it is to be drained.
-CREATE FUNCTION delete_job(p_now bigint, p_job uuid) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION delete_job(p_now bigint, p_job uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     j jobs;
@@ -284,8 +284,8 @@ END $$;
 
 -- Remove locked jobs that do not run, and what was kept beside them. Names that are held for a
 -- period stay unless `p_periods`. Uncounted: their batch goes too.
-CREATE FUNCTION remove_jobs(p_now bigint, p_seqs bigint[], p_periods boolean, p_uncounted boolean)
-RETURNS integer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION remove_jobs(p_now bigint, p_seqs bigint[], p_periods boolean,
+    p_uncounted boolean) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     moves moved[];
     named uuid[];
@@ -297,6 +297,8 @@ BEGIN
            array_agg(id) FILTER (WHERE uniq IS NOT NULL)
     INTO moves, named FROM gone;
     DELETE FROM errors WHERE job = ANY (p_seqs);
+    DELETE FROM steps WHERE job = ANY (p_seqs);
+    DELETE FROM lines WHERE job = ANY (p_seqs);
     IF named IS NOT NULL THEN
         DELETE FROM uniques WHERE job = ANY (named) AND (p_periods OR scope < 2);
     END IF;

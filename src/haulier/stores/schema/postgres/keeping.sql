@@ -1,27 +1,8 @@
--- The PostgreSQL store, step 11: what jobs leave on their way: finished steps and log lines.
-
-CREATE TABLE steps (
-    job    bigint  NOT NULL,                        -- its seq
-    name   text    COLLATE "C" NOT NULL,
-    lease  integer NOT NULL,
-    at     bigint  NOT NULL,
-    result bytea   NOT NULL,                        -- JSON, opaque here
-    PRIMARY KEY (job, name)
-);
-
--- The last lines of a job; `number` counts those of one claim.
-CREATE TABLE lines (
-    job    bigint  NOT NULL,                        -- its seq
-    lease  integer NOT NULL,
-    number integer NOT NULL,
-    at     bigint  NOT NULL,
-    text   text    NOT NULL,
-    PRIMARY KEY (job, lease, number)
-);
+-- What jobs leave on their way: finished steps and log lines.
 
 -- Keep finished steps, each if its lease holds; which of them do not, by their places. The rows of
 -- their jobs are locked, or one could be claimed anew, and looked at, while its step is still on the way.
-CREATE FUNCTION keep_steps(p_now bigint, p_jobs uuid[], p_leases integer[], p_names text[],
+CREATE OR REPLACE FUNCTION keep_steps(p_now bigint, p_jobs uuid[], p_leases integer[], p_names text[],
     p_results bytea[]) RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -41,7 +22,7 @@ BEGIN
 END $$;
 
 -- Record log lines of running jobs, each if its lease holds, and let go of all but the last ones.
-CREATE FUNCTION keep_lines(p_now bigint, p_jobs uuid[], p_leases integer[], p_numbers integer[],
+CREATE OR REPLACE FUNCTION keep_lines(p_now bigint, p_jobs uuid[], p_leases integer[], p_numbers integer[],
     p_ago bigint[], p_texts text[], p_kept integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -59,30 +40,4 @@ BEGIN
             ORDER BY k.lease DESC, k.number DESC OFFSET p_kept LIMIT 1) o
         WHERE l.job = held AND (l.lease, l.number) <= (o.lease, o.number);
     END LOOP;
-END $$;
-
--- Remove locked jobs that do not run, and what was kept beside them. Names that are held for a
--- period stay unless `p_periods`. Uncounted: their batch goes too.
-CREATE OR REPLACE FUNCTION remove_jobs(p_now bigint, p_seqs bigint[], p_periods boolean,
-    p_uncounted boolean) RETURNS integer LANGUAGE plpgsql AS $$
-DECLARE
-    moves moved[];
-    named uuid[];
-BEGIN
-    WITH gone AS (
-        DELETE FROM jobs WHERE seq = ANY (p_seqs) RETURNING *)
-    SELECT array_agg(('delete', id, attempt, lease, queue, kind, role, batch, state, NULL, NULL,
-                      NULL)::moved ORDER BY seq),
-           array_agg(id) FILTER (WHERE uniq IS NOT NULL)
-    INTO moves, named FROM gone;
-    DELETE FROM errors WHERE job = ANY (p_seqs);
-    DELETE FROM steps WHERE job = ANY (p_seqs);
-    DELETE FROM lines WHERE job = ANY (p_seqs);
-    IF named IS NOT NULL THEN
-        DELETE FROM uniques WHERE job = ANY (named) AND (p_periods OR scope < 2);
-    END IF;
-    IF moves IS NOT NULL THEN
-        PERFORM write_moves(p_now, moves, p_uncounted);
-    END IF;
-    RETURN coalesce(cardinality(moves), 0);
 END $$;
