@@ -28,6 +28,7 @@ from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
+    Configurable,
     Fence,
     Heartbeat,
     Inserted,
@@ -41,6 +42,7 @@ from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
     check,
+    configuring,
     control,
     events,
     inserts,
@@ -339,6 +341,9 @@ class SqliteStore:
 
     def transferable(self) -> Transferable:
         return transfer.SqliteTransfer(self._read, self._write)
+
+    def configurable(self) -> Configurable:
+        return configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
 
     async def check(self) -> list[Finding]:
         now, boot = self._clock.now(), self._clock.boot()
