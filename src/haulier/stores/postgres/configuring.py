@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from haulier.domain.configuration import KEPT_CHANGES, Alteration, Configuration, checked
+from haulier.domain.transfer import ConfigurationRecord, Records
 from haulier.stores.configuring import Kept, configuration_of
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.watching import Change
+
+_SETTING = "name, value, version, changed_by, changed_at"
+_ALTERATION = "version, at, by, name, before, after"
 
 # In one statement: the version of just these settings.
 _READ = (
@@ -24,6 +28,43 @@ async def read(connection: Connection) -> Configuration:
     rows = await connection.fetch(_READ)
     kept = (Kept._make(row[1:]) for row in map(tuple, rows) if row[1] is not None)
     return configuration_of(rows[0]["of"], kept)
+
+
+async def history(connection: Connection, limit: int) -> list[Alteration]:
+    """The last changes, the latest first."""
+    rows = await connection.fetch(
+        f"SELECT {_ALTERATION} FROM alterations ORDER BY version DESC, name LIMIT $1", limit
+    )
+    return [Alteration._make(tuple(row)) for row in rows]
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def read_copied(connection: Connection, after: str | None) -> Records:
+    """The configuration as a copy takes it."""
+    del after
+    version = await connection.fetchval("SELECT version FROM configuration")
+    if version is None:
+        return Records(())
+    settings = await connection.fetch(f"SELECT {_SETTING} FROM settings ORDER BY name")
+    alterations = await history(connection, KEPT_CHANGES)
+    return Records((ConfigurationRecord(version, tuple(map(tuple, settings)), tuple(alterations)),))
+
+
+async def insert_copied(
+    connection: Connection, schema: str, records: Sequence[ConfigurationRecord]
+) -> None:
+    for record in records:
+        await connection.execute("INSERT INTO configuration (version) VALUES ($1)", record.version)
+        for table, columns, rows in (
+            ("settings", _SETTING, record.settings),
+            ("alterations", _ALTERATION, record.alterations),
+        ):
+            await connection.copy_records_to_table(
+                table, schema_name=schema, columns=columns.split(", "), records=rows
+            )
+    await connection.execute("SELECT note_paused()")
 
 
 class PostgresConfigurable:
@@ -64,11 +105,4 @@ class PostgresConfigurable:
         return told
 
     async def history(self, limit: int = 50) -> list[Alteration]:
-        rows = await self._pool.run(
-            lambda db: db.fetch(
-                "SELECT version, at, by, name, before, after FROM alterations "
-                "ORDER BY version DESC, name LIMIT $1",
-                limit,
-            )
-        )
-        return [Alteration._make(tuple(row)) for row in rows]
+        return await self._pool.run(lambda db: history(db, limit))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from haulier.domain.configuration import KEPT_CHANGES, Alteration, Configuration, checked
-from haulier.stores.configuring import Kept, configuration_of
+from haulier.domain.transfer import ConfigurationRecord, Records
+from haulier.stores.configuring import Kept, configuration_of, paused_text
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, optional
+from haulier.stores.redis.records import Writer
 from haulier.stores.watching import Change
 
 
@@ -32,6 +34,33 @@ def raw_of(kept: Kept) -> str:
 def alteration_of(raw: bytes) -> Alteration:
     version, at, *rest = json.loads(raw)
     return Alteration(version, int(at), *rest)
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def read_copied(history: History) -> Records:
+    """The configuration as a copy takes it."""
+    version, pairs = await history.script("configuration")
+    if not version:
+        return Records(())
+    settings = tuple(sorted(map(kept_of, pairs[::2], pairs[1::2])))
+    raw = await history.call("LRANGE", history.key("alterations"), 0, -1)
+    return Records((ConfigurationRecord(version, settings, tuple(map(alteration_of, raw))),))
+
+
+def write_copied(writer: Writer, records: Sequence[ConfigurationRecord]) -> None:
+    for record in records:
+        writer.add("HSET", "history", "configured", record.version)
+        kept = [Kept._make(each) for each in record.settings]
+        paused = paused_text(each.name for each in kept)
+        if paused is not None:
+            writer.add("HSET", "history", "paused", paused)
+        for each in kept:
+            writer.add("HSET", "settings", each.name, raw_of(each))
+        for version, at, *rest in record.alterations:
+            text = json.dumps([version, str(at), *rest], separators=(",", ":"))
+            writer.add("RPUSH", "alterations", text)
 
 
 class RedisConfigurable:

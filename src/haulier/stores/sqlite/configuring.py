@@ -11,6 +11,7 @@ import apsw
 from haulier.domain.configuration import KEPT_CHANGES, Alteration, Configuration, checked
 from haulier.domain.event import CONFIGURED
 from haulier.domain.ids import raw_id
+from haulier.domain.transfer import ConfigurationRecord, Records
 from haulier.domain.worker import Demand
 from haulier.stores.codes import RUNNING, SINGLE
 from haulier.stores.configuring import (
@@ -28,6 +29,10 @@ T = TypeVar("T")
 
 _VERSION = "SELECT coalesce((SELECT version FROM configuration), 0)"
 _SETTINGS = "SELECT name, value, version, changed_by, changed_at FROM settings"
+_PUT = "INSERT INTO settings (name, value, version, changed_by, changed_at) VALUES (?, ?, ?, ?, ?)"
+_PUT_ALTERATION = (
+    "INSERT INTO alterations (version, at, by, name, before, after) VALUES (?, ?, ?, ?, ?, ?)"
+)
 
 
 def read(db: apsw.Connection) -> Configuration:
@@ -49,15 +54,13 @@ def change(
     altered = alterations(before, there, texts, expected)
     if altered:
         version = announce(db, now, by, [each.name for each in altered])
-        for name, old, text in altered:
-            db.execute("DELETE FROM settings WHERE name = ?", (name,))
-            if text is not None:
-                put(db, [Kept(name, text, version, by, now)])
-            db.execute(
-                "INSERT INTO alterations (version, at, by, name, before, after) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (version, now, by, name, old, text),
-            )
+        names = [(each.name,) for each in altered]
+        db.executemany("DELETE FROM settings WHERE name = ?", names)
+        db.executemany(
+            _PUT,
+            [(name, text, version, by, now) for name, _, text in altered if text is not None],
+        )
+        db.executemany(_PUT_ALTERATION, [(version, now, by, *each) for each in altered])
         db.execute(
             "DELETE FROM alterations WHERE (version, name) IN (SELECT version, name "
             "FROM alterations ORDER BY version DESC, name LIMIT -1 OFFSET ?)",
@@ -85,14 +88,6 @@ def announce(db: apsw.Connection, now: int, by: str, names: Iterable[str]) -> in
     return int(version) + 1
 
 
-def put(db: apsw.Connection, rows: Iterable[Kept]) -> None:
-    db.executemany(
-        "INSERT INTO settings (name, value, version, changed_by, changed_at) "
-        "VALUES (?, ?, ?, ?, ?)",
-        rows,
-    )
-
-
 def note_paused(db: apsw.Connection) -> None:
     """Put the paused queues where exchanges look for them."""
     paused = paused_text(row[0] for row in db.execute("SELECT name FROM settings"))
@@ -109,6 +104,27 @@ def history(db: apsw.Connection, limit: int) -> list[Alteration]:
             (limit,),
         )
     ]
+
+
+def read_copied(db: apsw.Connection, after: str | None) -> Records:
+    """The configuration as a copy takes it."""
+    del after
+    rows = fetch(db, "SELECT version FROM configuration")
+    settings = tuple(fetch(db, f"{_SETTINGS} ORDER BY name"))
+    return Records(
+        tuple(
+            ConfigurationRecord(version, settings, tuple(history(db, KEPT_CHANGES)))
+            for (version,) in rows
+        )
+    )
+
+
+def insert_copied(db: apsw.Connection, records: Sequence[ConfigurationRecord]) -> None:
+    for record in records:
+        db.execute("INSERT INTO configuration (version) VALUES (?)", (record.version,))
+        db.executemany(_PUT, record.settings)
+        db.executemany(_PUT_ALTERATION, record.alterations)
+    note_paused(db)
 
 
 def open_demands(demands: Sequence[Demand], paused: str | None) -> Sequence[Demand]:
