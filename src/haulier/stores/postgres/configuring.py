@@ -104,5 +104,10 @@ class PostgresConfigurable:
         told: Configuration = await self._write(work, Change.READY)
         return told
 
+    async def noted(self) -> list[str]:
+        """The paused queues as exchanges see them."""
+        paused = await self._pool.run(lambda db: db.fetchval("SELECT paused FROM configuration"))
+        return list(paused or ())
+
     async def history(self, limit: int = 50) -> list[Alteration]:
         return await self._pool.run(lambda db: history(db, limit))

@@ -376,6 +376,8 @@ class PostgresStore:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
+        part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

@@ -91,6 +91,11 @@ class RedisConfigurable:
         await self._write("configure", *packed, change=Change.READY)
         return await self.configuration()
 
+    async def noted(self) -> list[str]:
+        """The paused queues as exchanges see them."""
+        paused = await self._history.call("HGET", self._history.key("history"), "paused")
+        return json.loads(paused) if paused else []
+
     async def history(self, limit: int = 50) -> list[Alteration]:
         rows = await self._history.call(
             "LRANGE", self._history.key("alterations"), 0, max(limit, 1) - 1

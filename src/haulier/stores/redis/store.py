@@ -301,6 +301,8 @@ class RedisStore:
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
+        part = self.configurable()
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

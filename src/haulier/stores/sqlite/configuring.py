@@ -169,5 +169,10 @@ class SqliteConfigurable:
             lambda db: change(db, self._now(), texts, by, expected), Change.READY
         )
 
+    async def noted(self) -> list[str]:
+        """The paused queues as exchanges see them."""
+        rows = await self._read(lambda db: fetch(db, "SELECT paused FROM configuration"))
+        return [queue for (paused,) in rows if paused for queue in json.loads(paused)]
+
     async def history(self, limit: int = 50) -> list[Alteration]:
         return await self._read(lambda db: history(db, limit))

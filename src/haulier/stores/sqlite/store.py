@@ -353,6 +353,8 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
+        part = configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
