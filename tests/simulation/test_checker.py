@@ -291,5 +291,5 @@ def test_a_claim_of_a_paused_queue_is_found_out():
     ]
     assert list(check_queues([paused, resumed, claimed])) == []
     shut = Shut({"default"})
-    shut.given([replace(left(), queue="slow"), left()])
+    shut.given([left()._replace(queue="slow"), left()])
     assert shut.findings == [f"job {X}: started although default is paused"]
