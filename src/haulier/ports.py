@@ -23,6 +23,7 @@ from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
+from haulier.domain.schedule import Firing, Schedule, Tick
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
@@ -234,6 +235,67 @@ class Transferable(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due by the store's clock, which is at `now`, the longest overdue first.
+
+    `wait`: microseconds until the next tick of those that are not; None if there is none.
+    """
+
+    now: int
+    schedules: tuple[Schedule, ...] = ()
+    wait: int | None = None
+
+
+class Schedules(Protocol):
+    """The part of a store that keeps schedules and makes each of their ticks happen once.
+
+    What to do about a schedule is decided outside, from what was read of it; here it is done if the
+    schedule is still the same, by its revision. So any number of workers may tick at once.
+    """
+
+    async def find(self, *, after: str = "", limit: int = 100) -> list[Schedule]:
+        """Schedules in the order of their names, those that follow the name `after`."""
+        ...
+
+    async def get(self, name: str) -> Schedule:
+        """The schedule; raises ScheduleNotFoundError."""
+        ...
+
+    async def put(self, schedule: Schedule, event: str) -> bool:
+        """Keep a schedule and append an event of this type; whether it was done.
+
+        It is not done if the revision that is kept is not that of the given one, 0 if there is
+        none. The revision rises by one, `changed_at` becomes the store's time, `last_job` stays.
+        """
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Remove a schedule and its ticks, not its jobs; raises ScheduleNotFoundError."""
+        ...
+
+    async def due(self, limit: int = 100) -> Due:
+        """What is due; never waits for a writer."""
+        ...
+
+    async def fire(self, firings: Sequence[Firing]) -> list[tuple[Tick, ...] | None]:
+        """Record ticks, enqueue their jobs and move on, in one transaction; what became of each.
+
+        None for a firing whose schedule has another revision by now: nothing was done for it. A
+        tick that is recorded already is not done again. Of each schedule the last KEPT_TICKS ticks
+        are kept, and those whose jobs are not done.
+        """
+        ...
+
+    async def ticks(self, name: str, *, before: int | None = None, limit: int = 50) -> list[Tick]:
+        """The ticks of a schedule that are kept, the latest first, those before an instant."""
+        ...
+
+    async def tick_of(self, job_id: str) -> Tick | None:
+        """The tick that a job was enqueued for, while it is kept."""
+        ...
+
+
 class JobStore(JobReader, Protocol):
     """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal.
 
@@ -408,6 +470,10 @@ class JobStore(JobReader, Protocol):
 
     def transferable(self) -> Transferable:
         """The part of this store that copies speak to."""
+        ...
+
+    def schedules(self) -> Schedules:
+        """The part of this store that keeps schedules."""
         ...
 
     async def check(self) -> list[Finding]:

@@ -29,6 +29,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.schedules import TestDue, TestKeptSchedules, TestOverlap, TestTicks
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
@@ -66,6 +67,7 @@ __all__ = [
     "TestDemands",
     "TestDrain",
     "TestDrains",
+    "TestDue",
     "TestErrors",
     "TestExpandAnew",
     "TestFence",
@@ -79,6 +81,7 @@ __all__ = [
     "TestIncarnations",
     "TestInsert",
     "TestKeep",
+    "TestKeptSchedules",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -95,6 +98,7 @@ __all__ = [
     "TestOneHolder",
     "TestOrder",
     "TestOtherEvents",
+    "TestOverlap",
     "TestPause",
     "TestPauseOfMany",
     "TestPendingNames",
@@ -115,6 +119,7 @@ __all__ = [
     "TestSkip",
     "TestStepsStay",
     "TestThaw",
+    "TestTicks",
     "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",

@@ -31,6 +31,7 @@ from haulier.ports import (
     Inserted,
     JobFilter,
     Page,
+    Schedules,
     Transferable,
 )
 from haulier.stores import checking
@@ -49,6 +50,7 @@ from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.postgres.rows import uuid_of
+from haulier.stores.postgres.schedules import PostgresSchedules
 from haulier.stores.postgres.signals import Signals
 from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
@@ -366,6 +368,9 @@ class PostgresStore:
 
     def transferable(self) -> Transferable:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
+
+    def schedules(self) -> Schedules:
+        return PostgresSchedules(self._pool.run, self._write, lambda: self._now, self._drain)
 
     async def check(self) -> list[Finding]:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))

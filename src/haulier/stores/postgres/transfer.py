@@ -25,6 +25,8 @@ TABLES = {
     Section.JOBS: "jobs",
     Section.BATCHES: "batches",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.EVENTS: "events",
 }
 
@@ -45,6 +47,8 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "jobs": "seq",
     "batches": "id",
     "counts": "queue, kind, role, state",

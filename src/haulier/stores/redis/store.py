@@ -19,7 +19,16 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+    Schedules,
+)
 from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.background import Background
@@ -41,6 +50,7 @@ from haulier.stores.redis.packing import (
     pack_steps,
 )
 from haulier.stores.redis.rows import job_from_row
+from haulier.stores.redis.schedules import RedisSchedules
 from haulier.stores.redis.transfer import RedisTransfer
 from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
@@ -284,6 +294,9 @@ class RedisStore:
 
     def transferable(self) -> RedisTransfer:
         return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
+
+    def schedules(self) -> Schedules:
+        return RedisSchedules(self._history, self._write, self._drain)
 
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""

@@ -19,6 +19,7 @@ from haulier.domain.transfer import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
 from haulier.stores.redis import records as rows
+from haulier.stores.redis import schedules
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
 
@@ -108,6 +109,10 @@ class RedisTransfer:
                 rows.write_jobs(writer, records)
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
+            case Section.SCHEDULES:
+                schedules.write_schedules(writer, records)
+            case Section.TICKS:
+                schedules.write_ticks(writer, records)
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
@@ -126,6 +131,10 @@ class RedisTransfer:
                 return await self._read_jobs(after)
             case Section.NAMES:
                 return await self._read_names(after)
+            case Section.SCHEDULES:
+                return await schedules.read_schedules(self._history, after)
+            case Section.TICKS:
+                return await schedules.read_ticks(self._history, after)
             case Section.EVENTS:
                 return await self._read_events(after)
 

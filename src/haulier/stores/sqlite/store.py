@@ -33,6 +33,7 @@ from haulier.ports import (
     Inserted,
     JobFilter,
     Page,
+    Schedules,
     Transferable,
 )
 from haulier.stores import checking
@@ -48,6 +49,7 @@ from haulier.stores.sqlite import (
     liveness,
     queries,
     retention,
+    schedules,
     transfer,
 )
 from haulier.stores.sqlite.clock import SystemClock
@@ -339,6 +341,9 @@ class SqliteStore:
 
     def transferable(self) -> Transferable:
         return transfer.SqliteTransfer(self._read, self._write)
+
+    def schedules(self) -> Schedules:
+        return schedules.SqliteSchedules(self._read, self._change, self._clock.now, self._drain)
 
     async def check(self) -> list[Finding]:
         now, boot = self._clock.now(), self._clock.boot()

@@ -57,6 +57,8 @@ _TABLES = {
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.EVENTS: "events",
 }
 
@@ -117,6 +119,8 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "jobs": "seq",
     "batches": "id",
 }
