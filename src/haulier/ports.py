@@ -23,7 +23,7 @@ from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
-from haulier.domain.schedule import Firing, Schedule, Tick
+from haulier.domain.schedule import Due, Firing, Schedule, Tick
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
@@ -163,6 +163,10 @@ class JobReader(Protocol):
         """Batches, newest first; `cursor` is the id of the last one seen."""
         ...
 
+    def schedules(self) -> Schedules:
+        """The part of this store that keeps schedules."""
+        ...
+
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         """How many jobs there are per queue, kind, role and state."""
         ...
@@ -233,18 +237,6 @@ class Transferable(Protocol):
         history may go on elsewhere.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """What is due by the store's clock, which is at `now`, the longest overdue first.
-
-    `wait`: microseconds until the next tick of those that are not; None if there is none.
-    """
-
-    now: int
-    schedules: tuple[Schedule, ...] = ()
-    wait: int | None = None
 
 
 class Schedules(Protocol):
@@ -470,10 +462,6 @@ class JobStore(JobReader, Protocol):
 
     def transferable(self) -> Transferable:
         """The part of this store that copies speak to."""
-        ...
-
-    def schedules(self) -> Schedules:
-        """The part of this store that keeps schedules."""
         ...
 
     async def check(self) -> list[Finding]:

@@ -348,6 +348,18 @@ class Schedule:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due by the store's clock, which is at `now`, the longest overdue first.
+
+    `wait`: microseconds until the next tick of those that are not; None if there is none.
+    """
+
+    now: int
+    schedules: tuple[Schedule, ...] = ()
+    wait: int | None = None
+
+
 class TickState(StrEnum):
     """What became of a tick: its job was enqueued, it was missed, or skipped for an overlap.
 

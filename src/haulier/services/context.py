@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState
 from haulier.domain.line import LONGEST_LINE, Said
+from haulier.domain.schedule import Tick
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
@@ -226,6 +227,13 @@ class Context:
     async def batch(self, batch_id: str | None = None) -> Batch:
         """A batch, by default the one this job is the head or an item of."""
         return await self._runtime.reader.batch(batch_id or self.job.batch_id or self.job.id)
+
+    async def tick(self) -> Tick | None:
+        """The tick that this job was enqueued for; None if no schedule has enqueued it.
+
+        A scheduled job that is late should take its time from `tick.tick`, not from the clock.
+        """
+        return await self._runtime.reader.schedules().tick_of(self.job.id)
 
     async def payload_of(self, job_id: str) -> BaseModel:
         """The payload of another job, for instance the head's in a finish callback."""

@@ -253,7 +253,8 @@ class Child:
     @property
     def reader(self) -> JobReader:
         raise PermanentError(
-            "ctx.batch, ctx.items and ctx.payload_of read the store, which a child process has not"
+            "ctx.batch, ctx.items, ctx.tick and ctx.payload_of read the store, which a child "
+            "process has not"
         )
 
     def payload_of(self, job: Job) -> BaseModel:

@@ -26,6 +26,7 @@ from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
 from haulier.services.registry import Executor
+from haulier.services.schedules import ScheduleManager
 from haulier.worker.around import Around
 from haulier.worker.execution import Executors, execute
 from haulier.worker.heartbeat import HeartbeatThread
@@ -35,6 +36,7 @@ from haulier.worker.outcomes import policy_failed
 from haulier.worker.patience import pause_after
 from haulier.worker.running import Running, RunningJobs, Stop
 from haulier.worker.steps import StepKeeper
+from haulier.worker.ticking import tick_often
 from haulier.worker.upkeep import prune_often, sweep_often
 
 LONGEST_WAIT = 5.0
@@ -74,6 +76,7 @@ class Session:
         self._finished: list[Transition] = []
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
+        self._schedules = ScheduleManager(self._store, manager.registry, manager.sealer)
         self._wake = asyncio.Event()
         self._claiming = True
         self._stopping = False
@@ -112,6 +115,7 @@ class Session:
             sides = [
                 group.create_task(sweep_often(self._store)),
                 group.create_task(prune_often(self._store, self._manager.registry)),
+                group.create_task(tick_often(self._store, self._schedules)),
                 group.create_task(self._notes.flush_often()),
                 group.create_task(self._jobs.scan()),
             ]

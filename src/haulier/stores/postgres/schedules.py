@@ -12,6 +12,7 @@ from haulier.domain.job import NewJob, Role
 from haulier.domain.schedule import (
     KEPT_TICKS,
     TICK_STATES,
+    Due,
     Firing,
     Schedule,
     Tick,
@@ -19,7 +20,6 @@ from haulier.domain.schedule import (
 )
 from haulier.domain.transfer import Records, ScheduleRecord, TickRecord
 from haulier.exceptions import ScheduleNotFoundError
-from haulier.ports import Due
 from haulier.stores.firing import Fired, settle
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.postgres import inserting, operations

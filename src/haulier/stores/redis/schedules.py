@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from haulier.domain.event import SCHEDULE_DELETED
-from haulier.domain.schedule import TICK_STATES, Firing, Overlap, Schedule, Tick
+from haulier.domain.schedule import TICK_STATES, Due, Firing, Overlap, Schedule, Tick
 from haulier.domain.transfer import Records, ScheduleRecord, TickRecord
 from haulier.exceptions import ScheduleNotFoundError
-from haulier.ports import Due
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional, pack_jobs, pack_policy

@@ -11,10 +11,9 @@ import apsw
 from haulier.domain.event import SCHEDULE_DELETED
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob
-from haulier.domain.schedule import KEPT_TICKS, TICK_STATES, Firing, Schedule, Tick, TickState
+from haulier.domain.schedule import KEPT_TICKS, TICK_STATES, Due, Firing, Schedule, Tick, TickState
 from haulier.domain.transfer import Records, ScheduleRecord, TickRecord
 from haulier.exceptions import ScheduleNotFoundError
-from haulier.ports import Due
 from haulier.stores.codes import RUNNING, SINGLE, key_of
 from haulier.stores.firing import settle
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
