@@ -12,6 +12,7 @@ from haulier.domain.event import (
     CANCEL_REQUESTED,
     DELETED,
     INSERTED,
+    OF_SCHEDULES,
     PAUSED,
     RESUMED,
     Event,
@@ -23,7 +24,7 @@ from simulation.history import Entry, Final, What, callbacks_of
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED}
+BESIDE = {PAUSED, RESUMED, *OF_SCHEDULES}
 
 
 @dataclass(slots=True)

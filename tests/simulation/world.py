@@ -45,6 +45,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
+from simulation import schedules
 from simulation.history import Entry, Final, What, look
 
 T = TypeVar("T")
@@ -87,6 +88,7 @@ class World:
         self.unsealed: dict[str, int] = {}
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
+        self.clockwork = schedules.Clockwork()
 
     async def run(self) -> Final:
         """So many steps, then everything until nothing goes on any more."""
@@ -515,4 +517,9 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    schedules.set_schedule: 2,
+    schedules.pause_schedule: 1,
+    schedules.tick: 8,
+    schedules.tick_late: 2,
+    schedules.run_schedule: 1,
 }

@@ -1,7 +1,8 @@
 """What every worker does for schedules: it stores what code declares, and ticks when it is time.
 
 Any number of workers do so at once; the store makes each tick happen once. While nothing is
-scheduled nothing is asked, until somebody puts a schedule, which wakes workers like a new job.
+scheduled next to nothing is asked, until somebody puts a schedule, which wakes workers like a new
+job.
 """
 
 from __future__ import annotations
