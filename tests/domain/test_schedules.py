@@ -268,6 +268,12 @@ class TestPlan:
         assert len({each.job_id(5), each.job_id(6), other.job_id(5)}) == 3
         assert by_hand(each, 5).ticks[0].job.id != each.job_id(5)
 
+    def test_one_by_hand_never_stands_in_the_place_of_a_tick(self):
+        each = schedule()
+        assert [p.tick for p in by_hand(each, 10_500_000).ticks] == [10_500_000]
+        assert [p.tick for p in by_hand(each, 11_000_000).ticks] == [11_000_001]
+        assert by_hand(each, 11_000_000).next == each.next
+
     @pytest.mark.parametrize(
         ("missed", "wanted"),
         [

@@ -54,7 +54,7 @@ async def set_schedule(world: World) -> None:
         return
     bulk = world.dice.random() < 0.3
     now = world.clock.now()
-    length = world.pick((7.0, 12.5, 30.0))
+    length = world.pick((1.0, 2.5, 5.0))
     schedule = Schedule(
         name=f"s{len(work.made)}",
         id=world.id(),
@@ -93,12 +93,22 @@ async def _put(world: World, schedule: Schedule, event: str) -> None:
 
 async def tick(world: World) -> None:
     """A scheduler looks what is due and sees to it, or falls asleep between the two."""
-    due = await world.store.schedules().due()
-    firings = [firing for each in due.schedules if (firing := plan(each, due.now))]
+    firings = await _due(world)
     if world.dice.random() < 0.3:
         world.clockwork.sleeping += firings
         return
+    if world.dice.random() < 0.4:
+        # Another one is quicker, and then there may be more to do.
+        await _fire(world, firings)
+        world.clock.advance(world.pick((0.1, 1.0, 5.0)))
+        if world.dice.random() < 0.5:
+            await _fire(world, await _due(world))
     await _fire(world, firings)
+
+
+async def _due(world: World) -> list[Firing]:
+    due = await world.store.schedules().due()
+    return [firing for each in due.schedules if (firing := plan(each, due.now))]
 
 
 async def tick_late(world: World) -> None:

@@ -517,9 +517,9 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
-    schedules.set_schedule: 2,
+    schedules.set_schedule: 4,
     schedules.pause_schedule: 1,
-    schedules.tick: 8,
-    schedules.tick_late: 2,
+    schedules.tick: 10,
+    schedules.tick_late: 4,
     schedules.run_schedule: 1,
 }

@@ -441,12 +441,14 @@ def plan(schedule: Schedule, now: int) -> Firing | None:
 
 def by_hand(schedule: Schedule, now: int) -> Firing:
     """A tick now, whatever the cadence says; the next one stays."""
-    job = schedule.template.job(derived_id(schedule.id, f"manual/{now}"))
+    # Not in the place of a tick of the cadence, which would then count as done.
+    tick = now + 1 if next(schedule.cadence.after(now - 1)) == now else now
+    job = schedule.template.job(derived_id(schedule.id, f"manual/{tick}"))
     return Firing(
         name=schedule.name,
         revision=schedule.revision,
         next=schedule.next,
-        ticks=(Planned(now, job),),
+        ticks=(Planned(tick, job),),
         overlap=schedule.overlap,
         policy=schedule.template.policy,
         manual=True,

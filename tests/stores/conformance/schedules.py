@@ -386,6 +386,7 @@ class TestOverlap:
 
     async def test_by_hand(self, store, clock):
         first = await scheduled(store, overlap=Overlap.SKIP)
+        clock.advance(0.25)
         ((tick,),) = await store.schedules().fire([by_hand(first, clock.now())])
         assert (tick.tick, tick.state) == (clock.now(), TickState.MANUAL)
         after = await store.schedules().get("each")
