@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from itertools import islice
+from itertools import islice, pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -160,7 +160,7 @@ class TestDaylightSaving:
         found = list(islice(cron.after(start), 12))
         assert found == sorted(set(found))
         assert found[0] > start
-        for earlier, later in zip(found, found[1:], strict=False):
+        for earlier, later in pairwise(found):
             assert next(cron.after(earlier)) == later
 
 
