@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
-    from haulier.domain.schedule import Cron, Interval, Missed, Overlap, Schedule, Tick
+    from haulier.domain.schedule import Cron, Interval, Missed, Overlap, Schedule
     from haulier.domain.step import Step
+    from haulier.domain.tick import Tick
     from haulier.domain.unique import Conflict, Scope
     from haulier.exceptions import (
         CancelJob,
@@ -98,7 +99,7 @@ _HOME = {
     "Step": "domain.step",
     "StoreError": "exceptions",
     "Task": "app",
-    "Tick": "domain.schedule",
+    "Tick": "domain.tick",
     "Unique": "services.options",
     "ValidationError": "exceptions",
     "WorkerOptions": "worker.lanes",

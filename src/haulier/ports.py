@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
@@ -23,10 +23,14 @@ from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
-from haulier.domain.schedule import Due, Firing, Schedule, Tick
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
+
+if TYPE_CHECKING:
+    # It needs time zones and cron, which take longer to load than short commands may.
+    from haulier.domain.schedule import Due, Firing, Schedule
+    from haulier.domain.tick import Tick
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""

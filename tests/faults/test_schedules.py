@@ -11,7 +11,8 @@ from faults.history import percentile
 from faults.run import Run
 from haulier.domain.event import SCHEDULE_PAUSED, SCHEDULE_SET
 from haulier.domain.job import MICROSECOND, Job, JobState
-from haulier.domain.schedule import Interval, Missed, Schedule, Template, TickState
+from haulier.domain.schedule import Interval, Missed, Schedule, Template
+from haulier.domain.tick import TickState
 from haulier.ports import JobFilter, JobStore, pages
 from haulier.services.ids import new_id
 

@@ -14,7 +14,8 @@ from faults.log import Log
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import NewJob
 from haulier.domain.moves import Transition
-from haulier.domain.schedule import Firing, Tick
+from haulier.domain.schedule import Firing
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Renewal, WorkerRow
 from haulier.ports import Heartbeat, Inserted, JobStore, Schedules
 

@@ -19,11 +19,10 @@ from haulier.domain.schedule import (
     Overlap,
     Schedule,
     Template,
-    Tick,
-    TickState,
     by_hand,
     plan,
 )
+from haulier.domain.tick import Tick, TickState
 from simulation.history import Final, What
 
 if TYPE_CHECKING:

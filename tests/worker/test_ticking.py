@@ -10,7 +10,7 @@ import pytest
 
 from haulier import App, Context, Interval, JobState, Tick
 from haulier.domain.job import MICROSECOND
-from haulier.domain.schedule import TickState
+from haulier.domain.tick import TickState
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobFilter
 from haulier.worker import ticking

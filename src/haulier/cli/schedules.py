@@ -30,7 +30,8 @@ from haulier.exceptions import Problem, ValidationError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from haulier.domain.schedule import Schedule, Tick
+    from haulier.domain.schedule import Schedule
+    from haulier.domain.tick import Tick
     from haulier.services.schedules import ScheduleManager
 
 SHOWN_TICKS = 10

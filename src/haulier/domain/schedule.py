@@ -37,9 +37,6 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 SHORTEST_INTERVAL = 0.1
 MOST_MADE_UP = 1000
 LONGEST_CRON = 200
-KEPT_TICKS = 100
-"""Ticks of one schedule that are remembered, beside those whose jobs are not done."""
-
 GRACE = 60 * MICROSECOND
 """A tick that is no later than this is not missed, unless the next one is due as well."""
 
@@ -358,38 +355,6 @@ class Due:
     now: int
     schedules: tuple[Schedule, ...] = ()
     wait: int | None = None
-
-
-class TickState(StrEnum):
-    """What became of a tick: its job was enqueued, it was missed, or skipped for an overlap.
-
-    `manual` is none of the cadence's: somebody ran the schedule then.
-    """
-
-    FIRED = "fired"
-    MANUAL = "manual"
-    MISSED = "missed"
-    OVERLAP = "overlap"
-
-
-TICK_STATES = tuple(TickState)
-"""By their codes in stores."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """One tick of a schedule, as the store remembers it.
-
-    `at` is when it was dealt with. `since`: of those that were missed, the first one; they share
-    the row of the last. `job` was enqueued for it.
-    """
-
-    schedule: str
-    tick: int
-    at: int
-    state: TickState
-    job: str | None = None
-    since: int | None = None
 
 
 # ── Firing ───────────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState
 from haulier.domain.line import LONGEST_LINE, Said
-from haulier.domain.schedule import Tick
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
@@ -21,12 +21,14 @@ from haulier.domain.batch import FinishCallback
 from haulier.domain.job import OnLost, Role
 from haulier.domain.retention import Removal, Retention
 from haulier.domain.retry import RetryPolicy
-from haulier.domain.schedule import Cadence, Schedule
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.code import Code, code_of
 from haulier.services.context import Context
 from haulier.services.middleware import Middleware
 from haulier.services.secrets import SCHEMA_FORMAT
+
+if TYPE_CHECKING:
+    from haulier.domain.schedule import Cadence, Schedule
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
 """What kinds look like: a dotted name."""

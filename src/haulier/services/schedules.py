@@ -29,11 +29,11 @@ from haulier.domain.schedule import (
     Overlap,
     Schedule,
     Template,
-    Tick,
     by_hand,
     plan,
     refused,
 )
+from haulier.domain.tick import Tick
 from haulier.exceptions import (
     HaulierError,
     JobStateError,

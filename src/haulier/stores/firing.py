@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from haulier.domain.job import NewJob
-from haulier.domain.schedule import Firing, Overlap, Tick, TickState
+from haulier.domain.schedule import Firing, Overlap
+from haulier.domain.tick import Tick, TickState
 
 
 @dataclass(slots=True)

@@ -15,7 +15,6 @@ from haulier.domain.job import MICROSECOND, JobState, OnLost, Role
 from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.schedule import (
-    KEPT_TICKS,
     Cron,
     Interval,
     Missed,
@@ -23,11 +22,10 @@ from haulier.domain.schedule import (
     Planned,
     Schedule,
     Template,
-    Tick,
-    TickState,
     by_hand,
     plan,
 )
+from haulier.domain.tick import KEPT_TICKS, Tick, TickState
 from haulier.exceptions import ScheduleNotFoundError
 from haulier.ports import JobFilter, JobStore
 from haulier.services.ids import new_id

@@ -16,7 +16,7 @@ from haulier.services.ids import new_id
 
 if TYPE_CHECKING:
     from haulier.cli.bench.command import Lines, Load
-    from haulier.domain.schedule import Tick
+    from haulier.domain.tick import Tick
 
 SECONDLY = 10
 """Schedules of every second whose lateness is measured, each at a time of its own."""

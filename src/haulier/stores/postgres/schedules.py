@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import astuple
 from typing import Any, Protocol, TypeVar
 
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.event import SCHEDULE_DELETED
 from haulier.domain.job import NewJob, Role
-from haulier.domain.schedule import (
-    KEPT_TICKS,
-    TICK_STATES,
-    Due,
-    Firing,
-    Schedule,
-    Tick,
-    TickState,
-)
-from haulier.domain.transfer import Records, ScheduleRecord, TickRecord
+from haulier.domain.schedule import Due, Firing, Schedule
+from haulier.domain.tick import KEPT_TICKS, TICK_STATES, Tick
 from haulier.exceptions import ScheduleNotFoundError
 from haulier.stores.firing import Fired, settle
-from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.postgres import inserting, operations
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import uuid_of
+from haulier.stores.postgres.schedule_records import (
+    COLUMNS,
+    READ,
+    READ_TICKS,
+    TICK,
+    tick_from_row,
+)
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
 Work = Callable[[Connection], Awaitable[T]]
 
-_COLUMNS = "name, id, revision, next, last_job, kind, queue, body, changed_by, changed_at"
-_READ = f"SELECT {_COLUMNS} FROM schedules".replace(" id,", " id::text,").replace(
-    "last_job,", "last_job::text,"
-)
 _NOW = "SELECT coalesce($1::bigint, clock_us())"
 _OPEN = f"{_NOW}, must_be_open()"
 # An event that moves nothing.
@@ -42,7 +35,7 @@ _SAY = (
     "NULL, NULL, NULL)::moved])"
 )
 _ADD = (
-    f"INSERT INTO schedules ({_COLUMNS}) VALUES ($1, $2, 1, $3, NULL, $4, $5, $6, $7, $8) "
+    f"INSERT INTO schedules ({COLUMNS}) VALUES ($1, $2, 1, $3, NULL, $4, $5, $6, $7, $8) "
     "ON CONFLICT DO NOTHING RETURNING 1"
 )
 _CHANGE = (
@@ -63,10 +56,8 @@ _MOVE_ON = (
     "FROM unnest($1::text[], $2::bigint[], $3::uuid[]) u (name, next, last_job) "
     "WHERE s.name = u.name"
 )
-_TICK = "schedule, tick, at, state, job, since"
-_READ_TICKS = f"SELECT {_TICK} FROM ticks".replace(" job,", " job::text,")
 _ADD_TICKS = (
-    f"INSERT INTO ticks ({_TICK}) SELECT * FROM "
+    f"INSERT INTO ticks ({TICK}) SELECT * FROM "
     "unnest($1::text[], $2::bigint[], $3::bigint[], $4::smallint[], $5::uuid[], $6::bigint[])"
 )
 # What nobody needs any more: done, and not among the latest. Two go for each that comes.
@@ -94,11 +85,6 @@ def _schedule(row: Sequence[Any]) -> Schedule:
         changed_by=changed_by,
         changed_at=at,
     )
-
-
-def _tick(row: Sequence[Any]) -> Tick:
-    schedule, tick, at, state, job, since = row
-    return Tick(schedule, tick, at, TICK_STATES[state], job, since)
 
 
 async def put(db: Connection, now: int | None, schedule: Schedule, event: str) -> bool:
@@ -132,7 +118,7 @@ async def due(db: Connection, now: int | None, limit: int) -> Due:
     at, first = await db.fetchrow(f"{_NOW}, (SELECT min(next) FROM schedules)", now)
     if first is None or first > at:
         return Due(at, (), None if first is None else first - at)
-    rows = await db.fetch(f"{_READ} WHERE next <= $1 ORDER BY next LIMIT $2", at, limit)
+    rows = await db.fetch(f"{READ} WHERE next <= $1 ORDER BY next LIMIT $2", at, limit)
     following = await db.fetchval("SELECT min(next) FROM schedules WHERE next > $1", at)
     found = tuple(map(_schedule, rows))
     return Due(at, found, None if following is None else following - at)
@@ -233,55 +219,6 @@ async def _record(db: Connection, mine: Sequence[tuple[Firing, Fired]]) -> None:
         )
 
 
-# ── Copies ───────────────────────────────────────────────────────────────────────────────────
-
-
-async def read_schedules(db: Connection, after: str | None) -> Records:
-    sizes = await db.fetch(
-        "SELECT name, length(body) FROM schedules WHERE name > $1 ORDER BY name LIMIT $2",
-        *(after or "", PAGE_RECORDS + 1),
-    )
-    page: list[str] = []
-    size = 0
-    for name, length in sizes[:PAGE_RECORDS]:
-        if size > PAGE_BYTES:
-            break
-        page.append(name)
-        size += length
-    rows = await db.fetch(f"{_READ} WHERE name = ANY ($1) ORDER BY name", page)
-    more = len(page) < len(sizes)
-    return Records(tuple(ScheduleRecord._make(row) for row in rows), page[-1] if more else None)
-
-
-async def insert_schedules(db: Connection, schema: str, records: Sequence[ScheduleRecord]) -> None:
-    await db.copy_records_to_table(
-        "schedules", schema_name=schema, columns=_COLUMNS.split(", "), records=records
-    )
-
-
-async def read_ticks(db: Connection, after: str | None) -> Records:
-    # A name has no spaces.
-    name, _, tick = (after or " 0").rpartition(" ")
-    rows = await db.fetch(
-        f"{_READ_TICKS} WHERE (schedule, tick) > ($1, $2) ORDER BY schedule, tick LIMIT $3",
-        *(name, int(tick), PAGE_RECORDS + 1),
-    )
-    records = tuple(TickRecord._make(astuple(_tick(row))) for row in rows[:PAGE_RECORDS])
-    if len(rows) <= PAGE_RECORDS:
-        return Records(records)
-    return Records(records, f"{records[-1].schedule} {records[-1].tick}")
-
-
-async def insert_ticks(db: Connection, schema: str, records: Sequence[TickRecord]) -> None:
-    rows = [
-        (r.schedule, r.tick, r.at, TICK_STATES.index(TickState(r.state)), r.job, r.since)
-        for r in records
-    ]
-    await db.copy_records_to_table(
-        "ticks", schema_name=schema, columns=_TICK.split(", "), records=rows
-    )
-
-
 # ── The verbs ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -309,11 +246,11 @@ class PostgresSchedules:
         self._drain = drain
 
     async def find(self, *, after: str = "", limit: int = 100) -> list[Schedule]:
-        sql = f"{_READ} WHERE name > $1 ORDER BY name LIMIT $2"
+        sql = f"{READ} WHERE name > $1 ORDER BY name LIMIT $2"
         return [_schedule(row) for row in await self._run(lambda db: db.fetch(sql, after, limit))]
 
     async def get(self, name: str) -> Schedule:
-        row = await self._run(lambda db: db.fetchrow(f"{_READ} WHERE name = $1", name))
+        row = await self._run(lambda db: db.fetchrow(f"{READ} WHERE name = $1", name))
         if row is None:
             raise ScheduleNotFoundError(name)
         return _schedule(row)
@@ -335,11 +272,14 @@ class PostgresSchedules:
         return done
 
     async def ticks(self, name: str, *, before: int | None = None, limit: int = 50) -> list[Tick]:
-        sql = f"{_READ_TICKS} WHERE schedule = $1 AND tick < $2 ORDER BY tick DESC LIMIT $3"
+        sql = f"{READ_TICKS} WHERE schedule = $1 AND tick < $2 ORDER BY tick DESC LIMIT $3"
         last = 2**62 if before is None else before
-        return [_tick(row) for row in await self._run(lambda db: db.fetch(sql, name, last, limit))]
+        return [
+            tick_from_row(row)
+            for row in await self._run(lambda db: db.fetch(sql, name, last, limit))
+        ]
 
     async def tick_of(self, job_id: str) -> Tick | None:
-        sql, job = f"{_READ_TICKS} WHERE job = $1", uuid_of(job_id)
+        sql, job = f"{READ_TICKS} WHERE job = $1", uuid_of(job_id)
         row = await self._run(lambda db: db.fetchrow(sql, job))
-        return None if row is None else _tick(row)
+        return None if row is None else tick_from_row(row)

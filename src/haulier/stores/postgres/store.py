@@ -50,7 +50,6 @@ from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.postgres.rows import uuid_of
-from haulier.stores.postgres.schedules import PostgresSchedules
 from haulier.stores.postgres.signals import Signals
 from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
@@ -370,6 +369,9 @@ class PostgresStore:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
 
     def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.postgres.schedules import PostgresSchedules
+
         return PostgresSchedules(self._pool.run, self._write, lambda: self._now, self._drain)
 
     async def check(self) -> list[Finding]:

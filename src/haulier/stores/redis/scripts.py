@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
-from haulier.domain.schedule import KEPT_TICKS, TICK_STATES, TickState
+from haulier.domain.tick import KEPT_TICKS, TICK_STATES, TickState
 from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS

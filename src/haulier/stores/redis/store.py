@@ -50,7 +50,6 @@ from haulier.stores.redis.packing import (
     pack_steps,
 )
 from haulier.stores.redis.rows import job_from_row
-from haulier.stores.redis.schedules import RedisSchedules
 from haulier.stores.redis.transfer import RedisTransfer
 from haulier.stores.redis.waking import Listener
 from haulier.stores.watching import Change
@@ -296,6 +295,9 @@ class RedisStore:
         return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
 
     def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.redis.schedules import RedisSchedules
+
         return RedisSchedules(self._history, self._write, self._drain)
 
     async def _take_inboxes(self) -> None:

@@ -19,7 +19,7 @@ from haulier.domain.transfer import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
 from haulier.stores.redis import records as rows
-from haulier.stores.redis import schedules
+from haulier.stores.redis import schedule_records
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
 
@@ -110,9 +110,9 @@ class RedisTransfer:
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
             case Section.SCHEDULES:
-                schedules.write_schedules(writer, records)
+                schedule_records.write_schedules(writer, records)
             case Section.TICKS:
-                schedules.write_ticks(writer, records)
+                schedule_records.write_ticks(writer, records)
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
@@ -132,9 +132,9 @@ class RedisTransfer:
             case Section.NAMES:
                 return await self._read_names(after)
             case Section.SCHEDULES:
-                return await schedules.read_schedules(self._history, after)
+                return await schedule_records.read_schedules(self._history, after)
             case Section.TICKS:
-                return await schedules.read_ticks(self._history, after)
+                return await schedule_records.read_ticks(self._history, after)
             case Section.EVENTS:
                 return await self._read_events(after)
 

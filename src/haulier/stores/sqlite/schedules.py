@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import astuple
 from typing import Protocol, TypeVar
 
 import apsw
@@ -11,26 +10,24 @@ import apsw
 from haulier.domain.event import SCHEDULE_DELETED
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob
-from haulier.domain.schedule import KEPT_TICKS, TICK_STATES, Due, Firing, Schedule, Tick, TickState
-from haulier.domain.transfer import Records, ScheduleRecord, TickRecord
+from haulier.domain.schedule import Due, Firing, Schedule
+from haulier.domain.tick import KEPT_TICKS, TICK_STATES, Tick
 from haulier.exceptions import ScheduleNotFoundError
 from haulier.stores.codes import RUNNING, SINGLE, key_of
 from haulier.stores.firing import settle
-from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.sqlite import control, inserts
 from haulier.stores.sqlite.ledger import Ledger, Subject
 from haulier.stores.sqlite.rows import Row, fetch
+from haulier.stores.sqlite.schedule_records import ADD_TICK, COLUMNS, FIND, TICK, tick_from_row
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
 
-_COLUMNS = "name, id, revision, next, last_job, kind, queue, body, changed_by, changed_at"
-_FIND = f"SELECT {_COLUMNS} FROM schedules WHERE name > ? ORDER BY name LIMIT ?"
-_GET = f"SELECT {_COLUMNS} FROM schedules WHERE name = ?"
-_DUE = f"SELECT {_COLUMNS} FROM schedules WHERE next <= ? ORDER BY next LIMIT ?"
+_GET = f"SELECT {COLUMNS} FROM schedules WHERE name = ?"
+_DUE = f"SELECT {COLUMNS} FROM schedules WHERE next <= ? ORDER BY next LIMIT ?"
 _WAIT = "SELECT next FROM schedules WHERE next > ? ORDER BY next LIMIT 1"
 _ADD = (
-    f"INSERT INTO schedules ({_COLUMNS}) VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?) "
+    f"INSERT INTO schedules ({COLUMNS}) VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT DO NOTHING"
 )
 _CHANGE = (
@@ -42,8 +39,6 @@ _MOVE_ON = (
     "WHERE name = ? AND revision = ?"
 )
 _LAST_JOB = "SELECT last_job FROM schedules WHERE name = ? AND revision = ?"
-_TICK = "schedule, tick, at, state, job, since"
-_ADD_TICK = f"INSERT INTO ticks ({_TICK}) VALUES (?, ?, ?, ?, ?, ?)"
 # What nobody needs any more: done, and not among the latest. Two go for each that comes.
 _FORGET = f"""
 DELETE FROM ticks WHERE schedule = ?1 AND tick IN (
@@ -68,11 +63,6 @@ def _schedule(row: Row) -> Schedule:
         changed_by=changed_by,
         changed_at=changed_at,
     )
-
-
-def _tick(row: Row) -> Tick:
-    schedule, tick, at, state, job, since = row
-    return Tick(schedule, tick, at, TICK_STATES[state], job and text_id(job), since)
 
 
 def _say(db: apsw.Connection, now: int, event: str, schedule: Row) -> None:
@@ -149,7 +139,7 @@ def _fire(
             heads += control.cancel(db, now, [deed])[1]
     for t in fired.ticks:
         row = (t.schedule, t.tick, t.at, TICK_STATES.index(t.state), t.job and raw_id(t.job))
-        db.execute(_ADD_TICK, (*row, t.since))
+        db.execute(ADD_TICK, (*row, t.since))
     last = fired.last_job
     db.execute(_MOVE_ON, (firing.next, last and raw_id(last), firing.name, firing.revision))
     db.execute(_FORGET, (firing.name, 2 * len(fired.ticks)))
@@ -157,62 +147,15 @@ def _fire(
 
 
 def ticks(db: apsw.Connection, name: str, before: int | None, limit: int) -> list[Tick]:
-    sql = f"SELECT {_TICK} FROM ticks WHERE schedule = ? AND tick < ? ORDER BY tick DESC LIMIT ?"
+    sql = f"SELECT {TICK} FROM ticks WHERE schedule = ? AND tick < ? ORDER BY tick DESC LIMIT ?"
     last = 2**62 if before is None else before
-    return [_tick(row) for row in fetch(db, sql, (name, last, limit))]
+    return [tick_from_row(row) for row in fetch(db, sql, (name, last, limit))]
 
 
 def tick_of(db: apsw.Connection, job_id: str) -> Tick | None:
-    for row in fetch(db, f"SELECT {_TICK} FROM ticks WHERE job = ?", (key_of(job_id),)):
-        return _tick(row)
+    for row in fetch(db, f"SELECT {TICK} FROM ticks WHERE job = ?", (key_of(job_id),)):
+        return tick_from_row(row)
     return None
-
-
-# ── Copies ───────────────────────────────────────────────────────────────────────────────────
-
-_READ_TICKS = (
-    f"SELECT {_TICK} FROM ticks WHERE (schedule, tick) > (?, ?) ORDER BY schedule, tick "
-    f"LIMIT {PAGE_RECORDS + 1}"
-)
-
-
-def read_schedules(db: apsw.Connection, after: str | None) -> Records:
-    records: list[ScheduleRecord] = []
-    size = 0
-    for row in db.execute(_FIND, (after or "", -1)):
-        if len(records) == PAGE_RECORDS or size > PAGE_BYTES:
-            return Records(tuple(records), records[-1].name)
-        last_job = row[4] and text_id(row[4])
-        records.append(
-            ScheduleRecord._make((row[0], text_id(row[1]), *row[2:4], last_job, *row[5:]))
-        )
-        size += len(row[7])
-    return Records(tuple(records))
-
-
-def insert_schedules(db: apsw.Connection, records: Sequence[ScheduleRecord]) -> None:
-    rows = [
-        (r.name, raw_id(r.id), *r[2:4], r.last_job and raw_id(r.last_job), *r[5:]) for r in records
-    ]
-    db.executemany(f"INSERT INTO schedules ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
-
-
-def read_ticks(db: apsw.Connection, after: str | None) -> Records:
-    # A name has no spaces.
-    name, _, tick = (after or " 0").rpartition(" ")
-    rows = fetch(db, _READ_TICKS, (name, int(tick)))
-    records = tuple(TickRecord._make(astuple(_tick(row))) for row in rows[:PAGE_RECORDS])
-    if len(rows) <= PAGE_RECORDS:
-        return Records(records)
-    return Records(records, f"{records[-1].schedule} {records[-1].tick}")
-
-
-def insert_ticks(db: apsw.Connection, records: Sequence[TickRecord]) -> None:
-    rows = [
-        (*r[:3], TICK_STATES.index(TickState(r.state)), r.job and raw_id(r.job), r.since)
-        for r in records
-    ]
-    db.executemany(_ADD_TICK, rows)
 
 
 # ── The verbs ────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +185,7 @@ class SqliteSchedules:
         self._drain = drain
 
     async def find(self, *, after: str = "", limit: int = 100) -> list[Schedule]:
-        rows = await self._read(lambda db: fetch(db, _FIND, (after, limit)))
+        rows = await self._read(lambda db: fetch(db, FIND, (after, limit)))
         return [_schedule(row) for row in rows]
 
     async def get(self, name: str) -> Schedule:

@@ -49,7 +49,6 @@ from haulier.stores.sqlite import (
     liveness,
     queries,
     retention,
-    schedules,
     transfer,
 )
 from haulier.stores.sqlite.clock import SystemClock
@@ -343,6 +342,9 @@ class SqliteStore:
         return transfer.SqliteTransfer(self._read, self._write)
 
     def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.sqlite import schedules
+
         return schedules.SqliteSchedules(self._read, self._change, self._clock.now, self._drain)
 
     async def check(self) -> list[Finding]:

@@ -24,7 +24,7 @@ from haulier import (
 )
 from haulier.domain.event import SCHEDULE_PAUSED, SCHEDULE_RESUMED, SCHEDULE_SET
 from haulier.domain.job import MICROSECOND, Role
-from haulier.domain.schedule import TickState
+from haulier.domain.tick import TickState
 from haulier.testing import FakeClock, memory_store, run_until_idle
 
 
