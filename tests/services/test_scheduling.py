@@ -269,6 +269,26 @@ class TestDeclare:
             async def needs(n: int) -> None: ...
 
 
+async def test_what_many_have_to_make_up_for_is_done_part_by_part(opened, time, monkeypatch):
+    for n in range(20):
+        await opened.schedules.set(f"s{n:02}", "report", 1, missed="all:60")
+    sizes = []
+    kept = opened.store.schedules()
+
+    class Counted:
+        def __getattr__(self, verb):
+            return getattr(kept, verb)
+
+        async def fire(self, firings):
+            sizes.append(sum(len(firing.ticks) for firing in firings))
+            return await kept.fire(firings)
+
+    monkeypatch.setattr(opened.store, "schedules", Counted)
+    time.advance(60)
+    assert await opened.schedules.tick() == 20 * 60
+    assert sizes == [180] * 6 + [120]
+
+
 async def test_a_cron_over_the_end_of_daylight_saving_ticks_once_a_day(opened, time):
     await opened.schedules.set("daily", "report", Cron("30 2 * * *", "Europe/Berlin"))
     wanted = list(islice((await opened.schedules.get("daily")).cadence.after(time.now()), 300))

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
+import child_tasks
 import pytest
 
 from haulier import App, Context, Interval, JobState, Tick
@@ -167,6 +168,29 @@ class TestTrouble:
         async with app.working():
             await wait_until(lambda: len(seen) >= 3)
         assert {tick.schedule for tick in seen} == {"each"}
+
+
+@pytest.mark.parametrize("executor", ["async", "thread", "process"])
+async def test_a_job_knows_its_tick_wherever_it_runs(store, executor):
+    app = App(store)
+    if executor == "async":
+
+        @app.task
+        async def say(ctx: Context) -> list[Any]:
+            with pytest.raises(RuntimeError, match="would block the event loop"):
+                ctx.tick_sync()
+            tick = await ctx.tick()
+            return [] if tick is None else [tick.schedule, tick.tick, tick.state, tick.job]
+
+    else:
+        app.task(kind="say", executor=executor)(child_tasks.say_tick)
+    await app.schedules.set("each", "say", 3600)
+    async with app.working():
+        job_id = await app.schedules.run("each")
+        (tick,) = await app.schedules.ticks("each")
+        said = await app.result(job_id, timeout=30)
+        assert said == ["each", tick.tick, "manual", job_id]
+        assert await app.result(await app.enqueue("say"), timeout=30) == []
 
 
 @pytest.mark.parametrize("overlap", ["skip", "cancel"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import count
 from typing import Any, Protocol
@@ -70,6 +71,10 @@ class Runtime(Keeper, Protocol):
 
     def payload_of(self, job: Job) -> BaseModel:
         """The checked payload of a job, its secrets bound."""
+        ...
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        """The tick that a job was enqueued for; callable from any thread."""
         ...
 
 
@@ -233,7 +238,13 @@ class Context:
 
         A scheduled job that is late should take its time from `tick.tick`, not from the clock.
         """
-        return await self._runtime.reader.schedules().tick_of(self.job.id)
+        return await asyncio.wrap_future(self._runtime.tick_of(self.job))
+
+    def tick_sync(self) -> Tick | None:
+        """The same for plain functions."""
+        if _on_event_loop():
+            raise RuntimeError("tick_sync would block the event loop: use `await ctx.tick()`")
+        return self._runtime.tick_of(self.job).result()
 
     async def payload_of(self, job_id: str) -> BaseModel:
         """The payload of another job, for instance the head's in a finish callback."""

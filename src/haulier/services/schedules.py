@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
@@ -24,6 +24,7 @@ from haulier.domain.schedule import (
     NAME,
     Cadence,
     Cron,
+    Firing,
     Interval,
     Missed,
     Overlap,
@@ -57,6 +58,10 @@ TRIES = 100
 
 LONGEST_WHO = 200
 AT_ONCE = 100
+"""Schedules that are looked at in one go."""
+
+TICKS_AT_ONCE = 200
+"""Ticks that one transaction records, unless a single schedule has more of them to make up for."""
 
 BY_CODE = "code"
 """Who has changed a schedule, if its declaration did."""
@@ -321,8 +326,24 @@ async def tick_once(store: JobStore, limit: int = AT_ONCE) -> tuple[list[Tick], 
     wait = None if due.wait is None else due.wait / 1_000_000
     if not firings:
         return [], 1.0 if due.schedules else wait
-    fired = await store.schedules().fire(firings)
-    return [tick for ticks in fired for tick in ticks or ()], 0.0
+    done: list[Tick] = []
+    for part in _parts(firings):
+        fired = await store.schedules().fire(part)
+        done += [tick for ticks in fired for tick in ticks or ()]
+    return done, 0.0
+
+
+def _parts(firings: Sequence[Firing]) -> Iterator[list[Firing]]:
+    """So many at once as one transaction may take: each may have many ticks to make up for."""
+    part: list[Firing] = []
+    ticks = 0
+    for firing in firings:
+        if part and ticks + len(firing.ticks) > TICKS_AT_ONCE:
+            yield part
+            part, ticks = [], 0
+        part.append(firing)
+        ticks += len(firing.ticks)
+    yield part
 
 
 def cadence_of(value: AnyCadence) -> Cadence:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from haulier.domain.job import Failed, Job, Outcome, Succeeded
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick, TickState
 from haulier.domain.worker import Note
 from haulier.exceptions import ConfigurationError, PermanentError, StoreError
 from haulier.ports import JobReader
@@ -250,11 +251,17 @@ class Child:
         request = {"is": "keep", "name": step.name, "result": step.result.decode()}
         return _done(bool(self._ask(request)["kept"]))
 
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        del job
+        found = self._ask({"is": "tick"})["tick"]
+        return _done(
+            None if found is None else Tick(**found | {"state": TickState(found["state"])})
+        )
+
     @property
     def reader(self) -> JobReader:
         raise PermanentError(
-            "ctx.batch, ctx.items, ctx.tick and ctx.payload_of read the store, which a child "
-            "process has not"
+            "ctx.batch, ctx.items and ctx.payload_of read the store, which a child process has not"
         )
 
     def payload_of(self, job: Job) -> BaseModel:

@@ -18,6 +18,7 @@ from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
@@ -370,6 +371,9 @@ class Session:
 
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        return self._steps.tick_of(job)
 
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)

@@ -17,6 +17,7 @@ from haulier.services.ids import new_id
 from haulier.stores.redis import RedisStore
 from haulier.stores.redis.inbox import RefusedError, read
 from haulier.stores.redis.packing import pack_jobs
+from haulier.stores.redis.scripts import SCHEMA
 from support import Hand, filled_batch, move, wait_until, work, works
 
 HUGE = "1" + "0" * 400
@@ -119,14 +120,15 @@ class TestFullMemory:
 class TestForm:
     """Of the data: a store of an earlier one is brought up to it, and one of a later refused."""
 
-    async def test_an_earlier_form_is_brought_up_and_its_jobs_go_on(self, home, client):
+    @pytest.mark.parametrize("form", range(1, SCHEMA))
+    async def test_an_earlier_form_is_brought_up_and_its_jobs_go_on(self, home, client, form):
         async with home.client() as store:
             await store.insert(works(1))
-        client.hset(f"{home.prefix}history", "schema", 1)
+        client.hset(f"{home.prefix}history", "schema", form)
         async with home.client() as store:
             job = await (await Hand.enlist(store)).claim_one()
             assert await store.keep([Step(job.id, job.lease, "one", b"1")]) == []
-        assert client.hget(f"{home.prefix}history", "schema") == "2"
+        assert client.hget(f"{home.prefix}history", "schema") == str(SCHEMA)
 
     async def test_a_later_form_is_refused(self, home, client):
         async with home.client():
