@@ -47,9 +47,10 @@ def test_its_whole_life(folder):
     assert shown(folder)["next"] is None
     assert "paused" in haulier(folder, "schedules", "list", *STORE).stdout
     job = haulier_json(folder, "schedules", "run", "each", *STORE)["id"]
-    assert haulier_json(folder, "jobs", "show", job, *STORE)["priority"] == 10
+    told_of_job = haulier_json(folder, "jobs", "show", job, *STORE)
+    assert (told_of_job["priority"], told_of_job["schedule"]) == (10, "each")
     (tick,) = shown(folder)["ticks"]
-    assert (tick["state"], tick["job"]) == ("manual", job)
+    assert (tick["state"], tick["job"], tick["tick"]) == ("manual", job, told_of_job["tick"])
     assert job in haulier(folder, "schedules", "show", "each", *STORE).stdout
     again = haulier(folder, "schedules", "run", "each", *STORE)
     assert (again.returncode, job in again.stderr) == (CONFLICT, True)
