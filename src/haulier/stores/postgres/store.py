@@ -378,6 +378,7 @@ class PostgresStore:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

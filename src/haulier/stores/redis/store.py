@@ -311,6 +311,7 @@ class RedisStore:
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
+        found.append(checking.schedules(await self.schedules().due(1)))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

@@ -355,6 +355,7 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
