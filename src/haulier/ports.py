@@ -10,13 +10,14 @@ help.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Any, Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
+from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
@@ -26,11 +27,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
-
-if TYPE_CHECKING:
-    # It needs time zones and cron, which take longer to load than short commands may.
-    from haulier.domain.schedule import Due, Firing, Schedule
-    from haulier.domain.tick import Tick
+from haulier.parts import Schedules
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -243,52 +240,36 @@ class Transferable(Protocol):
         ...
 
 
-class Schedules(Protocol):
-    """The part of a store that keeps schedules and makes each of their ticks happen once.
+class Configurable(Protocol):
+    """The part of a store that keeps what operators change while everything runs.
 
-    What to do about a schedule is decided outside, from what was read of it; here it is done if the
-    schedule is still the same, by its revision. So any number of workers may tick at once.
+    A change takes effect in its transaction: from then on no worker gets a job of a queue that is
+    paused. Workers are told the version with the answer to their next exchange or renewal, and are
+    woken for it.
     """
 
-    async def find(self, *, after: str = "", limit: int = 100) -> list[Schedule]:
-        """Schedules in the order of their names, those that follow the name `after`."""
+    async def configuration(self) -> Configuration:
+        """What is set now; never waits for a writer."""
         ...
 
-    async def get(self, name: str) -> Schedule:
-        """The schedule; raises ScheduleNotFoundError."""
-        ...
+    async def configure(
+        self,
+        values: Mapping[str, Any],
+        *,
+        unset: Iterable[str] = (),
+        by: str,
+        expected: int | None = None,
+    ) -> Configuration:
+        """Set settings to JSON values and take others away, all or none; what is set then.
 
-    async def put(self, schedule: Schedule, event: str) -> bool:
-        """Keep a schedule and append an event of this type; whether it was done.
-
-        It is not done if the revision that is kept is not that of the given one, 0 if there is
-        none. The revision rises by one, `changed_at` becomes the store's time, `last_job` stays.
+        What changes nothing makes no version. Otherwise each setting that changed has an event
+        `configured`, and a place in the history. Raises ValidationError that names each setting at
+        fault, and JobStateError if the version is not the `expected` one.
         """
         ...
 
-    async def delete(self, name: str) -> None:
-        """Remove a schedule and its ticks, not its jobs; raises ScheduleNotFoundError."""
-        ...
-
-    async def due(self, limit: int = 100) -> Due:
-        """What is due; never waits for a writer."""
-        ...
-
-    async def fire(self, firings: Sequence[Firing]) -> list[tuple[Tick, ...] | None]:
-        """Record ticks, enqueue their jobs and move on, in one transaction; what became of each.
-
-        None for a firing whose schedule has another revision by now: nothing was done for it. A
-        tick that is recorded already is not done again. Of each schedule the last KEPT_TICKS ticks
-        are kept, and those whose jobs are not done.
-        """
-        ...
-
-    async def ticks(self, name: str, *, before: int | None = None, limit: int = 50) -> list[Tick]:
-        """The ticks of a schedule that are kept, the latest first, those before an instant."""
-        ...
-
-    async def tick_of(self, job_id: str) -> Tick | None:
-        """The tick that a job was enqueued for, while it is kept."""
+    async def history(self, limit: int = 50) -> list[Alteration]:
+        """The last changes, the latest first; at most KEPT_CHANGES."""
         ...
 
 
@@ -466,6 +447,10 @@ class JobStore(JobReader, Protocol):
 
     def transferable(self) -> Transferable:
         """The part of this store that copies speak to."""
+        ...
+
+    def configurable(self) -> Configurable:
+        """The part of this store that keeps its configuration."""
         ...
 
     async def check(self) -> list[Finding]:

@@ -17,7 +17,8 @@ from haulier.domain.moves import Transition
 from haulier.domain.schedule import Firing
 from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Renewal, WorkerRow
-from haulier.ports import Heartbeat, Inserted, JobStore, Schedules
+from haulier.parts import Schedules
+from haulier.ports import Heartbeat, Inserted, JobStore
 
 SLICES = {"SqliteStore": "_write", "PostgresStore": "_write", "RedisStore": "_write"}
 """The method of each kind of store that is called once for each transaction."""

@@ -45,14 +45,14 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import schedules
+from simulation import queues, schedules
 from simulation.history import Entry, Final, What, look
+from simulation.queues import QUEUES
 
 T = TypeVar("T")
 
 TTL = 15.0
 BEAT = 5.0
-QUEUES = ("default", "slow")
 NAMES = {"one": Scope.ACTIVE, "other": Scope.PENDING}
 KINDS = ("work", "bulk", "told")
 WORKERS = 3
@@ -89,6 +89,7 @@ class World:
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
         self.clockwork = schedules.Clockwork()
+        self.shut = queues.Shut()
 
     async def run(self) -> Final:
         """So many steps, then everything until nothing goes on any more."""
@@ -316,7 +317,8 @@ class World:
 
     async def exchange(self, hand: Hand, slots: int) -> None:
         finished, hand.finished = hand.finished, []
-        demands = [Demand(QUEUES, (Portion(KINDS, slots),), slots)] if slots else []
+        shares = queues.shares(self)
+        demands = [Demand(QUEUES, (Portion(KINDS, slots),), slots, shares)] if slots else []
         if self.dice.random() < LOST_ANSWERS:
             if self.dice.random() < 0.5:
                 await self.store.exchange(hand.id, finished, demands)
@@ -328,6 +330,7 @@ class World:
         lost = {(transition.job.id, transition.job.lease) for transition in reply.lost}
         for transition in finished:
             self.handed_in(transition, (transition.job.id, transition.job.lease) not in lost)
+        self.shut.given(reply.jobs)
         self.started(hand, list(reply.jobs))
         if not reply.alive:
             await self.declared_lost(hand)
@@ -471,6 +474,7 @@ class World:
 
     async def come_to_rest(self) -> None:
         """No more trouble: batches are filled and resumed, jobs done, and the dead come back."""
+        await queues.resume_all(self)
         while self.unsealed:
             await self.seal_batch()
         for head in self.heads:
@@ -522,4 +526,6 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     schedules.tick: 10,
     schedules.tick_late: 4,
     schedules.run_schedule: 1,
+    queues.pause_queue: 3,
+    queues.resume_queue: 4,
 }

@@ -10,6 +10,7 @@ from conformance.batches import (
 )
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
+from conformance.configuring import TestConfigure, TestPausedQueues
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
@@ -30,6 +31,7 @@ from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
 from conformance.schedules import TestDue, TestKeptSchedules, TestOverlap, TestTicks
+from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
@@ -60,6 +62,7 @@ __all__ = [
     "TestCancelBatch",
     "TestCheck",
     "TestConcurrency",
+    "TestConfigure",
     "TestCopy",
     "TestCursors",
     "TestCutOff",
@@ -101,6 +104,7 @@ __all__ = [
     "TestOverlap",
     "TestPause",
     "TestPauseOfMany",
+    "TestPausedQueues",
     "TestPendingNames",
     "TestPeriodNames",
     "TestPrune",
@@ -116,6 +120,7 @@ __all__ = [
     "TestRules",
     "TestSchedule",
     "TestSettling",
+    "TestShares",
     "TestSkip",
     "TestStepsStay",
     "TestThaw",

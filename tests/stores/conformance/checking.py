@@ -10,8 +10,8 @@ from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
-    "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat", "indexes",
-    "schedules",
+    "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
+    "indexes", "schedules",
 }  # fmt: skip
 
 
@@ -67,6 +67,13 @@ class TestCheck:
         clock.advance(60)
         found = (await findings(store))["schedules"]
         assert (found.level, found.what) == (Level.WARNING, "hourly is 0:01:30 late")
+
+    async def test_what_is_set(self, store):
+        assert (await findings(store))["configuration"].what == "version 0, 0 set"
+        values = {"queues.slow.paused": True, "log.level": "debug"}
+        await store.configurable().configure(values, by="ops")
+        found = (await findings(store))["configuration"]
+        assert (found.level, found.what) == (Level.OK, "version 1, 2 set, paused: slow")
 
     async def test_a_store_that_is_being_copied(self, store):
         mark = Mark(stage=Stage.FROZEN, token="t", peer="store://peer", source="e")

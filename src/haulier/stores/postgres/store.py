@@ -22,16 +22,17 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
+    Configurable,
     Fence,
     Heartbeat,
     Inserted,
     JobFilter,
     Page,
-    Schedules,
     Transferable,
 )
 from haulier.stores import checking
@@ -39,6 +40,7 @@ from haulier.stores.background import Background
 from haulier.stores.codes import RUNNING
 from haulier.stores.postgres import (
     check,
+    configuring,
     exchanging,
     inserting,
     kept,
@@ -374,11 +376,16 @@ class PostgresStore:
 
         return PostgresSchedules(self._pool.run, self._write, lambda: self._now, self._drain)
 
+    def configurable(self) -> Configurable:
+        return configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
+
     async def check(self) -> list[Finding]:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
         found.append(checking.schedules(await self.schedules().due(1)))
+        part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,7 @@ TABLES = {
     Section.NAMES: "uniques",
     Section.SCHEDULES: "schedules",
     Section.TICKS: "ticks",
+    Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
 
@@ -49,6 +50,9 @@ _KEYS = {
     "uniques": "name",
     "schedules": "name",
     "ticks": "schedule, tick",
+    "configuration": "version",
+    "settings": "name",
+    "alterations": "version, name",
     "jobs": "seq",
     "batches": "id",
     "counts": "queue, kind, role, state",

@@ -53,6 +53,8 @@ KEYS = (
     Key("ticking", "zset", "those that are not paused, by their next tick"),
     Key("ticks:<name>", "zset", "the ticks of a schedule"),
     Key("ticked", "hash", "jobs that were enqueued for a tick, and which"),
+    Key("settings", "hash", "what operators have set: version, when, by whom, and the value"),
+    Key("alterations", "list", "their last changes, the latest first, as JSON"),
     Key("names", "zset", "unique names in order, while a copy reads them"),
     Key("inbox:<queue>", "list", "jobs that producers of any language push, as JSON"),
     Key("rejected", "list", "what was refused of an inbox, with the reason"),

@@ -18,8 +18,8 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
+from haulier.stores.redis import configuring, schedule_records
 from haulier.stores.redis import records as rows
-from haulier.stores.redis import schedule_records
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
 
@@ -113,6 +113,8 @@ class RedisTransfer:
                 schedule_records.write_schedules(writer, records)
             case Section.TICKS:
                 schedule_records.write_ticks(writer, records)
+            case Section.CONFIGURATION:
+                configuring.write_copied(writer, records)
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
@@ -135,6 +137,8 @@ class RedisTransfer:
                 return await schedule_records.read_schedules(self._history, after)
             case Section.TICKS:
                 return await schedule_records.read_ticks(self._history, after)
+            case Section.CONFIGURATION:
+                return await configuring.read_copied(self._history)
             case Section.EVENTS:
                 return await self._read_events(after)
 
@@ -208,6 +212,7 @@ class RedisTransfer:
 
     async def _empty(self) -> None:
         """Remove what a copy has brought."""
+        await self._history.call("HDEL", self._key("history"), "configured", "paused")
         prefix = self._history.address.prefix
         pattern = self._history.pattern("")
         cursor: Any = 0

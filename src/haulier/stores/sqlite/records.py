@@ -40,7 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import kept, schedule_records
+from haulier.stores.sqlite import configuring, kept, schedule_records
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
@@ -302,6 +302,7 @@ READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
     Section.NAMES: _read_names,
     Section.SCHEDULES: schedule_records.read_schedules,
     Section.TICKS: schedule_records.read_ticks,
+    Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
@@ -310,5 +311,6 @@ INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
     Section.NAMES: _insert_names,
     Section.SCHEDULES: schedule_records.insert_schedules,
     Section.TICKS: schedule_records.insert_ticks,
+    Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

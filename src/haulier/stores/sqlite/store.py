@@ -24,16 +24,17 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
+    Configurable,
     Fence,
     Heartbeat,
     Inserted,
     JobFilter,
     Page,
-    Schedules,
     Transferable,
 )
 from haulier.stores import checking
@@ -42,6 +43,7 @@ from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
     check,
+    configuring,
     control,
     events,
     inserts,
@@ -347,6 +349,9 @@ class SqliteStore:
 
         return schedules.SqliteSchedules(self._read, self._change, self._clock.now, self._drain)
 
+    def configurable(self) -> Configurable:
+        return configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
+
     async def check(self) -> list[Finding]:
         now, boot = self._clock.now(), self._clock.boot()
         if self.path == MEMORY:
@@ -356,6 +361,8 @@ class SqliteStore:
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
         found.append(checking.schedules(await self.schedules().due(1)))
+        part = configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

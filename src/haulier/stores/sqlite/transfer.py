@@ -59,6 +59,7 @@ _TABLES = {
     Section.NAMES: "uniques",
     Section.SCHEDULES: "schedules",
     Section.TICKS: "ticks",
+    Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
 
@@ -121,6 +122,9 @@ _KEYS = {
     "uniques": "name",
     "schedules": "name",
     "ticks": "schedule, tick",
+    "configuration": "version",
+    "settings": "name",
+    "alterations": "version, name",
     "jobs": "seq",
     "batches": "id",
 }

@@ -37,7 +37,7 @@ end
 local function totals()
   return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
     call('HLEN', key('uniques')), call('ZCARD', key('schedules')), ticks_kept(),
-    call('XLEN', key('events'))}
+    call('HEXISTS', key('history'), 'configured'), call('XLEN', key('events'))}
 end
 
 local function is_empty()
