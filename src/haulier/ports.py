@@ -27,6 +27,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
+from haulier.parts import Schedules
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -161,6 +162,10 @@ class JobReader(Protocol):
 
     async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
         """Batches, newest first; `cursor` is the id of the last one seen."""
+        ...
+
+    def schedules(self) -> Schedules:
+        """The part of this store that keeps schedules."""
         ...
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:

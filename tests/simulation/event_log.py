@@ -13,6 +13,7 @@ from haulier.domain.event import (
     CONFIGURED,
     DELETED,
     INSERTED,
+    OF_SCHEDULES,
     PAUSED,
     RESUMED,
     Event,
@@ -25,7 +26,7 @@ from simulation.queues import check_queues
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED, CONFIGURED}
+BESIDE = {PAUSED, RESUMED, CONFIGURED, *OF_SCHEDULES}
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.schedules import TestDue, TestKeptSchedules, TestOverlap, TestTicks
 from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
@@ -69,6 +70,7 @@ __all__ = [
     "TestDemands",
     "TestDrain",
     "TestDrains",
+    "TestDue",
     "TestErrors",
     "TestExpandAnew",
     "TestFence",
@@ -82,6 +84,7 @@ __all__ = [
     "TestIncarnations",
     "TestInsert",
     "TestKeep",
+    "TestKeptSchedules",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -98,6 +101,7 @@ __all__ = [
     "TestOneHolder",
     "TestOrder",
     "TestOtherEvents",
+    "TestOverlap",
     "TestPause",
     "TestPauseOfMany",
     "TestPausedQueues",
@@ -120,6 +124,7 @@ __all__ = [
     "TestSkip",
     "TestStepsStay",
     "TestThaw",
+    "TestTicks",
     "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",
