@@ -57,9 +57,7 @@ async def test_what_a_job_enqueues_by_its_own_app_goes_to_the_store_it_came_from
     assert (tmp_path / "own.db").exists() != named
 
 
-async def test_secrets_are_sealed_with_its_own_key_unless_the_settings_name_one(
-    tmp_path, user_app
-):
+async def test_secrets_are_sealed_with_its_own_key_unless_the_settings_name_one(tmp_path, user_app):
     async with build_app(Settings(), user_app) as app:
         job = await app.enqueue("sealed", {"word": "open sesame"})
         async with app.working(WorkerOptions(concurrency=1)):

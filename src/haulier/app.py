@@ -23,6 +23,7 @@ from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpi
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.filling import Filling
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.middleware import Middleware
@@ -239,6 +240,29 @@ class App:
         """
         finish = None if on_finish is None else _kind(on_finish)
         return await self.jobs.enqueue_batch(_kind(task), items, options, finish_kind=finish)
+
+    def open_batch(
+        self,
+        task: Task[..., Any] | str,
+        *,
+        on_finish: Task[..., Any] | str | None = None,
+        keep_open: bool = False,
+        **options: Unpack[Options],
+    ) -> Filling:
+        """Open a batch to be filled as its items come, in flat memory.
+
+        Used as `async with app.open_batch(resize) as batch: await batch.add(items)`. At the end of
+        the block the batch is sealed: it settles with its last item. A block that
+        ends by an exception cancels it, or leaves it open with `keep_open`; one whose process dies
+        leaves it open. With the same `job_id` a later block goes on with it and doubles nothing;
+        see `Filling.add`.
+        """
+        finish = None if on_finish is None else _kind(on_finish)
+        return Filling(self.jobs, _kind(task), options, finish_kind=finish, keep_open=keep_open)
+
+    async def seal(self, batch_id: str) -> None:
+        """Declare that a batch that was left open has all its items."""
+        await self.store.seal(batch_id)
 
     def enqueue_sync(
         self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]

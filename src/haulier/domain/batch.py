@@ -83,6 +83,11 @@ class Batch:
     finish_job: str | None = None
 
     @property
+    def open(self) -> bool:
+        """Whether it waits for more items: until it is sealed or ends, it does not settle."""
+        return not self.sealed and self.state is JobState.RUNNING and not self.cancel_requested
+
+    @property
     def progress(self) -> float:
         """Percent of the items that are done, 0 to 100."""
         return 100.0 * self.counts.done / self.counts.total if self.counts.total else 0.0

@@ -22,7 +22,7 @@ from haulier.exceptions import (
     StoreError,
     ValidationError,
 )
-from haulier.ports import JobFilter, JobStore
+from haulier.ports import Inserted, JobFilter, JobStore
 from haulier.services import selection
 from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
@@ -67,9 +67,9 @@ class JobManager:
         checked = validate(definition, payload)
         if definition.expand:
             # The whole input of a batch may take a second to seal: not on the event loop.
-            (job,) = await asyncio.to_thread(self._new_jobs, definition, plan, [job_id], [checked])
+            (job,) = await asyncio.to_thread(self.new_jobs, definition, plan, [job_id], [checked])
         else:
-            (job,) = self._new_jobs(definition, plan, [job_id], [checked])
+            (job,) = self.new_jobs(definition, plan, [job_id], [checked])
         policy = plan.batch_policy(_own_finish(definition, plan))
         inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
@@ -94,8 +94,8 @@ class JobManager:
             ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
 
         parts = (
-            self._new_jobs(definition, plan, new_ids(len(part)), part)
-            for part in _chunks(self._checked(definition, payloads), PART)
+            self.new_jobs(definition, plan, new_ids(len(part)), part)
+            for part in chunks(self._checked(definition, payloads), PART)
         )
         size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
         await insert_all(insert, parts, size, ahead=isinstance(payloads, Sequence))
@@ -117,13 +117,11 @@ class JobManager:
         same idempotency key did not come to its end, this one goes on; so with a key, a batch that
         the store could not take whole is left open.
         """
-        definition = self.registry.get(kind)
-        if definition.expand:
-            raise ConfigurationError(f"{kind} is a bulk kind itself: enqueue it, not its items")
+        definition = self.item_definition(kind)
         plan = plan_of(definition, options, batch=True)
-        policy = plan.batch_policy(self._finish(finish_kind))
+        policy = plan.batch_policy(self.finish_callback(finish_kind))
         checked = self._checked(definition, items)
-        head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
+        head = self.own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
         numbered = iter(enumerate(checked))
         first = list(islice(numbered, self.store.chunk))
@@ -138,7 +136,7 @@ class JobManager:
                 if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
-            parts = _chunks(numbered, PART)
+            parts = chunks(numbered, PART)
             rest = (self._items(definition, batch_id, part, plan) for part in parts)
             ahead = isinstance(items, Sequence)
             await insert_all(self.store.insert, rest, self.store.chunk, ahead=ahead)
@@ -155,10 +153,22 @@ class JobManager:
             raise
         return batch_id
 
+    def item_definition(self, kind: str) -> TaskDefinition:
+        """The definition of a kind that items may have; raises ConfigurationError."""
+        definition = self.registry.get(kind)
+        if definition.expand:
+            raise ConfigurationError(f"{kind} is a bulk kind itself: enqueue it, not its items")
+        return definition
+
+    async def insert_items(self, jobs: Sequence[NewJob], definition: TaskDefinition) -> Inserted:
+        """Insert items of a batch that is open, all of one definition."""
+        del definition
+        return await self.store.insert(jobs)
+
     async def _filled(self, batch_id: str) -> bool:
         return (await self.store.batch(batch_id)).sealed
 
-    def _own_head(
+    def own_head(
         self,
         definition: TaskDefinition,
         plan: Plan,
@@ -166,7 +176,7 @@ class JobManager:
         items: Iterable[BaseModel],
         finish_kind: str | None,
     ) -> NewJob:
-        """The head of a batch that its producer fills.
+        """The head of a batch that its producer fills, not yet inserted.
 
         Items count for what is unique about it only if all of them are known.
         """
@@ -232,20 +242,20 @@ class JobManager:
             positions.append(position)
             payloads.append(payload)
         ids = derived_ids(batch_id, map(str, positions))
-        return self._new_jobs(definition, plan, ids, payloads, batch_id, positions)
+        return self.new_jobs(definition, plan, ids, payloads, batch_id, positions)
 
     def _checked(
         self, definition: TaskDefinition, payloads: Iterable[Payload]
     ) -> Iterable[BaseModel]:
         """The payloads as models: all checked first if they are few, else as they are taken."""
         checked = (
-            _validated_item(definition, index, payload) for index, payload in enumerate(payloads)
+            validated_item(definition, index, payload) for index, payload in enumerate(payloads)
         )
         if isinstance(payloads, Sequence) and len(payloads) <= CHECKED_FIRST:
             return list(checked)
         return checked
 
-    def _finish(self, finish_kind: str | None) -> FinishCallback | None:
+    def finish_callback(self, finish_kind: str | None) -> FinishCallback | None:
         if finish_kind is None:
             return None
         definition = self.registry.get(finish_kind)
@@ -254,7 +264,7 @@ class JobManager:
             raise ConfigurationError(f"{finish_kind} has a version: it cannot be a finish callback")
         return FinishCallback(kind=finish_kind, queue=definition.queue)
 
-    def _new_jobs(
+    def new_jobs(
         self,
         definition: TaskDefinition,
         plan: Plan,
@@ -430,7 +440,8 @@ def _own_finish(definition: TaskDefinition, plan: Plan) -> FinishCallback | None
     return FinishCallback(kind=definition.finish_kind, queue=plan.queue)
 
 
-def _validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
+def validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
+    """The payload of an item as a model; a ValidationError names its index."""
     try:
         return validate(definition, payload)
     except ValidationError as error:
@@ -443,7 +454,8 @@ def _validated_item(definition: TaskDefinition, index: int, payload: Payload) ->
         ) from None
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items in lists of `size`, the last one shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

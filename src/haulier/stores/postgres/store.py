@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -371,7 +372,13 @@ class PostgresStore:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, self._now or time.time_ns() // 1000)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -296,7 +297,13 @@ class RedisStore:
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, now or time.time_ns() // 1000)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 

@@ -348,7 +348,13 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, now)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
