@@ -311,6 +311,19 @@ class JobStore(JobReader, Protocol):
         """Let the items of a paused batch start again."""
         ...
 
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        """Change limits of a batch (the names of `domain.batch.LIMITS`); None removes one.
+
+        It holds at once: items that were let into the line beyond it are taken back, those that
+        run go on. With more failed items than it may have now, the batch is cut short. Appends an
+        `alter` event that tells who did it, unless nothing changes. A settled batch keeps the
+        limits for when it is reopened. Raises JobNotFoundError, or JobStateError for a batch that
+        is being cancelled, retried or deleted.
+        """
+        ...
+
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Request that jobs stop; returns the state each is in now, absent ids left out.
 

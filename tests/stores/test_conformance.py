@@ -1,5 +1,11 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
+from conformance.altering import (
+    TestAlterBatchSize,
+    TestAlterConcurrency,
+    TestAlterEdges,
+    TestAlterMaxFailures,
+)
 from conformance.baggage import TestBaggage, TestBaggageOfBatches
 from conformance.batches import (
     TestCutOff,
@@ -51,6 +57,10 @@ from conformance.unique import (
 __all__ = [
     "TestActiveNames",
     "TestAlone",
+    "TestAlterBatchSize",
+    "TestAlterConcurrency",
+    "TestAlterEdges",
+    "TestAlterMaxFailures",
     "TestBaggage",
     "TestBaggageOfBatches",
     "TestBatchSize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from haulier.domain.job import MICROSECOND, JobState
@@ -16,6 +17,23 @@ class FinishCallback:
 
     kind: str
     queue: str = "default"
+
+
+LIMITS: Mapping[str, int] = {"concurrency": 1, "batch_size": 1, "max_failures": 0}
+"""The limits of a batch that may be changed while it runs, and the least that each may be."""
+
+
+def told_change(old: Mapping[str, int | None], new: Mapping[str, int | None]) -> str:
+    """What was changed, in words: `concurrency 5 -> 20, max_failures none -> 3`."""
+    return ", ".join(
+        f"{name} {_told(old[name])} -> {_told(new[name])}"
+        for name in LIMITS
+        if old[name] != new[name]
+    )
+
+
+def _told(limit: int | None) -> str:
+    return "none" if limit is None else str(limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +51,7 @@ class BatchPolicy:
     max_failures: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("batch_size", 1), ("max_failures", 0)):
+        for name, least in LIMITS.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be an integer, {least} or more")

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.event import Event
+from haulier.domain.event import ALTERED, Event
 from haulier.domain.ids import text_id
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import Problem, ValidationError
@@ -36,12 +36,26 @@ def events_of(
 ) -> list[Event]:
     """The events that a row of many holds, without those up to `seen`."""
     last, n, at, event, kind, queue, role, _, _, error, body = row
+    said = said_by(event, error)
     what = (kind, queue, ROLES[role], batch)
     return [
-        Event(epoch, seq, at, event, text_id(job), *what, attempt, lease, worker, error)
+        Event(epoch, seq, at, event, text_id(job), *what, attempt, lease, worker, *said)
         for seq, (job, attempt, lease) in enumerate(ENTRY.iter_unpack(body), start=last - n + 1)
         if seq > seen
     ]
+
+
+def altered(by: str, what: str) -> str:
+    """What an `alter` event keeps in the place of an error's class."""
+    return json.dumps([by, what])
+
+
+def said_by(event: str, error: str | None) -> tuple[str | None, str | None, str | None]:
+    """The last fields of an event: the class of its error, or what was changed and who did it."""
+    if event != ALTERED or error is None:
+        return error, None, None
+    by, what = json.loads(error)
+    return None, what, by or None
 
 
 def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch:

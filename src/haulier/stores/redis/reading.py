@@ -16,7 +16,7 @@ from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import ROLE_CODE, ROLES, STATE_CODE, STATES, error_from_text
-from haulier.stores.packed import parsed_cursor
+from haulier.stores.packed import parsed_cursor, said_by
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional
@@ -191,7 +191,7 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     at, event, kind, queue = int(at), text_of(event), text_of(kind), text_of(queue)
     batch_id = text_of(batch) if batch else None
     worker_id = text_of(worker) if worker else None
-    error_type = error.decode() if error else None
+    said = said_by(event, error.decode() if error else None)
     found = []
     for seq, entry in enumerate(jobs.decode().split(";"), start=last - int(n) + 1):
         if seq > seen:
@@ -199,7 +199,7 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
             found.append(
                 Event(
                     *(epoch, seq, at, event, job_id, kind, queue, ROLES[int(role)], batch_id),
-                    *(int(attempt), int(lease), worker_id, error_type),
+                    *(int(attempt), int(lease), worker_id, *said),
                 )
             )
     return found

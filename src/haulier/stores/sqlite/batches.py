@@ -23,7 +23,7 @@ from haulier.stores.codes import (
     STATE_CODE,
     rank_of,
 )
-from haulier.stores.sqlite import gates, kept, uniques
+from haulier.stores.sqlite import altering, gates, kept, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
     Row,
@@ -32,6 +32,7 @@ from haulier.stores.sqlite.rows import (
 from haulier.stores.sqlite.settling import (
     CANCELLING,
     DELETING,
+    LIMITING,
     PAUSING,
     PRUNING,
     RESTARTING,
@@ -202,15 +203,17 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
     (state, _, _, draining, cancel, is_paused), head = _head(db, batch)
     if state not in (PENDING, RUNNING) or cancel:
         raise JobStateError("this batch has ended, or is being cancelled")
-    if draining not in (0, PAUSING, RESUMING):
+    if draining not in (0, PAUSING, RESUMING, LIMITING):
         raise JobStateError("a retry or delete of this batch is still under way")
     if paused == bool(is_paused):
         return False
     db.execute(
         "UPDATE batches SET paused = ?1, drained = 0, moved = 0, draining = CASE WHEN ?1 THEN ?2 "
-        "WHEN concurrency IS NULL AND batch_size IS NULL THEN ?3 ELSE 0 END, "
+        "WHEN concurrency IS NULL AND batch_size IS NULL THEN ?3 "
+        # Got its limits while it was being paused: what still stands in the line is not let in.
+        "WHEN draining = ?2 THEN ?5 ELSE 0 END, "
         "gated = ?1 OR concurrency IS NOT NULL OR batch_size IS NOT NULL WHERE id = ?4",
-        (paused, PAUSING, RESUMING, batch),
+        (paused, PAUSING, RESUMING, batch, LIMITING),
     )
     ledger = Ledger()
     ledger.moved(PAUSED if paused else RESUMED, head, state, state)
@@ -320,6 +323,13 @@ def _park_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tup
     return len(parked), _following(db, batch, cursor, parked)
 
 
+def _limit_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    parked, count = altering.limit_slice(db, now, batch, cursor)
+    return count, _following(db, batch, cursor, parked)
+
+
 def _unpark_slice(
     db: apsw.Connection, now: int, batch: bytes, cursor: int
 ) -> tuple[int, int | None]:
@@ -397,6 +407,7 @@ _SLICES = {
     RESUMING: _unpark_slice,
     PRUNING: _prune_slice,
     RESTARTING: _clear_slice,
+    LIMITING: _limit_slice,
 }
 
 REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"

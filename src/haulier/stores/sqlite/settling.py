@@ -32,7 +32,7 @@ from haulier.stores.sqlite.rows import (
     fetch,
 )
 
-CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING = range(1, 8)
+CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING, LIMITING = range(1, 9)
 """What is done to all items of a batch, slice by slice."""
 
 CANCELLED_BY_REQUEST, CUT_SHORT = 1, 2

@@ -39,6 +39,7 @@ from haulier.stores import checking
 from haulier.stores.background import Background
 from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
+    altering,
     batches,
     check,
     control,
@@ -200,6 +201,15 @@ class SqliteStore:
         batch = key_of(batch_id)
         if await self._change(
             lambda db: batches.begin_resume(db, self._clock.now(), batch), Change.ANY
+        ):
+            await self._drain(batch)
+
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch = key_of(batch_id)
+        if await self._change(
+            lambda db: altering.alter(db, self._clock.now(), batch, changes, by), Change.ANY
         ):
             await self._drain(batch)
 
