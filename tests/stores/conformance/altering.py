@@ -11,7 +11,7 @@ from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import Job, JobState
 from haulier.domain.moves import Move
 from haulier.exceptions import JobNotFoundError, JobStateError
-from haulier.ports import JobFilter, JobStore
+from haulier.ports import Fence, JobFilter, JobStore
 from haulier.services.ids import new_id
 from support import Hand, adds_up, filled_batch, head, items, works
 
@@ -252,10 +252,11 @@ class TestAlterMaxFailures:
         await store.insert(items(top.id, 9))
         await finish(hand, await hand.claim(2), Move.FAIL)
         await store.alter_batch(top.id, {"max_failures": 0})
-        assert (await hand.exchange()).cancels == (held.id,)
-        await hand.hand_in(held, Move.CANCEL)
+        with pytest.raises(JobStateError):
+            await store.insert(items(top.id, 1, first=9), fence=Fence(top.id, held.lease))
+        await hand.hand_in(held, Move.FAIL)
         found = await store.batch(top.id)
-        assert (found.state, found.counts.cancelled) == (JobState.CANCELLED, 7)
+        assert (found.state, found.counts.cancelled) == (JobState.FAILED, 7)
 
 
 class TestAlterEdges:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections import defaultdict
@@ -49,7 +50,7 @@ from haulier.stores.postgres import (
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
-from haulier.stores.postgres.rows import uuid_of
+from haulier.stores.postgres.rows import storable, uuid_of
 from haulier.stores.postgres.signals import Signals
 from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
@@ -214,6 +215,18 @@ class PostgresStore:
         if await self._write(
             lambda db: db.fetchval("SELECT switch_batch($1, $2, $3)", self._now, batch, paused),
             Change.SETTLED if paused else Change.ANY,
+        ):
+            await self._drain(batch)
+
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch, given = uuid_of(batch_id), json.dumps(dict(changes))
+        if await self._write(
+            lambda db: db.fetchval(
+                "SELECT alter_batch($1, $2, $3, $4)", self._now, batch, given, storable(by)
+            ),
+            Change.ANY,
         ):
             await self._drain(batch)
 

@@ -227,7 +227,7 @@ BEGIN
     PERFORM must_be_open();
     IF top.state > 1 OR b.cancel > 0 THEN
         PERFORM refuse('HL002', 'this batch has ended, or is being cancelled');
-    ELSIF b.draining NOT IN (0, 4, 5) THEN
+    ELSIF b.draining NOT IN (0, 4, 5, 8) THEN
         PERFORM refuse('HL002', 'a retry or delete of this batch is still under way');
     END IF;
     IF b.paused = p_paused THEN
@@ -235,7 +235,10 @@ BEGIN
     END IF;
     UPDATE batches SET paused = p_paused, drained = 0, moved = 0,
         draining = CASE WHEN p_paused THEN 4
-                        WHEN concurrency IS NULL AND batch_size IS NULL THEN 5 ELSE 0 END,
+                        WHEN concurrency IS NULL AND batch_size IS NULL THEN 5
+                        -- Got its limits while it was being paused: what still stands in the line
+                        -- was not let in.
+                        WHEN draining = 4 THEN 8 ELSE 0 END,
         gated = p_paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL
     WHERE id = p_batch;
     PERFORM write_moves(v_now, ARRAY[(CASE WHEN p_paused THEN 'pause' ELSE 'resume' END, top.id,

@@ -1,5 +1,6 @@
 -- Whole batches at once, in slices that block no claim. A batch with such work under way says so in
--- `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume, 6 delete by retention, 7 restart.
+-- `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume, 6 delete by retention, 7 restart,
+-- 8 limit.
 -- Whoever began it goes on until it is done; if that process dies, the next sweep of any worker takes
 -- it up.
 
@@ -23,6 +24,7 @@ BEGIN
         WHEN 5 THEN slice := unpark_slice(b);
         WHEN 6 THEN slice := delete_slice(v_now, b, false);
         WHEN 7 THEN slice := clear_slice(v_now, b);
+        WHEN 8 THEN slice := limit_slice(v_now, b);
     END CASE;
     UPDATE batches SET moved = moved + slice.count, drained = coalesce(slice.following, drained),
         draining = CASE WHEN slice.more THEN draining ELSE 0 END

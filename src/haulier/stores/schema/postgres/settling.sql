@@ -115,19 +115,9 @@ END $$;
 -- that is committed meanwhile turns waiting into running ones.
 CREATE OR REPLACE FUNCTION let_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
-    room integer;
+    room integer := room_in(p_now, p_batch);
     count integer;
 BEGIN
-    SELECT least(
-        b.batch_size - w.waiting,
-        b.concurrency - w.waiting - w.alone - b.running
-            - (SELECT coalesce(sum(running), 0) FROM batch_deltas WHERE batch = b.id))
-    INTO room
-    FROM batches b, LATERAL (
-        SELECT count(*) FILTER (WHERE gate = 2) AS waiting,
-               count(*) FILTER (WHERE gate = 3 AND run_at <= p_now) AS alone
-        FROM jobs_live j WHERE j.batch = b.id AND j.state = 0 AND j.gate IN (2, 3)) w
-    WHERE b.id = p_batch AND b.gated AND NOT b.paused AND b.cancel = 0;
     IF room IS NULL OR room <= 0 THEN
         RETURN 0;
     END IF;
@@ -137,6 +127,21 @@ BEGIN
         ORDER BY run_at - priority * 360000000::bigint, seq LIMIT room FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     RETURN count;
+END $$;
+
+-- How many more items of a locked batch may be let into the line; below 0, as many are too much. NULL
+-- if it is paused or has no limits.
+CREATE OR REPLACE FUNCTION room_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT least(
+        b.batch_size - w.waiting,
+        b.concurrency - w.waiting - w.alone - b.running
+            - (SELECT coalesce(sum(running), 0) FROM batch_deltas WHERE batch = b.id))
+    FROM batches b, LATERAL (
+        SELECT count(*) FILTER (WHERE gate = 2) AS waiting,
+               count(*) FILTER (WHERE gate = 3 AND run_at <= p_now) AS alone
+        FROM jobs_live j WHERE j.batch = b.id AND j.state = 0 AND j.gate IN (2, 3)) w
+    WHERE b.id = p_batch AND b.gated AND NOT b.paused AND b.cancel = 0);
 END $$;
 
 -- Request the cancel of running items of a locked batch; true if some could not be told yet.
