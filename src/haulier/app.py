@@ -27,7 +27,7 @@ from haulier.services.filling import Filling
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.middleware import Middleware
-from haulier.services.options import Options
+from haulier.services.options import BatchLimits, Options
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
@@ -367,6 +367,17 @@ class App:
     async def resume(self, batch_id: str) -> None:
         """Let the items of a paused batch start again."""
         await self.store.resume(batch_id)
+
+    async def alter_batch(
+        self, batch_id: str, *, by: str = "", **limits: Unpack[BatchLimits]
+    ) -> Batch:
+        """Change limits of a batch while it runs: `concurrency=20, max_failures=None`.
+
+        None removes a limit. It holds at once, see the guarantees; `by` says who did it, in the
+        event. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
+        cancelled, retried or deleted.
+        """
+        return await self.jobs.alter_batch(batch_id, limits, by=by)
 
     async def delete(self, job_id: str) -> None:
         """Delete a job that is not running; a batch goes with its items."""

@@ -96,3 +96,19 @@ def test_one_that_was_left_open_is_found_and_ended(folder):
 def test_bad_arguments_are_refused(folder, arguments, said):
     done = create(folder, *arguments)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_limits_are_changed_while_it_runs(folder):
+    batch = create(folder, "--ndjson", "good.ndjson", "--concurrency", "2").stdout.strip()
+    limit = ("batches", "limit", batch, "--by", "ann")
+    said = haulier(folder, *limit, "--concurrency", "20", "--max-failures", "3", *STORE)
+    assert said.stdout.strip() == f"{batch}  concurrency 20, max failures 3; 0 running"
+    found = haulier_json(folder, *limit, "--concurrency", "none", *STORE)
+    assert (found["concurrency"], found["max_failures"]) == (None, 3)
+    told = haulier(folder, "events", *STORE).stdout
+    assert "concurrency 20 -> none, by ann" in told
+    for arguments in (("--concurrency", "0"), ("--concurrency", "many"), ()):
+        refused = haulier(folder, *limit, *arguments, *STORE)
+        assert (refused.returncode, "limit" in refused.stderr) == (2, True)
+    nobody = haulier(folder, "batches", "limit", "7", "--concurrency", "3", *STORE)
+    assert nobody.returncode == haulier(folder, "batches", "show", "7", *STORE).returncode

@@ -221,3 +221,27 @@ class TestGoOn:
             with pytest.raises(ValidationError) as caught:
                 app.open_batch("take", **{name: "x"})
             assert caught.value.problems[0].field == name
+
+
+class TestAlter:
+    async def test_limits_of_a_batch_are_changed(self, app):
+        async with app.open_batch("take", concurrency=2) as batch:
+            await batch.add(numbers(3))
+            found = await app.alter_batch(batch.id, by="ann", concurrency=None, max_failures=1)
+        assert (found.concurrency, found.max_failures) == (None, 1)
+
+    @pytest.mark.parametrize(
+        ("given", "field"),
+        [
+            ({}, "limits"),
+            ({"concurrency": 0}, "concurrency"),
+            ({"max_failures": -1}, "max_failures"),
+            ({"batch_size": True}, "batch_size"),
+            ({"speed": 3}, "speed"),
+            ({"concurrency": 3, "by": "x" * 201}, "by"),
+        ],
+    )
+    async def test_bad_limits_are_refused(self, app, given, field):
+        with pytest.raises(ValidationError) as caught:
+            await app.alter_batch(new_id(), **given)
+        assert caught.value.problems[0].field == field

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from haulier.cli.filling import create, seal
+from haulier.cli.filling import create, limit, seal
 from haulier.cli.jobs import watch_until_done
 from haulier.cli.output import (
     STATE_NAMES,
@@ -49,6 +49,7 @@ def batches() -> None:
 
 
 batches.add_command(create)
+batches.add_command(limit)
 batches.add_command(seal)
 
 

@@ -188,6 +188,64 @@ def _tell(line: Line) -> None:
         click.echo(f"line {line.number} was skipped: {field}{problem.reason}", err=True)
 
 
+def _limit(name: str, text: str | None) -> dict[str, int | None]:
+    """A limit from the command line, if it was given."""
+    if text is None:
+        return {}
+    if text == "none":
+        return {name: None}
+    try:
+        return {name: int(text)}
+    except ValueError:
+        problem = Problem(f"--{name.replace('_', '-')}", "must be a number, or none")
+        raise ValidationError("the limits were refused", [problem]) from None
+
+
+@click.command("limit")
+@click.argument("batch_id")
+@click.option("--concurrency", metavar="N|none", help="Items that run at once, over all workers.")
+@click.option("--batch-size", metavar="N|none", help="Items that are claimed at a time.")
+@click.option(
+    "--max-failures", metavar="N|none", help="When more items have failed, cancel the rest."
+)
+@click.option("--by", help="Who does it, for the event.  [default: you]", type=TEXT)
+@store_option
+@json_option
+@command_body
+async def limit(
+    batch_id: str, by: str | None, store: str | None, as_json: bool, **given: str | None
+) -> None:
+    """Change limits of a batch while it runs; 'none' removes one."""
+    from haulier.services.options import checked_limits
+
+    changes: dict[str, int | None] = {}
+    for name, text in given.items():
+        changes |= _limit(name, text)
+    who = _user() if by is None else by
+    checked = checked_limits(changes, who)
+    async with existing_store(store) as opened:
+        await opened.alter_batch(batch_id, checked, by=who)
+        batch = await opened.batch(batch_id)
+    if as_json:
+        emit_json(batch_document(batch))
+        return
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {'none' if value is None else value}"
+        for name, value in sorted(checked.items())
+    )
+    click.echo(f"{batch.id}  {told}; {batch.counts.running} running")
+
+
+def _user() -> str:
+    """Who runs this command, as far as the system knows."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
 @click.command("seal")
 @click.argument("batch_id")
 @store_option

@@ -27,7 +27,7 @@ from haulier.services import selection
 from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
 from haulier.services.ids import new_ids
-from haulier.services.options import Options, Plan, job_id_of, plan_of
+from haulier.services.options import BatchLimits, Options, Plan, checked_limits, job_id_of, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
@@ -385,6 +385,11 @@ class JobManager:
         if states[job_id] is not JobState.PENDING:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
+
+    async def alter_batch(self, batch_id: str, changes: BatchLimits, *, by: str = "") -> Batch:
+        """Change limits of a batch while it runs; see `JobStore.alter_batch`."""
+        await self.store.alter_batch(batch_id, checked_limits(changes, by), by=by)
+        return await self.store.batch(batch_id)
 
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None

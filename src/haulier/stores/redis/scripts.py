@@ -57,6 +57,7 @@ CONSTANTS: dict[str, int] = {
     "RESUMING": 5,
     "PRUNING": 6,
     "RESTARTING": 7,
+    "LIMITING": 8,
     # When running items of a cancelled batch are told: of its pending ones' end.
     "BEFORE": 1,
     "AFTER": 2,
@@ -107,6 +108,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "requeue": _CORE,
     "delete": _CORE,
     "switch": _CORE,
+    "alter": _CORE,
     "retry": _CORE,
     "drain": _CORE,
     "retire": (*_MOVING, "incarnations"),
@@ -140,6 +142,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
+        "alter",
         *("retry", "prune", "enlist"),
     }
 )

@@ -171,6 +171,14 @@ class RedisStore:
         if await self._write("switch", batch, int(paused), change=change):
             await self._drain(batch)
 
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch = known_id(batch_id)
+        given = [each for name, limit in changes.items() for each in (name, optional(limit))]
+        if await self._write("alter", batch, by, len(changes), *given, change=Change.ANY):
+            await self._drain(batch)
+
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:

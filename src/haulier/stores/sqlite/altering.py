@@ -69,8 +69,8 @@ def alter(
         raise JobStateError("this batch has ended, or is being cancelled")
     if draining not in (0, PAUSING, RESUMING, LIMITING):
         raise JobStateError("a retry or delete of this batch is still under way")
-    old = dict(zip(LIMITS, limits, strict=True))
-    new = old | changes
+    old: dict[str, int | None] = dict(zip(LIMITS, limits, strict=True))
+    new = {**old, **changes}
     if new == old:
         return False
     if owed and not paused:
@@ -85,7 +85,7 @@ def alter(
         return True
     _take_back(db, now, batch)
     gates.let_in(db, now, batch)
-    return draining > 0
+    return bool(draining)
 
 
 def _limited(limits: Mapping[str, int | None]) -> bool:
@@ -107,9 +107,7 @@ def _take_back(db: apsw.Connection, now: int, batch: bytes) -> None:
         db.execute(_TAKE_BACK, (batch, -room))
 
 
-def limit_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[list[Row], int]:
+def limit_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tuple[list[Row], int]:
     """Park some of the items that stood in the line before there was a gate.
 
     Claims take none of them meanwhile, but those that are let in.

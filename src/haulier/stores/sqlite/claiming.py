@@ -54,9 +54,7 @@ _RANK_AND_SEQ = itemgetter(-1, 1)
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
 _FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
 _CLAIM_THESE = _claiming("SELECT value FROM json_each(:seqs)")
-_PAUSING = (
-    f"SELECT id FROM batches WHERE draining IN ({PAUSING}, {LIMITING}) AND draining > 0"
-)
+_PAUSING = f"SELECT id FROM batches WHERE draining IN ({PAUSING}, {LIMITING}) AND draining > 0"
 # Of one that gets limits just now, those that are let in may be claimed.
 _HELD_BACK = (
     f"EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch AND (b.draining = {PAUSING} "

@@ -105,6 +105,21 @@ slices[PAUSING] = function(batch, cursor)
   end)
 end
 
+-- Items that stood in the line before there was a gate are parked, and of those that were let in as many
+-- as there were when they became too many. Claims take none of either.
+slices[LIMITING] = function(batch, cursor)
+  local count, following = walk(key('items:' .. batch), cursor, SLICE, function(id)
+    if not is_pending(id) then return false end
+    return take_back(look(id))
+  end)
+  local h = call('HMGET', batch_key(batch), 'excess', 'short')
+  if h[2] and num(h[1]) <= 0 then following = nil end
+  -- Some that were let in have been claimed.
+  if not following then call('HDEL', batch_key(batch), 'excess', 'short') end
+  let_in(batch)
+  return count, following
+end
+
 slices[RESUMING] = function(batch)
   local popped = call('ZPOPMIN', key('parked:' .. batch), SLICE)
   for i = 1, #popped, 2 do

@@ -11,14 +11,18 @@ return run(function()
   if top.state > RUNNING or b.cancel > 0 then
     refuse('state', 'this batch has ended, or is being cancelled')
   end
-  if b.draining ~= 0 and b.draining ~= PAUSING and b.draining ~= RESUMING then
+  if b.draining ~= 0 and b.draining ~= PAUSING and b.draining ~= RESUMING and b.draining ~= LIMITING then
     refuse('state', 'a retry or delete of this batch is still under way')
   end
   if paused == b.paused then return 0 end
   call('HSET', batch_key(batch), 'paused', paused)
+  call('HDEL', batch_key(batch), 'excess', 'short')
   set_gated(batch, paused == 1 or b.limited)
   if paused == 1 then
     begin_slices(batch, PAUSING)
+  elseif b.limited and b.draining == PAUSING then
+    -- It got its limits while it was being paused: what still stands in the line was not let in.
+    begin_slices(batch, LIMITING)
   elseif b.limited then
     end_slices(batch)
   else
