@@ -26,6 +26,13 @@ from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
+from conformance.nesting import (
+    TestNested,
+    TestNestedCancel,
+    TestNestedDelete,
+    TestNestedPause,
+    TestNestedRetry,
+)
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
 from conformance.poison import TestAlone, TestLosses
@@ -99,6 +106,11 @@ __all__ = [
     "TestMoves",
     "TestNamesOfBatches",
     "TestNamesOfRequeuedJobs",
+    "TestNested",
+    "TestNestedCancel",
+    "TestNestedDelete",
+    "TestNestedPause",
+    "TestNestedRetry",
     "TestNumbers",
     "TestOldEvents",
     "TestOneCallback",

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from haulier.domain.job import MICROSECOND, JobState
 
+DEEPEST = 4
+"""The most batches that may lie around one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishCallback:
@@ -81,6 +84,7 @@ class Batch:
     `sealed` says that all items were added, `paused` that no more of them are started,
     `settled` that nothing of it runs or will run any more: a head may end before its last items do.
     `finish_job` is the id of the last finish callback's job, once the batch has settled.
+    `within` is the id of the batch that this one is an item of.
     """
 
     id: str
@@ -99,6 +103,7 @@ class Batch:
     started_at: int | None = None
     finished_at: int | None = None
     finish_job: str | None = None
+    within: str | None = None
 
     @property
     def open(self) -> bool:

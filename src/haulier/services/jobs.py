@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 from pydantic import BaseModel
 
-from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
 from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
@@ -23,7 +23,7 @@ from haulier.exceptions import (
     ValidationError,
 )
 from haulier.ports import Inserted, JobFilter, JobStore
-from haulier.services import selection
+from haulier.services import nesting, selection
 from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
 from haulier.services.ids import new_ids
@@ -123,9 +123,13 @@ class JobManager:
         checked = self._checked(definition, items)
         head = self.own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
-        numbered = iter(enumerate(checked))
+        numbered: Iterator[tuple[int, BaseModel]] = iter(enumerate(checked))
         first = list(islice(numbered, self.store.chunk))
         sealed = len(first) < self.store.chunk
+        if definition.expand:
+            # What comes with its head has its policy.
+            sealed = False
+            numbered, first = chain(first, numbered), []
         opening = self._items(definition, batch_id, first, plan)
         ours = False
         try:
@@ -139,7 +143,11 @@ class JobManager:
             parts = chunks(numbered, PART)
             rest = (self._items(definition, batch_id, part, plan) for part in parts)
             ahead = isinstance(items, Sequence)
-            await insert_all(self.store.insert, rest, self.store.chunk, ahead=ahead)
+
+            async def insert(jobs: Sequence[NewJob]) -> None:
+                await self.insert_items(jobs, definition)
+
+            await insert_all(insert, rest, self.store.chunk, ahead=ahead)
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
@@ -154,16 +162,12 @@ class JobManager:
         return batch_id
 
     def item_definition(self, kind: str) -> TaskDefinition:
-        """The definition of a kind that items may have; raises ConfigurationError."""
-        definition = self.registry.get(kind)
-        if definition.expand:
-            raise ConfigurationError(f"{kind} is a bulk kind itself: enqueue it, not its items")
-        return definition
+        """The definition of a kind that items may have: any. Those of a bulk kind are batches."""
+        return self.registry.get(kind)
 
     async def insert_items(self, jobs: Sequence[NewJob], definition: TaskDefinition) -> Inserted:
         """Insert items of a batch that is open, all of one definition."""
-        del definition
-        return await self.store.insert(jobs)
+        return await self.store.insert(jobs, policy=inner_policy(definition, jobs))
 
     async def _filled(self, batch_id: str) -> bool:
         return (await self.store.batch(batch_id)).sealed
@@ -278,7 +282,7 @@ class JobManager:
         kind, version, on_lost = definition.kind, definition.version, definition.on_lost
         queue, priority, run_at, delay = plan.queue, plan.priority, plan.run_at, plan.delay
         key, retry = plan.key, plan.retry
-        role = definition.role if single else Role.ITEM
+        role = definition.role if single else definition.role_as_item
         named = single and plan.named
         baggage = carried()
         return [
@@ -350,7 +354,7 @@ class JobManager:
     ) -> Job | None:
         """The job if it is done, with its batch's callback; reports what it saw."""
         job = await self.store.get(job_id)
-        batch = await self.store.batch(job_id) if job.role is Role.HEAD else None
+        batch = await self.store.batch(job_id) if job.role.heads else None
         if on_change is not None:
             on_change(job, batch)
         if not job.state.final:
@@ -396,7 +400,7 @@ class JobManager:
     ) -> int:
         """Requeue failed items of a batch, all or those of one error class; returns how many."""
         selection.check_limit(limit)
-        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+        return await nesting.retry_failed(self.store, batch_id, error_type=error_type, limit=limit)
 
     async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Request that all jobs that a filter finds stop; see `selection.cancel_all`."""
@@ -436,6 +440,15 @@ def _refuse_options_of_one(options: Options, plan: Plan) -> None:
         problems.append(Problem("unique.by", "is for one job: without it each payload is unique"))
     if problems:
         raise ValidationError("options were refused", problems)
+
+
+def inner_policy(definition: TaskDefinition, jobs: Sequence[NewJob]) -> BatchPolicy | None:
+    """How batches are worked on whose heads are these items of a bulk kind."""
+    if not definition.expand or not jobs:
+        return None
+    if definition.finish_kind is None:
+        return BatchPolicy()
+    return BatchPolicy(finish=FinishCallback(kind=definition.finish_kind, queue=jobs[0].queue))
 
 
 def _own_finish(definition: TaskDefinition, plan: Plan) -> FinishCallback | None:

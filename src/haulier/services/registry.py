@@ -105,6 +105,11 @@ class TaskDefinition:
         """The role of jobs of this kind that are enqueued on their own."""
         return Role.HEAD if self.expand else Role.SINGLE
 
+    @property
+    def role_as_item(self) -> Role:
+        """What a job of this kind is for in a batch."""
+        return Role.INNER if self.expand else Role.ITEM
+
 
 def _is_version(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LATEST_VERSION

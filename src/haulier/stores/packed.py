@@ -58,8 +58,10 @@ def said_by(event: str, error: str | None) -> tuple[str | None, str | None, str 
     return None, what, by or None
 
 
-def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch:
-    """The batch of a row: BATCH_COLUMNS of either store, whose two ids are given as text."""
+def batch_of(
+    row: Sequence[Any], batch_id: str, finish_job: str | None, within: str | None
+) -> Batch:
+    """The batch of a row: BATCH_COLUMNS of either store, whose ids are given as text."""
     return Batch(
         id=batch_id,
         kind=row[1],
@@ -84,6 +86,7 @@ def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch
         batch_size=row[18],
         max_failures=row[19],
         settled=not row[20],
+        within=within,
     )
 
 

@@ -349,8 +349,10 @@ class RedisStore:
     async def batch(self, batch_id: str) -> Batch:
         return await reading.batch(self._history, batch_id)
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await reading.batches(self._history, limit, cursor)
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await reading.batches(self._history, limit, cursor, within)
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await reading.counts(self._history)

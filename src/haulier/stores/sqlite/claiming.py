@@ -94,7 +94,7 @@ WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
   AND j.queue IN (SELECT value FROM json_each(:queues))
   AND j.kind IN (SELECT value FROM json_each(:kinds))
   AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
-                  AND (b.paused = 1 OR b.concurrency <= b.running + (
+                  AND (b.paused > 0 OR b.concurrency <= b.running + (
                       SELECT count(*) FROM jobs w WHERE w.batch = b.id
                       AND w.state = {PENDING} AND w.gate = {LET_IN})))
 ORDER BY j.run_at LIMIT 100

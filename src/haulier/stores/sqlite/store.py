@@ -404,8 +404,10 @@ class SqliteStore:
     async def batch(self, batch_id: str) -> Batch:
         return await self._read(lambda db: queries.batch(db, batch_id))
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await self._read(lambda db: queries.batches(db, limit, cursor))
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await self._read(lambda db: queries.batches(db, limit, cursor, within))
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._read(queries.counts)
