@@ -134,15 +134,19 @@ def _filters(where: JobFilter) -> list[Arg]:
 
 
 async def batch(history: History, batch_id: str) -> Batch:
-    rows = await history.script("batches", known_id(batch_id), 1, "")
+    rows = await history.script("batches", known_id(batch_id), 1, "", "")
     if not rows:
         raise JobNotFoundError(batch_id)
     return batch_from_row(rows[0])
 
 
-async def batches(history: History, limit: int, cursor: str | None) -> list[Batch]:
+async def batches(
+    history: History, limit: int, cursor: str | None, within: str | None
+) -> list[Batch]:
     after = "" if cursor is None else canonical(cursor)
-    return [batch_from_row(row) for row in await history.script("batches", "", limit, after)]
+    outer = "" if within is None else known_id(within)
+    rows = await history.script("batches", "", limit, after, outer)
+    return [batch_from_row(row) for row in rows]
 
 
 async def counts(history: History) -> dict[tuple[str, str, Role, JobState], int]:

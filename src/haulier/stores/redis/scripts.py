@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from haulier.domain.batch import DEEPEST
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
@@ -16,9 +17,10 @@ from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
-SCHEMA = 2
+SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs."""
+haulier that knows only 1 would leave behind when it removes their jobs. 3 has batches within
+batches, whose heads have a role that one that knows only 2 would not understand."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -35,6 +37,7 @@ CODES = {
     "SINGLE": codes.SINGLE,
     "HEAD": codes.HEAD,
     "ITEM": codes.ITEM,
+    "INNER": codes.INNER,
     "REQUESTED": codes.REQUESTED,
     "HEARD": codes.HEARD,
     "PARKED": codes.PARKED,
@@ -65,6 +68,7 @@ CONSTANTS: dict[str, int] = {
     "BY_REQUEST": 1,
     "CUT_SHORT": 2,
     "POINT": RANK_PER_PRIORITY,
+    "DEEPEST": DEEPEST,
     "ALONE_AFTER": ALONE_AFTER,
     "GENERATION": GENERATION,
     # Claims of one job whose errors are kept.
@@ -94,7 +98,7 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_CORE = ("base", "ledger", "uniques", "lines", "settling", "nesting", "slices")
 _TRANSFER = ("base", "ledger", "transfer")
 _MOVING = (*_CORE, "moving")
 

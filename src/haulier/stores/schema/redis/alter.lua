@@ -62,7 +62,7 @@ return run(function()
   if change == '' then return 0 end
   write_limits(batch, new)
   local limited = (new.concurrency or new.batch_size) and true or false
-  set_gated(batch, b.owed == 1 and (b.paused == 1 or limited))
+  set_gated(batch, b.owed == 1 and (b.paused > 0 or limited))
   moved('alter', top, top.state, top.state, nil, cjson.encode({by, change}))
   write_ledger()
   if b.owed == 0 then return 0 end
@@ -70,7 +70,7 @@ return run(function()
     begin_cancel(batch, CUT_SHORT)
     return 1
   end
-  local what = b.paused == 1 and b.draining or under_way(b, limited)
+  local what = b.paused > 0 and b.draining or under_way(b, limited)
   call('HDEL', batch_key(batch), 'excess', 'short')
   local waiting = num(call('HGET', batch_key(batch), 'let_in'))
   if b.paused == 0 and waiting > 0 and (room_in(batch) or 0) < 0 then

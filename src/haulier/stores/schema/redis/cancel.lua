@@ -10,7 +10,7 @@ return run(function()
   for _, id in ipairs(list()) do
     local job = look(id)
     if job then
-      if job.role == HEAD and job.state <= RUNNING then
+      if is_head(job.role) and job.state <= RUNNING then
         collect()
         begin_cancel(id, BY_REQUEST)
         heads[#heads + 1] = id
@@ -18,7 +18,7 @@ return run(function()
       if job.state == PENDING then
         drop(job)
         job.state = CANCELLED
-      elseif job.state == RUNNING and (job.role ~= HEAD or job.worker) and job.cancel == 0 then
+      elseif job.state == RUNNING and (not is_head(job.role) or job.worker) and job.cancel == 0 then
         call('HSET', job_key(id), 'cancel', REQUESTED)
         call('SADD', key('cancels:' .. job.worker), id)
         moved('cancel_requested', job, RUNNING, RUNNING)

@@ -77,7 +77,7 @@ local function finished_key(state, kind) return PREFIX .. 'finished:' .. state .
 
 -- Enter a job that came to an end into what retention and readers of failures look through.
 local function file(job, state)
-  if job.role ~= ITEM then call('ZADD', finished_key(state, job.kind), now, job.id) end
+  if job.role < ITEM then call('ZADD', finished_key(state, job.kind), now, job.id) end
   if state == FAILED then
     call('ZADD', key('dead'), job.seq, job.id)
     if job.batch then call('ZADD', key('failed:' .. job.batch), job.seq, job.id) end
@@ -85,7 +85,7 @@ local function file(job, state)
 end
 
 local function unfile(job)
-  if job.role ~= ITEM then call('ZREM', finished_key(job.state, job.kind), job.id) end
+  if job.role < ITEM then call('ZREM', finished_key(job.state, job.kind), job.id) end
   if job.state == FAILED then
     call('ZREM', key('dead'), job.id)
     if job.batch then call('ZREM', key('failed:' .. job.batch), job.id) end

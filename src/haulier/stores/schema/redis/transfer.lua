@@ -27,7 +27,7 @@ local function is_idle()
 end
 
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
     call('HLEN', key('uniques')), call('XLEN', key('events'))}
 end
 
