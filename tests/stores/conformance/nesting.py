@@ -265,7 +265,7 @@ class TestNestedPause:
         outer = await nest(store, 3)
         first = await hand.claim_one()
         await expand(store, hand, first, 4)
-        running = await hand.claim_one()
+        running = await (await Hand.enlist(store, kinds=("work",))).claim_one()
         await store.pause(outer)
         assert await hand.claim(9) == []
         assert (await store.batch(first.id)).paused

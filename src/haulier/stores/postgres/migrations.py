@@ -24,6 +24,7 @@ FUNCTIONS = (
     "bulk",
     "control",
     "altering",
+    "nesting",
     "draining",
     "upkeep",
     "keeping",

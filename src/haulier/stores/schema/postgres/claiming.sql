@@ -331,7 +331,7 @@ BEGIN
             counted AS (
                 INSERT INTO batch_deltas
                 SELECT batch, 0, -count(*), count(*), 0, 0, 0, v_now
-                FROM c WHERE role = 2 AND batch IS NOT NULL GROUP BY batch),
+                FROM c WHERE role >= 2 AND batch IS NOT NULL GROUP BY batch),
             freed AS (
                 DELETE FROM uniques u USING c
                 WHERE c.uniq IS NOT NULL AND u.job = c.id AND u.scope = 0)

@@ -48,7 +48,7 @@ BEGIN
                count(*) FILTER (WHERE target = 4) - count(*) FILTER (WHERE source = 4),
                CASE WHEN count(*) FILTER (WHERE target = 1) > 0 THEN p_now END
         FROM unnest(p_moves) m
-        WHERE m.role = 2 AND m.batch IS NOT NULL AND m.source IS DISTINCT FROM m.target
+        WHERE m.role >= 2 AND m.batch IS NOT NULL AND m.source IS DISTINCT FROM m.target
         GROUP BY m.batch;
     END IF;
 END $$;
@@ -170,7 +170,7 @@ CREATE OR REPLACE FUNCTION begin_cancel(p_now bigint, p_batch uuid, p_why smalli
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE batches SET cancel = CASE WHEN cancel = 0 THEN p_why ELSE cancel END, draining = 1,
-        drained = 0, moved = 0, paused = false WHERE id = p_batch;
+        drained = 0, moved = 0, paused = false, pauses = 0 WHERE id = p_batch;
     PERFORM tell_running(p_now, p_batch);
 END $$;
 
@@ -193,7 +193,9 @@ BEGIN
         PERFORM begin_cancel(p_now, p_batch, 2::smallint);
         RETURN 2;
     END IF;
-    IF b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0 THEN
+    IF b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0
+        AND NOT any_owed_within(p_batch)
+    THEN
         SELECT state, worker IS NULL AND (b.sealed OR b.cancel > 0) INTO head_state, waits
         FROM jobs WHERE id = p_batch;
         IF (head_state = 1 AND waits) OR head_state > 1 THEN
@@ -246,6 +248,9 @@ BEGIN
     END IF;
     UPDATE batches SET finish_job = callback, owed = false, gated = false WHERE id = b.id;
     PERFORM write_moves(p_now, moves);
+    IF b.within IS NOT NULL THEN
+        INSERT INTO nested_due VALUES (b.within, CASE WHEN p_state = 1 AND target = 3 THEN 1 ELSE 0 END);
+    END IF;
 END $$;
 
 -- A batch that was reopened and settles again calls back again, with the next of its ids.
