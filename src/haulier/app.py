@@ -356,12 +356,13 @@ class App:
     ) -> int:
         """Requeue only the failed items of a batch; returns how many.
 
-        All, or those whose last error is of the class `error_type`, and at most `limit` of them.
+        All, or those whose last error is of the class `error_type`, and at most `limit` of them. Of
+        batches within it too.
         """
         return await self.jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def pause(self, batch_id: str) -> None:
-        """Let no more items of a batch start; those that run go on."""
+        """Let no more items of a batch start, nor of those within it; those that run go on."""
         await self.store.pause(batch_id)
 
     async def resume(self, batch_id: str) -> None:

@@ -31,6 +31,7 @@ from haulier.cli.queues import lost_lines, waits, why_batch_lost
 from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
+from haulier.services import nesting
 from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ batches.add_command(seal)
 
 @batches.command("list")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
+@click.option("--within", metavar="BATCH_ID", help="Only those that are items of that batch.")
 @click.option("--open", "only_open", is_flag=True, help="Only those that are not sealed yet.")
 @store_option
 @json_option
 @command_body
-async def list_batches(limit: int, only_open: bool, store: str | None, as_json: bool) -> None:
+async def list_batches(
+    limit: int, within: str | None, only_open: bool, store: str | None, as_json: bool
+) -> None:
     """List batches, the newest first."""
     async with existing_store(store) as opened:
-        found = await _found(opened, limit, only_open=only_open)
+        found = await _found(opened, limit, within, only_open=only_open)
         lost = await lost_lines(opened, map(waits, found))
     if as_json:
         emit_json(
@@ -116,12 +120,16 @@ async def show(batch_id: str, store: str | None, as_json: bool) -> None:
     emit_fields(document.items())
 
 
-async def _found(reader: JobReader, limit: int, *, only_open: bool) -> list[Batch]:
+async def _found(
+    reader: JobReader, limit: int, within: str | None, *, only_open: bool
+) -> list[Batch]:
     if not only_open:
-        return await reader.batches(limit=limit)
+        return await reader.batches(limit=limit, within=within)
     found: list[Batch] = []
     cursor = None
-    while len(found) < limit and (page := await reader.batches(limit=500, cursor=cursor)):
+    while len(found) < limit and (
+        page := await reader.batches(limit=500, cursor=cursor, within=within)
+    ):
         found += [batch for batch in page if batch.open]
         cursor = page[-1].id
     return found[:limit]
@@ -236,9 +244,9 @@ async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
 async def retry_failed(
     batch_id: str, error_type: str | None, limit: int | None, store: str | None, as_json: bool
 ) -> None:
-    """Run only the failed items of a batch again."""
+    """Run only the failed items of a batch again, and of those within it."""
     async with existing_store(store) as opened:
-        count = await opened.retry_failed(batch_id, error_type=error_type, limit=limit)
+        count = await nesting.retry_failed(opened, batch_id, error_type=error_type, limit=limit)
     if as_json:
         emit_json({"id": batch_id, "requeued": count})
     else:

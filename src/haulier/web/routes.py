@@ -244,7 +244,7 @@ async def retry_job(jobs: Jobs, job_id: str) -> StateChange:
 async def retry_failed(jobs: Jobs, job_id: str, body: RetryFailedBody | None = None) -> Requeued:
     """Only those items run again that have failed; with a body, only some of them."""
     wanted = body or RetryFailedBody()
-    count = await jobs.store.retry_failed(job_id, error_type=wanted.error_type, limit=wanted.limit)
+    count = await jobs.retry_failed(job_id, error_type=wanted.error_type, limit=wanted.limit)
     return Requeued(id=job_id, requeued=count)
 
 
