@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haulier.app import App, Task
     from haulier.domain.batch import Batch, Counts
+    from haulier.domain.configuration import Alteration, Configuration, Setting
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
     from haulier.domain.line import Line
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
+    "Alteration": "domain.configuration",
     "App": "app",
     "Attempt": "services.middleware",
     "Backoff": "domain.retry",
@@ -56,6 +58,7 @@ _HOME = {
     "BatchFinished": "runners.base",
     "CancelJob": "exceptions",
     "ConfigurationError": "exceptions",
+    "Configuration": "domain.configuration",
     "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
@@ -86,6 +89,7 @@ _HOME = {
     "RetryPolicy": "domain.retry",
     "Scope": "domain.unique",
     "Secret": "services.secrets",
+    "Setting": "domain.configuration",
     "Snooze": "exceptions",
     "Step": "domain.step",
     "StoreError": "exceptions",
@@ -100,6 +104,7 @@ _HOME = {
 lists jobs does not pay for pydantic."""
 
 __all__ = [
+    "Alteration",
     "App",
     "Attempt",
     "Backoff",
@@ -107,6 +112,7 @@ __all__ = [
     "Batch",
     "BatchFinished",
     "CancelJob",
+    "Configuration",
     "ConfigurationError",
     "Conflict",
     "Context",
@@ -138,6 +144,7 @@ __all__ = [
     "RetryPolicy",
     "Scope",
     "Secret",
+    "Setting",
     "Snooze",
     "Step",
     "StoreError",

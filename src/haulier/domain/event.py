@@ -13,6 +13,8 @@ PAUSED = "pause"
 RESUMED = "resume"
 DELETED = "delete"
 ALTERED = "alter"
+
+CONFIGURED = "configured"
 RESET = "reset"
 """Events that no move of `RULES` names. `reset`: what lies between the reader's place and the next
 event is no longer kept; look at the jobs anew."""
@@ -25,6 +27,7 @@ class Event(NamedTuple):
     changes when a store was restored to an earlier state. `at`: microseconds UTC by the store's
     clock. `worker`: the incarnation that did it. `error_type`: the class of the error it recorded.
     Of an `alter`, `setting` tells what was changed and `by` who did it.
+    `configured` is no job's: `setting` names what was changed, `by` who did it.
     """
 
     epoch: str

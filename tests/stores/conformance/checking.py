@@ -8,8 +8,8 @@ from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
-    "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat", "indexes",
-    "open batches",
+    "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
+    "indexes", "open batches",
 }  # fmt: skip
 
 
@@ -55,20 +55,12 @@ class TestCheck:
         clock.advance(3600)
         assert (await findings(store))["oldest ready job"].level is Level.WARNING
 
-    async def test_batches_that_nobody_seals(self, store, hand, clock):
-        assert (await findings(store))["open batches"].what == "none"
-        opened = await filled_batch(store, 2, sealed=False)
-        await filled_batch(store, 2)
-        stopped = await filled_batch(store, 0, sealed=False)
-        await store.cancel([stopped])
-        clock.advance(60)
-        found = (await findings(store))["open batches"]
-        assert (found.level, found.what) == (Level.OK, "1, the oldest for 0:01:00")
-        clock.advance(24 * 3600)
-        found = (await findings(store))["open batches"]
-        assert (found.level, found.what) == (Level.WARNING, "1, the oldest for 1 day, 0:01:00")
-        await store.seal(opened)
-        assert (await findings(store))["open batches"].level is Level.OK
+    async def test_what_is_set(self, store):
+        assert (await findings(store))["configuration"].what == "version 0, 0 set"
+        values = {"queues.slow.paused": True, "log.level": "debug"}
+        await store.configurable().configure(values, by="ops")
+        found = (await findings(store))["configuration"]
+        assert (found.level, found.what) == (Level.OK, "version 1, 2 set, paused: slow")
 
     async def test_a_store_that_is_being_copied(self, store):
         mark = Mark(stage=Stage.FROZEN, token="t", peer="store://peer", source="e")

@@ -57,6 +57,7 @@ _TABLES = {
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
+    Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
 
@@ -117,6 +118,9 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "configuration": "version",
+    "settings": "name",
+    "alterations": "version, name",
     "jobs": "seq",
     "batches": "id",
 }

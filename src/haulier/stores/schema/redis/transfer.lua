@@ -27,8 +27,10 @@ local function is_idle()
 end
 
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
-    call('HLEN', key('uniques')), call('XLEN', key('events'))}
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), 
+    call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
+    call('HLEN', key('uniques')), call('HEXISTS', key('history'), 'configured'),
+    call('XLEN', key('events'))}
 end
 
 local function is_empty()
