@@ -45,7 +45,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import queues
+from simulation import nested, queues
 from simulation.history import Entry, Final, What, look
 from simulation.queues import QUEUES
 
@@ -265,7 +265,7 @@ class World:
 
     def outcome(self, job: Job) -> Outcome:
         error = JobError(type=self.pick(("Boom", "Bang")), message="", attempt=job.attempt)
-        good = Expanded() if job.kind == "bulk" and job.role is Role.HEAD else Succeeded(b"1")
+        good = Expanded() if job.kind == "bulk" and job.role.heads else Succeeded(b"1")
         return self.dice.choices(
             [
                 good,
@@ -442,8 +442,9 @@ class World:
         except JobStateError:
             return
         if states.get(job.id) is JobState.PENDING:
-            if job.role is Role.HEAD:
+            if job.role.heads:
                 self.note(What.DISCARD, job.id)
+                await nested.forget(self)
             self.note(What.REQUEUE, job.id)
 
     async def retry_failed(self) -> None:
@@ -485,7 +486,7 @@ class World:
             await self.sweep()
             for hand in list(self.hands):
                 for job in list(hand.held.values()):
-                    good = job.kind == "bulk" and job.role is Role.HEAD
+                    good = job.kind == "bulk" and job.role.heads
                     await self.attempt(hand, job, Expanded() if good else Succeeded(b"1"))
                 await self.exchange(hand, 50)
             if not any(
@@ -520,6 +521,8 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    nested.nest: 2,
+    nested.alter: 3,
     queues.pause_queue: 3,
     queues.resume_queue: 4,
 }
