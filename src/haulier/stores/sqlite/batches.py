@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import apsw
 
-from haulier.domain.event import DELETED, PAUSED, RESUMED
+from haulier.domain.event import PAUSED, RESUMED
 from haulier.domain.ids import text_id
 from haulier.domain.moves import RULES, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
@@ -24,7 +24,7 @@ from haulier.stores.codes import (
     STATE_CODE,
     rank_of,
 )
-from haulier.stores.sqlite import altering, gates, kept, nesting, uniques
+from haulier.stores.sqlite import altering, gates, nesting, removing, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.nesting import FROM_AROUND, OWN
 from haulier.stores.sqlite.rows import (
@@ -49,9 +49,6 @@ from haulier.stores.sqlite.settling import (
 
 SLICE = 500
 """Items that one slice moves: a few milliseconds."""
-
-DELETED_AT_ONCE = 250
-"""A row leaves all its indexes when it is deleted, which takes longer than to move it."""
 
 LOOKED_AT = 10_000
 """Sequence numbers that one slice covers at most: of a large batch most may be done already."""
@@ -404,56 +401,6 @@ def _unpark_slice(
     return count, None if count < SLICE else 0
 
 
-def _delete_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    return _delete_items(db, now, batch, cursor, with_periods=True)
-
-
-def _prune_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    return _delete_items(db, now, batch, cursor, with_periods=False)
-
-
-def _delete_items(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int, *, with_periods: bool
-) -> tuple[int, int | None]:
-    """Remove items, with the last ones the head too. The batch's counters go with it."""
-    inner = nesting.innermost(db, batch)
-    rows = fetch(db, _DELETE, (inner,))
-    count = len(rows)
-    over = count < DELETED_AT_ONCE
-    if over:
-        rows += fetch(db, f"DELETE FROM jobs WHERE id = ? {REMOVED}", (inner,))
-        db.execute("DELETE FROM batches WHERE id = ?", (inner,))
-    ledger = Ledger()
-    removed(db, ledger, rows, uncounted=True, with_periods=with_periods)
-    ledger.write(db, now)
-    return count, None if over and inner == batch else cursor
-
-
-def _clear_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    """Remove items whose head makes them anew: with the same ids, so their leases go on."""
-    inner = nesting.innermost(db, batch)
-    rows = fetch(db, _DELETE, (inner,))
-    count = len(rows)
-    ledger = Ledger()
-    removed(db, ledger, rows, uncounted=inner != batch)
-    if inner != batch and count < DELETED_AT_ONCE:
-        ((within,),) = fetch(db, "SELECT within FROM batches WHERE id = ?", (inner,))
-        db.execute("DELETE FROM batches WHERE id = ?", (inner,))
-        rows += fetch(db, f"DELETE FROM jobs WHERE id = ? {REMOVED}", (inner,))
-        removed(db, ledger, rows[count:], uncounted=within != batch)
-        count = DELETED_AT_ONCE
-    ledger.write(db, now)
-    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
-    db.execute("UPDATE batches SET leases = max(leases, ?) WHERE id = ?", (highest, batch))
-    return len(rows), None if count < DELETED_AT_ONCE else cursor
-
-
 def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
     """The items are gone: the head is pending again and will expand."""
     db.execute(
@@ -478,37 +425,10 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
 _SLICES = {
     CANCELLING: _drop_slice,
     RETRYING: _requeue_slice,
-    DELETING: _delete_slice,
+    DELETING: removing.delete_slice,
     PAUSING: _park_slice,
     RESUMING: _unpark_slice,
-    PRUNING: _prune_slice,
-    RESTARTING: _clear_slice,
+    PRUNING: removing.prune_slice,
+    RESTARTING: removing.clear_slice,
     LIMITING: _limit_slice,
 }
-
-REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"
-"""What `removed` has to be told of deleted rows."""
-
-_DELETE = (
-    f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) "
-    f"{REMOVED}"
-)
-
-
-def removed(
-    db: apsw.Connection,
-    ledger: Ledger,
-    rows: Iterable[Row],
-    *,
-    uncounted: bool = False,
-    with_periods: bool = True,
-) -> None:
-    """Account for deleted jobs, and remove what was kept beside them."""
-    for seq, state, uniq, *job in rows:
-        db.execute("DELETE FROM errors WHERE job = ?", (seq,))
-        kept.forget(db, seq)
-        if uniq is not None and with_periods:
-            uniques.forget(db, job[0])
-        elif uniq is not None:
-            uniques.release_ended(db, job[0])
-        ledger.moved(DELETED, Subject(*job), state, None, uncounted=uncounted)

@@ -27,14 +27,13 @@ from haulier.stores.codes import (
 )
 from haulier.stores.sqlite import nesting, uniques
 from haulier.stores.sqlite.batches import (
-    REMOVED,
     begin_delete,
     begin_restart,
     first_slices,
-    removed,
     reopen_for_item,
 )
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
+from haulier.stores.sqlite.removing import REMOVED, removed
 from haulier.stores.sqlite.rows import (
     fetch,
 )
