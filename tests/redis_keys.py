@@ -14,6 +14,7 @@ from haulier.stores.codes import (
     COMPLETED,
     FAILED,
     HEAD,
+    INNER,
     ITEM,
     LET_IN,
     PARKED,
@@ -111,7 +112,7 @@ def _of(keys: Keyspace, *, states: tuple[int, ...] = (), roles: tuple[int, ...] 
 
 def _check_indexes(keys: Keyspace) -> None:
     top = (SINGLE, HEAD)
-    assert keys.members("below").keys() == _of(keys, roles=(ITEM,))
+    assert keys.members("below").keys() == _of(keys, roles=(ITEM, INNER))
     assert keys.members("top").keys() == _of(keys, roles=top)
     assert keys.members("dead").keys() == _of(keys, states=(FAILED,))
     finished: dict[str, set[str]] = defaultdict(set)
@@ -156,8 +157,9 @@ def _check_lines(keys: Keyspace) -> None:
 
 
 def _check_batches(keys: Keyspace) -> None:
-    assert keys.members("batches").keys() == keys.batches.keys()
-    assert keys.batches.keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("batches").keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("nested").keys() == _of(keys, roles=(INNER,))
+    assert keys.batches.keys() == _of(keys, roles=(HEAD, INNER))
     items: dict[str, dict[str, set[str]]] = {
         name: defaultdict(set) for name in ("items", "active", "failed")
     }
@@ -170,7 +172,7 @@ def _check_batches(keys: Keyspace) -> None:
         assert batch in keys.batches, f"item {job_id} is orphaned"
         state = _num(row, "state")
         items["items"][batch].add(job_id)
-        if state == RUNNING:
+        if state == RUNNING and "worker" in row:
             items["active"][batch].add(job_id)
         if state == FAILED:
             items["failed"][batch].add(job_id)

@@ -1,5 +1,11 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
+from conformance.altering import (
+    TestAlterBatchSize,
+    TestAlterConcurrency,
+    TestAlterEdges,
+    TestAlterMaxFailures,
+)
 from conformance.baggage import TestBaggage, TestBaggageOfBatches
 from conformance.batches import (
     TestCutOff,
@@ -21,6 +27,13 @@ from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
+from conformance.nesting import (
+    TestNested,
+    TestNestedCancel,
+    TestNestedDelete,
+    TestNestedPause,
+    TestNestedRetry,
+)
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
 from conformance.poison import TestAlone, TestLosses
@@ -54,6 +67,10 @@ from conformance.unique import (
 __all__ = [
     "TestActiveNames",
     "TestAlone",
+    "TestAlterBatchSize",
+    "TestAlterConcurrency",
+    "TestAlterEdges",
+    "TestAlterMaxFailures",
     "TestBaggage",
     "TestBaggageOfBatches",
     "TestBatchSize",
@@ -95,6 +112,11 @@ __all__ = [
     "TestMoves",
     "TestNamesOfBatches",
     "TestNamesOfRequeuedJobs",
+    "TestNested",
+    "TestNestedCancel",
+    "TestNestedDelete",
+    "TestNestedPause",
+    "TestNestedRetry",
     "TestNumbers",
     "TestOldEvents",
     "TestOneCallback",

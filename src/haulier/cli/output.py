@@ -385,6 +385,7 @@ def batch_document(batch: Batch, unroutable: str | None = None) -> dict[str, Any
         "started_at": instant(batch.started_at),
         "finished_at": instant(batch.finished_at),
         "finish_job": batch.finish_job,
+        "within": batch.within,
     }
 
 

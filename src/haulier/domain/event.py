@@ -12,6 +12,7 @@ CANCEL_HEARD = "cancel_heard"
 PAUSED = "pause"
 RESUMED = "resume"
 DELETED = "delete"
+ALTERED = "alter"
 SCHEDULE_SET = "schedule_set"
 SCHEDULE_PAUSED = "schedule_pause"
 SCHEDULE_RESUMED = "schedule_resume"
@@ -31,6 +32,7 @@ class Event(NamedTuple):
     `seq` rises by one from event to event; `epoch` names the history that it counts in, which
     changes when a store was restored to an earlier state. `at`: microseconds UTC by the store's
     clock. `worker`: the incarnation that did it. `error_type`: the class of the error it recorded.
+    Of an `alter`, `setting` tells what was changed and `by` who did it.
     `configured` is no job's: `setting` names what was changed, `by` who did it.
     """
 

@@ -101,7 +101,8 @@ class BatchRecord(NamedTuple):
     """A batch beside its head job. Its fields are those of `Batch`, and some more.
 
     `own_expander`: a worker runs the head to make the items. `cancel`: 0, 1 by request, 2 cut
-    short. `gated`: paused or limited, and not settled. `owed`: not settled in this round.
+    short. `paused`: 0, 1 by itself, 2 by the batch around it, 3 both.
+    `gated`: paused or limited, and not settled. `owed`: not settled in this round.
     `leases`: those of its items begin above this.
     """
 
@@ -109,7 +110,7 @@ class BatchRecord(NamedTuple):
     own_expander: bool
     sealed: bool
     cancel: int
-    paused: bool
+    paused: int
     gated: bool
     owed: bool
     leases: int

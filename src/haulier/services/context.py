@@ -230,8 +230,13 @@ class Context:
             return self._steps
 
     async def batch(self, batch_id: str | None = None) -> Batch:
-        """A batch, by default the one this job is the head or an item of."""
-        return await self._runtime.reader.batch(batch_id or self.job.batch_id or self.job.id)
+        """A batch, by default the one this job is the head of, or else an item."""
+        return await self._runtime.reader.batch(batch_id or self._own_batch)
+
+    @property
+    def _own_batch(self) -> str:
+        job = self.job
+        return job.id if job.role.heads or job.batch_id is None else job.batch_id
 
     async def tick(self) -> Tick | None:
         """The tick that this job was enqueued for; None if no schedule has enqueued it.
@@ -255,7 +260,7 @@ class Context:
     ) -> AsyncIterator[Job]:
         """The items of that batch in their order, read page by page."""
         where = JobFilter(
-            batch_id=batch_id or self.job.batch_id or self.job.id,
+            batch_id=batch_id or self._own_batch,
             states=frozenset({state}) if state else None,
         )
         async for job in pages(self._runtime.reader, where):

@@ -112,6 +112,11 @@ class TaskDefinition:
             return None
         return FinishCallback(kind=self.finish_kind, queue=queue)
 
+    @property
+    def role_as_item(self) -> Role:
+        """What a job of this kind is for in a batch."""
+        return Role.INNER if self.expand else Role.ITEM
+
 
 def _is_version(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LATEST_VERSION

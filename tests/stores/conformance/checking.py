@@ -11,7 +11,7 @@ from support import Hand, filled_batch, work, works
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
     "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
-    "indexes", "schedules",
+    "indexes", "open batches", "schedules",
 }  # fmt: skip
 
 

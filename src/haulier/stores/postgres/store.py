@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,7 +53,7 @@ from haulier.stores.postgres import (
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
-from haulier.stores.postgres.rows import uuid_of
+from haulier.stores.postgres.rows import storable, uuid_of
 from haulier.stores.postgres.signals import Signals
 from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
@@ -216,6 +218,18 @@ class PostgresStore:
         if await self._write(
             lambda db: db.fetchval("SELECT switch_batch($1, $2, $3)", self._now, batch, paused),
             Change.SETTLED if paused else Change.ANY,
+        ):
+            await self._drain(batch)
+
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch, given = uuid_of(batch_id), json.dumps(dict(changes))
+        if await self._write(
+            lambda db: db.fetchval(
+                "SELECT alter_batch($1, $2, $3, $4)", self._now, batch, given, storable(by)
+            ),
+            Change.ANY,
         ):
             await self._drain(batch)
 
@@ -386,7 +400,13 @@ class PostgresStore:
         found.append(checking.schedules(await self.schedules().due(1)))
         part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
         found.append(await checking.configuration(part, part.noted))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, self._now or time.time_ns() // 1000)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
@@ -426,8 +446,10 @@ class PostgresStore:
     async def batch(self, batch_id: str) -> Batch:
         return await self._pool.run(lambda db: queries.batch(db, batch_id))
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await self._pool.run(lambda db: queries.batches(db, limit, cursor))
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await self._pool.run(lambda db: queries.batches(db, limit, cursor, within))
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._pool.run(queries.counts)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from haulier.domain.batch import DEEPEST
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
@@ -20,8 +21,9 @@ from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
 SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, and a
-configuration: one that knows only 2 would take jobs of paused queues."""
+haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, batches
+within batches, whose heads have a role that one that knows only 2 would not understand, and a
+configuration: it would take jobs of paused queues."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -38,6 +40,7 @@ CODES = {
     "SINGLE": codes.SINGLE,
     "HEAD": codes.HEAD,
     "ITEM": codes.ITEM,
+    "INNER": codes.INNER,
     "REQUESTED": codes.REQUESTED,
     "HEARD": codes.HEARD,
     "PARKED": codes.PARKED,
@@ -60,6 +63,7 @@ CONSTANTS: dict[str, int] = {
     "RESUMING": 5,
     "PRUNING": 6,
     "RESTARTING": 7,
+    "LIMITING": 8,
     # When running items of a cancelled batch are told: of its pending ones' end.
     "BEFORE": 1,
     "AFTER": 2,
@@ -67,6 +71,7 @@ CONSTANTS: dict[str, int] = {
     "BY_REQUEST": 1,
     "CUT_SHORT": 2,
     "POINT": RANK_PER_PRIORITY,
+    "DEEPEST": DEEPEST,
     "ALONE_AFTER": ALONE_AFTER,
     "GENERATION": GENERATION,
     # Claims of one job whose errors are kept.
@@ -104,7 +109,7 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_CORE = ("base", "ledger", "uniques", "lines", "settling", "nesting", "slices")
 _TRANSFER = ("base", "ledger", "transfer")
 _SCHEDULES = ("base", "ledger", "schedules")
 _MOVING = (*_CORE, "moving")
@@ -119,6 +124,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "requeue": _CORE,
     "delete": _CORE,
     "switch": _CORE,
+    "alter": _CORE,
     "retry": _CORE,
     "drain": _CORE,
     "retire": (*_MOVING, "incarnations"),
@@ -161,6 +167,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
+        "alter",
         *("retry", "prune", "enlist", "configure"),
         *("schedule_put", "schedule_delete", "schedule_fire"),
     }

@@ -27,6 +27,10 @@ KEPT = ("history", "inbox:", "rejected", "worker", "alive", "ended")
 """What stays when a store is emptied: what a copy has not brought."""
 
 
+_NESTED = "+"
+"""Before a cursor: of batches that lie within others."""
+
+
 class RedisTransfer:
     """The part of a Redis store that copies speak to."""
 
@@ -149,7 +153,11 @@ class RedisTransfer:
         return Records(tuple(map(rows.job_record, page)), _text(following))
 
     async def _read_batches(self, after: str | None) -> Records:
-        ids = [raw.decode() for raw in await self._members("batches", after)]
+        # Those that lie within others after all those that do not.
+        nested = after is not None and after.startswith(_NESTED)
+        start = (after or "").removeprefix(_NESTED) or None
+        found = await self._members("nested" if nested else "batches", start)
+        ids = [raw.decode() for raw in found]
         page = ids[:PAGE_RECORDS]
         looks: list[tuple[Any, ...]] = [
             ("HMGET", self._key(f"batch:{batch}"), *rows.BATCH_FIELDS) for batch in page
@@ -162,7 +170,9 @@ class RedisTransfer:
                 page, answers[: len(page)], answers[len(page) :], strict=True
             )
         )
-        return Records(records, page[-1] if len(ids) > PAGE_RECORDS else None)
+        if len(ids) > PAGE_RECORDS:
+            return Records(records, f"{_NESTED if nested else ''}{page[-1]}")
+        return Records(records, None if nested else _NESTED)
 
     async def _read_names(self, after: str | None) -> Records:
         """Names in order: a hash has none that stays the same, so that one is made first."""

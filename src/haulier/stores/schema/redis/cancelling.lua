@@ -9,7 +9,7 @@ local function stop_jobs(ids)
   for _, id in ipairs(ids) do
     local job = look(id)
     if job then
-      if job.role == HEAD and job.state <= RUNNING then
+      if is_head(job.role) and job.state <= RUNNING then
         collect()
         begin_cancel(id, BY_REQUEST)
         heads[#heads + 1] = id
@@ -17,7 +17,7 @@ local function stop_jobs(ids)
       if job.state == PENDING then
         drop(job)
         job.state = CANCELLED
-      elseif job.state == RUNNING and (job.role ~= HEAD or job.worker) and job.cancel == 0 then
+      elseif job.state == RUNNING and (not is_head(job.role) or job.worker) and job.cancel == 0 then
         call('HSET', job_key(id), 'cancel', REQUESTED)
         call('SADD', key('cancels:' .. job.worker), id)
         moved('cancel_requested', job, RUNNING, RUNNING)

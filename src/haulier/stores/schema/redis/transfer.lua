@@ -35,7 +35,8 @@ local function ticks_kept()
 end
 
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')),
+    call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
     call('HLEN', key('uniques')), call('ZCARD', key('schedules')), ticks_kept(),
     call('HEXISTS', key('history'), 'configured'), call('XLEN', key('events'))}
 end
