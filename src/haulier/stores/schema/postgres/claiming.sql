@@ -265,9 +265,10 @@ BEGIN
         UPDATE workers SET turn = p_doubt WHERE id = p_worker AND turn < p_doubt;
     END IF;
     -- This lock lets heartbeats pass.
-    SELECT p_turn <= w.turn, w.ended_at IS NULL AND w.expires > p_now, c.version, c.paused
+    SELECT p_turn <= w.turn, w.ended_at IS NULL AND w.expires > p_now,
+           (SELECT c.version FROM configuration c), (SELECT c.paused FROM configuration c)
     INTO late, alive, version, paused
-    FROM workers w LEFT JOIN configuration c ON true WHERE w.id = p_worker FOR KEY SHARE OF w;
+    FROM workers w WHERE w.id = p_worker FOR KEY SHARE;
     late := coalesce(late, false);
     alive := coalesce(alive, false);
     version := coalesce(version, 0);
@@ -389,10 +390,11 @@ CREATE OR REPLACE FUNCTION look(p_now bigint, p_worker uuid, p_lines demand[],
 DECLARE
     held text[];
 BEGIN
-    SELECT coalesce(c.version, 0), c.paused INTO version, held
-    FROM workers w LEFT JOIN configuration c ON true
+    SELECT (SELECT c.version FROM configuration c), (SELECT c.paused FROM configuration c)
+    INTO version, held FROM workers w
     WHERE w.id = p_worker AND w.ended_at IS NULL AND w.expires > p_now;
     alive := FOUND;
+    version := coalesce(version, 0);
     worth := false;
     IF held IS NOT NULL AND p_lines IS NOT NULL THEN
         p_lines := open_lines(p_lines, held);
