@@ -30,6 +30,7 @@ from conformance.model import TestModel
 from conformance.nesting import (
     TestNested,
     TestNestedCancel,
+    TestNestedCopy,
     TestNestedDelete,
     TestNestedPause,
     TestNestedRetry,
@@ -111,6 +112,7 @@ __all__ = [
     "TestNamesOfRequeuedJobs",
     "TestNested",
     "TestNestedCancel",
+    "TestNestedCopy",
     "TestNestedDelete",
     "TestNestedPause",
     "TestNestedRetry",
