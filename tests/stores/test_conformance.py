@@ -30,6 +30,7 @@ from conformance.model import TestModel
 from conformance.nesting import (
     TestNested,
     TestNestedCancel,
+    TestNestedCopy,
     TestNestedDelete,
     TestNestedPause,
     TestNestedRetry,
@@ -114,6 +115,7 @@ __all__ = [
     "TestNamesOfRequeuedJobs",
     "TestNested",
     "TestNestedCancel",
+    "TestNestedCopy",
     "TestNestedDelete",
     "TestNestedPause",
     "TestNestedRetry",

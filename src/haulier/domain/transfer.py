@@ -127,6 +127,7 @@ class BatchRecord(NamedTuple):
     finish_kind: str | None
     finish_queue: str | None
     finish_job: str | None
+    within: str | None
 
 
 class NameRecord(NamedTuple):

@@ -12,6 +12,7 @@ from haulier.domain.retention import Keep, Retention
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.services.nesting import retry_failed
+from haulier.services.transfer import End, copy
 from support import Hand, adds_up, head, items, wait_until, work
 
 AFTERWARDS = FinishCallback(kind="afterwards", queue="later")
@@ -444,3 +445,24 @@ class TestNestedDelete:
         await settled(store, top.id)
         await store.delete(top.id)
         assert (await store.find(JobFilter())).jobs == ()
+
+
+class TestNestedCopy:
+    """Copies of a store carry them."""
+
+    async def test_they_go_on_in_the_other_store(self, store, hand, other):
+        outer, (one, two) = await expanded(store, hand, 2, 3, singles=1)
+        await store.pause(one)
+        await store.pause(outer)
+        await store.retire(hand.id)
+        await copy(End(store, "store://from"), End(other, "store://to"))
+        found = await other.batches(within=outer)
+        assert found == await store.batches(within=outer)
+        assert {batch.id for batch in found} == {one, two}
+        there = await Hand.enlist(other)
+        await other.resume(outer)
+        assert await there.work_off() == 4
+        assert not (await other.batch(outer)).settled
+        await other.resume(one)
+        assert await there.work_off() == 3
+        assert (await settled(other, outer)).counts.completed == 3

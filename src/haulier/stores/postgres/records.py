@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from haulier.domain.ids import derived_id, raw_id, text_id
-from haulier.domain.job import JobError, Role
+from haulier.domain.job import JobError
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
@@ -164,9 +164,6 @@ async def _insert_jobs(connection: Connection, schema: str, records: Sequence[Jo
         ],
     )
     await kept.add_copied(connection, schema, records)
-    inner = [(r.id, r.batch_id) for r in records if r.role is Role.INNER]
-    if inner:
-        await connection.executemany("UPDATE batches SET within = $2 WHERE id = $1", inner)
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     await connection.executemany(
         "INSERT INTO counts (queue, kind, role, state, n) VALUES ($1, $2, $3, $4, $5) "
@@ -224,11 +221,12 @@ _BATCH = (
     *("id", "own_expander", "sealed", "cancel", "pauses", "gated", "owed", "leases", "total"),
     *("pending", "running", "completed", "failed", "cancelled", "started_at", "concurrency"),
     *("batch_size", "max_failures", "finish_kind", "finish_queue", "finish_job"),
+    "within",
 )
 """In the order of BatchRecord's fields."""
 
 _DELTAS = frozenset({"total", "pending", "running", "completed", "failed", "cancelled"})
-_UUIDS = frozenset({"id", "finish_job"})
+_UUIDS = frozenset({"id", "finish_job", "within"})
 
 
 def _read(column: str) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from haulier.domain.job import JobError, JobState, Role
+from haulier.domain.job import JobError, JobState
 from haulier.domain.transfer import BatchRecord, EventRecord, Gate, JobRecord, NameRecord
 from haulier.stores.codes import (
     FAILED,
@@ -227,8 +227,6 @@ def _index(writer: Writer, record: JobRecord) -> None:
         writer.rank(f"items:{batch}", seq, job_id)
     else:
         writer.rank("top", seq, job_id)
-    if record.role is Role.INNER:
-        _put_within(writer, record)
     if record.state is JobState.PENDING:
         _stand(writer, record)
         return
@@ -245,16 +243,6 @@ def _index(writer: Writer, record: JobRecord) -> None:
     has_result = record.state is JobState.COMPLETED and record.result not in (None, b"null")
     if has_result and ROLE_CODE[record.role] == SINGLE:
         writer.rank(f"results:{kind}", ended, job_id)
-
-
-def _put_within(writer: Writer, record: JobRecord) -> None:
-    """The batch of this head lies within another one."""
-    writer.add("ZREM", "batches", record.id)
-    writer.rank("nested", 0, record.id)
-    writer.rank(f"inner:{record.batch_id}", 0, record.id)
-    writer.add("HSET", f"batch:{record.id}", "within", record.batch_id)
-    if not record.state.final:
-        writer.add("HINCRBY", f"batch:{record.batch_id}", "unsettled", 1)
 
 
 def _stand(writer: Writer, record: JobRecord) -> None:
@@ -275,7 +263,7 @@ def _stand(writer: Writer, record: JobRecord) -> None:
 BATCH_FIELDS = (
     *("own_expander", "sealed", "cancel", "paused", "owed", "leases", "total", "pending"),
     *("running", "completed", "failed", "cancelled", "started", "concurrency", "batch_size"),
-    *("max_failures", "finish_kind", "finish_queue", "finish_job"),
+    *("max_failures", "finish_kind", "finish_queue", "finish_job", "within"),
 )
 """Fields of a batch's hash; those up to `cancelled` are 0 where they are left out."""
 
@@ -303,7 +291,13 @@ def write_batches(writer: Writer, records: Sequence[BatchRecord]) -> None:
             for each in (field, int(value) if isinstance(value, bool) else value)
         ]
         writer.add("HSET", f"batch:{record.id}", *fields)
-        writer.rank("batches", 0, record.id)
+        if record.within is None:
+            writer.rank("batches", 0, record.id)
+            continue
+        writer.rank("nested", 0, record.id)
+        writer.rank(f"inner:{record.within}", 0, record.id)
+        if record.owed:
+            writer.add("HINCRBY", f"batch:{record.within}", "unsettled", 1)
 
 
 # ── Names ────────────────────────────────────────────────────────────────────────────────────

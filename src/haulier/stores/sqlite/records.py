@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import JobError, Role
+from haulier.domain.job import JobError
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
@@ -157,14 +157,6 @@ def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
         ],
     )
     kept.add_copied(db, ((record.seq, record.steps, record.lines) for record in records))
-    db.executemany(
-        "UPDATE batches SET within = ? WHERE id = ?",
-        [
-            (raw_id(record.batch_id), raw_id(record.id))
-            for record in records
-            if record.role is Role.INNER and record.batch_id is not None
-        ],
-    )
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
 
@@ -199,10 +191,10 @@ def _job_row(record: JobRecord) -> Row:
 _BATCH = (
     "id, own_expander, sealed, cancel, paused, gated, owed, leases, total, pending, "
     "running, completed, failed, cancelled, started_at, concurrency, batch_size, max_failures, "
-    "finish_kind, finish_queue, finish_job"
+    "finish_kind, finish_queue, finish_job, within"
 )
 _READ_BATCHES = f"SELECT {_BATCH} FROM batches WHERE id > ? ORDER BY id LIMIT {PAGE_RECORDS + 1}"
-_INSERT_BATCH = f"INSERT INTO batches ({_BATCH}) VALUES ({', '.join('?' * 21)})"
+_INSERT_BATCH = f"INSERT INTO batches ({_BATCH}) VALUES ({', '.join('?' * 22)})"
 
 
 def _read_batches(db: apsw.Connection, after: str | None) -> Records:
@@ -216,6 +208,7 @@ def _read_batches(db: apsw.Connection, after: str | None) -> Records:
                 *map(bool, row[5:7]),
                 *row[7:20],
                 row[20] and text_id(row[20]),
+                row[21] and text_id(row[21]),
             )
         )
         for row in rows[:PAGE_RECORDS]
@@ -225,7 +218,12 @@ def _read_batches(db: apsw.Connection, after: str | None) -> Records:
 
 def _insert_batches(db: apsw.Connection, records: Sequence[BatchRecord]) -> None:
     rows = [
-        (raw_id(record.id), *record[1:20], record.finish_job and raw_id(record.finish_job))
+        (
+            raw_id(record.id),
+            *record[1:20],
+            record.finish_job and raw_id(record.finish_job),
+            record.within and raw_id(record.within),
+        )
         for record in records
     ]
     db.executemany(_INSERT_BATCH, rows)
