@@ -18,6 +18,14 @@ from conformance.failing import TestMaxFailures, TestOneCallback
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
+from conformance.limits import (
+    TestBatchesUnderLimits,
+    TestChanges,
+    TestConcurrencyLimits,
+    TestFairness,
+    TestKeys,
+    TestRates,
+)
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
@@ -54,11 +62,14 @@ __all__ = [
     "TestBaggage",
     "TestBaggageOfBatches",
     "TestBatchSize",
+    "TestBatchesUnderLimits",
     "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",
+    "TestChanges",
     "TestCheck",
     "TestConcurrency",
+    "TestConcurrencyLimits",
     "TestCopy",
     "TestCursors",
     "TestCutOff",
@@ -68,6 +79,7 @@ __all__ = [
     "TestDrains",
     "TestErrors",
     "TestExpandAnew",
+    "TestFairness",
     "TestFence",
     "TestFilling",
     "TestFind",
@@ -79,6 +91,7 @@ __all__ = [
     "TestIncarnations",
     "TestInsert",
     "TestKeep",
+    "TestKeys",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -101,6 +114,7 @@ __all__ = [
     "TestPeriodNames",
     "TestPrune",
     "TestPruneBatches",
+    "TestRates",
     "TestReject",
     "TestReplace",
     "TestRequeue",
