@@ -62,7 +62,7 @@ class TestConcurrencyLimits:
         await limited(store, concurrency=2, per_key=True)
         await store.insert([*keyed(5, "a"), *keyed(5, "b"), *works(3)])
         jobs = await hand.claim(20)
-        assert sorted(keys(jobs), key=str) == ["a", "a", "b", "b", None, None, None]
+        assert sorted(keys(jobs), key=str) == [None, None, None, "a", "a", "b", "b"]
         assert await hand.claim(20) == []
         freed = next(job for job in jobs if job.key == "b")
         reply = await hand.exchange(move(freed, Move.COMPLETE), slots=20)
