@@ -254,6 +254,10 @@ class TestRates:
 class TestFairness:
     """Keys are served in turn."""
 
+    @pytest.fixture
+    def ttl(self) -> float:
+        return 86_400.0
+
     async def test_round_robin_over_keys(self, store, hand):
         await limited(store, concurrency=100, per_key=True)
         await store.insert([*keyed(50, "a"), *keyed(50, "b"), *keyed(50, "c")])
