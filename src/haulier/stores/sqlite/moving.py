@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,16 +78,22 @@ class _Applied:
     """What came of transitions: those that were `lost`, and what is next for batches.
 
     `handed_over` may have nothing left to wait for; `ended` go, and take their items with them.
-    `lanes`: how many runs of each have ended.
+    `lanes`: how many runs of each have ended, and one of their jobs.
     """
 
     __slots__ = ("ended", "handed_over", "lanes", "lost")
 
     def __init__(self) -> None:
-        self.lanes: Counter[int] = Counter()
+        self.lanes: dict[int, tuple[int, Job]] = {}
         self.lost: list[Transition] = []
         self.handed_over: list[bytes] = []
         self.ended: list[bytes] = []
+
+    def ended_in(self, lane: int | None, job: Job) -> None:
+        """A run of a job of this lane has ended. Heads are not counted."""
+        if lane is not None and job.role is not Role.HEAD:
+            count, _ = self.lanes.get(lane, (0, job))
+            self.lanes[lane] = count + 1, job
 
 
 @dataclass(slots=True)
@@ -132,9 +137,9 @@ def _apply(
         gated = gates.gated_batches(db)
         for transition in transitions:
             if transition.move is not Move.COMPLETE:
-                lane = None if rules is None else _lane(db, transition)
-                if _move(db, now, transition, ledger, gated, result) and lane is not None:
-                    result.lanes[lane] += 1
+                lane = None if rules is None else _lane(db, transition.job)
+                if _move(db, now, transition, ledger, gated, result):
+                    result.ended_in(lane, transition.job)
     return result
 
 
@@ -151,10 +156,10 @@ def _complete(
     if in_lanes:
         rows = fetch(db, _COMPLETE_IN_LANES, (now, apsw.carray(given)))
         applied: dict[int, bytes] = {seq: raw for seq, raw, _ in rows}
-        heads = {t.job.seq for t in completions if t.job.role is Role.HEAD}
-        result.lanes.update(lane for seq, _, lane in rows if lane and seq not in heads)
+        lanes_of = {seq: lane for seq, _, lane in rows if lane is not None}
     else:
         applied = dict(db.execute(_COMPLETE, (now, apsw.carray(given))))
+        lanes_of = {}
     alike, group = None, []
     for transition in completions:
         job = transition.job
@@ -172,6 +177,8 @@ def _complete(
         group.append(ENTRY.pack(raw, job.attempt, job.lease))
         if job.unique:
             uniques.release_ended(db, raw)
+        if lanes_of:
+            result.ended_in(lanes_of.get(job.seq), job)
 
 
 def _move(
@@ -218,11 +225,8 @@ def _move(
     return True
 
 
-def _lane(db: apsw.Connection, transition: Transition) -> int | None:
-    """The lane that a run counts in; heads count in none."""
-    job = transition.job
-    if job.role is Role.HEAD:
-        return None
+def _lane(db: apsw.Connection, job: Job) -> int | None:
+    """The lane that a run counts in."""
     rows = fetch(db, "SELECT lane FROM jobs WHERE seq = ?", (job.seq,))
     return rows[0][0] if rows else None
 
