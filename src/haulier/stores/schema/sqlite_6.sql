@@ -54,4 +54,4 @@ ALTER TABLE jobs ADD COLUMN lane INTEGER;                        -- NULL: in the
 
 DROP INDEX jobs_ready;
 CREATE INDEX jobs_ready ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL AND lane IS NULL;
-CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;
+CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority, state) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;
