@@ -16,6 +16,7 @@ from haulier.domain.worker import Demand
 from haulier.stores.codes import (
     ALONE,
     HEAD,
+    ITEM,
     LET_IN,
     PARKED,
     PENDING,
@@ -42,7 +43,7 @@ _READY = (
     "AND lane IS NULL"
 )
 # From the counters: as short as there are kinds, however long the lines are.
-_PENDING_KINDS = f"SELECT DISTINCT kind FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
+_PENDING_KINDS = f"SELECT kind, role FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
 _IN_LINE = " ORDER BY rank, seq LIMIT :slots"
 
 
@@ -227,20 +228,26 @@ def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Le
 
 
 class _Line(NamedTuple):
-    """Ready jobs of one kind in one queue, and the portion of the demand that they are for."""
+    """Pending jobs of one kind in one queue, and the portion of the demand that they are for.
+
+    `roles`: which there are among them.
+    """
 
     portion: int
     queue: str
     kind: str
+    roles: list[int]
 
 
 def _lines(db: apsw.Connection, demand: Demand) -> list[_Line]:
     """The lines in which something stands that the demand asks for."""
-    waiting = {
-        queue: {row[0] for row in db.execute(_PENDING_KINDS, (queue,))} for queue in demand.queues
-    }
+    waiting: dict[str, dict[str, list[int]]] = {}
+    for queue in demand.queues:
+        kinds = waiting[queue] = {}
+        for kind, role in fetch(db, _PENDING_KINDS, (queue,)):
+            kinds.setdefault(kind, []).append(role)
     return [
-        _Line(number, queue, kind)
+        _Line(number, queue, kind, waiting[queue][kind])
         for number, portion in enumerate(demand.portions)
         for queue in demand.queues
         for kind in portion.kinds
@@ -291,9 +298,14 @@ class _Plain:
 
 
 def _lanes_of(admission: Admission, line: _Line, slots: int) -> list[LaneLine]:
-    return [
-        LaneLine(admission, line.queue, line.kind, slots, heads=heads) for heads in (False, True)
-    ]
+    """Where a line's jobs stand in lanes: its heads, and all others."""
+    found = []
+    if line.roles != [HEAD]:
+        in_batches = ITEM in line.roles
+        found.append(LaneLine(admission, line.queue, line.kind, slots, in_batches=in_batches))
+    if HEAD in line.roles:
+        found.append(LaneLine(admission, line.queue, line.kind, slots, heads=True))
+    return found
 
 
 def _claim_limited(
