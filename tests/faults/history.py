@@ -276,8 +276,9 @@ class _Run:
                 over[place] = min(over.get(place, event.at), event.at)
         for place, line in self.spans.items():
             begun = self._wall(line["at"])
-            strikes = [at for at in self.struck[line["by"]] if at >= begun]
-            over[place] = min([*strikes, over.get(place, begun)])
+            told = [at for at in self.struck[line["by"]] if at >= begun]
+            told += [over[place]] if place in over else []
+            over[place] = min(told, default=begun)
         for limit in self.limits:
             yield from self._crowd(limit, over)
 
