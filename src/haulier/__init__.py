@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from haulier.domain.configuration import Alteration, Configuration, Setting
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
+    from haulier.domain.limits import Breaker, Circuit, KeyState, Limit, LimitState, Rate
     from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
     from haulier.services.context import Context
+    from haulier.services.limits import TaskLimit
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
@@ -59,7 +61,9 @@ _HOME = {
     "BaseTaskRunner": "runners.base",
     "Batch": "domain.batch",
     "BatchFinished": "runners.base",
+    "Breaker": "domain.limits",
     "CancelJob": "exceptions",
+    "Circuit": "domain.limits",
     "ConfigurationError": "exceptions",
     "Configuration": "domain.configuration",
     "Conflict": "domain.unique",
@@ -82,7 +86,10 @@ _HOME = {
     "JobStateError": "exceptions",
     "JobTimeoutError": "exceptions",
     "Keep": "domain.retention",
+    "KeyState": "domain.limits",
     "LeaseLostError": "exceptions",
+    "Limit": "domain.limits",
+    "LimitState": "domain.limits",
     "Line": "domain.line",
     "Middleware": "services.middleware",
     "Missed": "domain.schedule",
@@ -90,6 +97,7 @@ _HOME = {
     "Overlap": "domain.schedule",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
+    "Rate": "domain.limits",
     "ResultExpiredError": "exceptions",
     "Retention": "domain.retention",
     "RetryLater": "exceptions",
@@ -103,6 +111,7 @@ _HOME = {
     "Step": "domain.step",
     "StoreError": "exceptions",
     "Task": "app",
+    "TaskLimit": "services.limits",
     "Tick": "domain.tick",
     "Unique": "services.options",
     "ValidationError": "exceptions",
@@ -121,7 +130,9 @@ __all__ = [
     "BaseTaskRunner",
     "Batch",
     "BatchFinished",
+    "Breaker",
     "CancelJob",
+    "Circuit",
     "Configuration",
     "ConfigurationError",
     "Conflict",
@@ -144,7 +155,10 @@ __all__ = [
     "JobStateError",
     "JobTimeoutError",
     "Keep",
+    "KeyState",
     "LeaseLostError",
+    "Limit",
+    "LimitState",
     "Line",
     "Middleware",
     "Missed",
@@ -152,6 +166,7 @@ __all__ = [
     "Overlap",
     "PermanentError",
     "Priority",
+    "Rate",
     "ResultExpiredError",
     "Retention",
     "RetryLater",
@@ -165,6 +180,7 @@ __all__ = [
     "Step",
     "StoreError",
     "Task",
+    "TaskLimit",
     "Tick",
     "Unique",
     "ValidationError",

@@ -21,6 +21,7 @@ from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
+from haulier.domain.limits import KeyState, Limit, LimitState
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
@@ -245,6 +246,50 @@ class Transferable(Protocol):
         ...
 
 
+class Limiting(Protocol):
+    """The part of a store that is told of limits. All take effect in the transaction of the call.
+
+    A limit admits before the claim: a job that has no room under one of its limits stands in no
+    line that a worker sees. It takes all its slots and tokens with its claim, and gives its slots
+    back with whatever ends its run, so that none can leak. Keys are served in turn, each by the
+    order of its own jobs; a more urgent job goes first as everywhere.
+    """
+
+    async def put(self, limit: Limit, *, by: str, declared: bool = False) -> bool:
+        """Add a limit, or put it in place of the one of its name; whether anything changed.
+
+        Jobs that run already count against it. `declared` says that a task's definition asks for
+        it: then nothing is done if that was declared before, so that what an operator has changed
+        since stays, and a limit that was deleted stays away.
+        """
+        ...
+
+    async def drop(self, name: str, *, by: str) -> bool:
+        """Delete a limit; False if there is none of that name."""
+        ...
+
+    async def keys(
+        self, name: str, *, limit: int = 100, cursor: str | None = None
+    ) -> list[KeyState]:
+        """How keys stand under a limit that is per key, by key; `cursor` is the last one seen.
+
+        Only those that have something to tell: running jobs, a rate that is not at rest, attempts
+        within the breaker's window. Raises JobNotFoundError if there is no such limit.
+        """
+        ...
+
+    async def reset(self, name: str, key: str, *, by: str) -> bool:
+        """Close the breaker of a key, and forget what it counted; False if it had counted nothing.
+
+        Raises JobNotFoundError if there is no such limit, JobStateError if it is no breaker.
+        """
+        ...
+
+    async def list(self) -> list[LimitState]:
+        """All limits by name."""
+        ...
+
+
 class Configurable(Protocol):
     """The part of a store that keeps what operators change while everything runs.
 
@@ -465,6 +510,12 @@ class JobStore(JobReader, Protocol):
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
         """The renewer of an incarnation, to be used from one thread of its own."""
+        ...
+
+    # ── Limits ───────────────────────────────────────────────────────────────────────────────
+
+    def limits(self) -> Limiting:
+        """The part of this store that is told of limits."""
         ...
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────

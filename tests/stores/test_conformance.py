@@ -14,6 +14,12 @@ from conformance.batches import (
     TestRetryFailed,
     TestSettling,
 )
+from conformance.breakers import (
+    TestBreakerHalfOpen,
+    TestBreakerOpen,
+    TestBreakerOpens,
+    TestBreakerState,
+)
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.configuring import TestConfigure, TestPausedQueues
@@ -25,6 +31,14 @@ from conformance.failing import TestMaxFailures, TestOneCallback
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
+from conformance.limits import (
+    TestBatchesUnderLimits,
+    TestChanges,
+    TestConcurrencyLimits,
+    TestFairness,
+    TestKeys,
+    TestRates,
+)
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
 from conformance.nesting import (
@@ -75,11 +89,18 @@ __all__ = [
     "TestBaggage",
     "TestBaggageOfBatches",
     "TestBatchSize",
+    "TestBatchesUnderLimits",
+    "TestBreakerHalfOpen",
+    "TestBreakerOpen",
+    "TestBreakerOpens",
+    "TestBreakerState",
     "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",
+    "TestChanges",
     "TestCheck",
     "TestConcurrency",
+    "TestConcurrencyLimits",
     "TestConfigure",
     "TestCopy",
     "TestCursors",
@@ -91,6 +112,7 @@ __all__ = [
     "TestDue",
     "TestErrors",
     "TestExpandAnew",
+    "TestFairness",
     "TestFence",
     "TestFilling",
     "TestFind",
@@ -103,6 +125,7 @@ __all__ = [
     "TestInsert",
     "TestKeep",
     "TestKeptSchedules",
+    "TestKeys",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -133,6 +156,7 @@ __all__ = [
     "TestPeriodNames",
     "TestPrune",
     "TestPruneBatches",
+    "TestRates",
     "TestReject",
     "TestReplace",
     "TestRequeue",

@@ -9,7 +9,7 @@ runs `finish` once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -20,6 +20,7 @@ from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError
 from haulier.services.code import code_of_runner
 from haulier.services.context import Context
+from haulier.services.limits import TaskLimit, limits_of_task
 from haulier.services.registry import (
     Executor,
     Registry,
@@ -49,8 +50,8 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     `run_item` may be a coroutine function (runs on the event loop) or a plain one (runs in a
     thread, or in a process with `executor = "process"`: then the class is at the top level of its
     module, and each process makes an instance of its own). `per_worker` is the most items that one
-    worker process runs at once. `timeout`, `hard_timeout` and `on_lost` are those of an item,
-    `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
+    worker process runs at once. `timeout`, `hard_timeout`, `on_lost` and `limits` are those of an
+    item, `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
     `item_version` that of the item model; upcasts are for the kinds `task_type` and
     `<task_type>.item`.
 
@@ -72,6 +73,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     on_lost: ClassVar[OnLost] = OnLost.RETRY
     retention: ClassVar[Retention] = Retention()
     item_kind: ClassVar[str | None] = None
+    limits: ClassVar[Sequence[TaskLimit | str]] = ()
 
     @abstractmethod
     def expand(self, ctx: Context, start: StartT) -> Iterable[ItemT]:
@@ -130,6 +132,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
             hard_timeout=self.hard_timeout,
             on_lost=self.on_lost,
             retention=self.retention,
+            limits=limits_of_task(kind, self.limits),
             code=code_of_runner(self) if executor is Executor.PROCESS else None,
         )
 

@@ -150,6 +150,15 @@ def schedules(due: Due) -> Finding:
     return warning("schedules", what, "every worker ticks: start one, or look into its log")
 
 
+def slots(limits: int, running: int, wrong: int) -> Finding:
+    """Whether limits count what runs under them; `wrong`: counters that do not."""
+    if not wrong:
+        return ok("limits", f"{limits} limits, {running} jobs run under them, as counted")
+    what = f"{wrong} counters of what runs under limits are wrong"
+    advice = "copy the store into a new one: they are made anew there"
+    return problem("limits", what, advice)
+
+
 async def configuration(
     part: Configurable, noted: Callable[[], Awaitable[Collection[str]]]
 ) -> Finding:

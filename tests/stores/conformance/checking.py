@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from conformance.schedules import scheduled
 from haulier.domain.finding import Level
+from haulier.domain.limits import Limit
+from haulier.domain.moves import Move
 from haulier.domain.schedule import Interval
 from haulier.domain.transfer import Mark, Stage
 from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
-    "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
-    "indexes", "open batches", "schedules",
+    "configuration", "limits", "oldest ready job", "workers", "batches", "copy", "read", "commit",
+    "bloat", "indexes", "open batches", "schedules",
 }  # fmt: skip
 
 
@@ -32,7 +34,8 @@ class TestCheck:
         assert found["oldest ready job"].what == "none waits"
         assert found["counters"].what == "0 jobs, as counted"
         assert found["workers"].level is Level.OK
-        for name in ("version", "schema", "indexes", "counters", "copy", "clock"):
+        assert found["limits"].what == "0 limits, 0 jobs run under them, as counted"
+        for name in ("version", "schema", "indexes", "counters", "copy", "clock", "limits"):
             assert found[name].level is Level.OK, found[name]
 
     async def test_every_finding_that_is_not_ok_has_advice(self, store):
@@ -67,6 +70,20 @@ class TestCheck:
         clock.advance(60)
         found = (await findings(store))["schedules"]
         assert (found.level, found.what) == (Level.WARNING, "hourly is 0:01:30 late")
+
+    async def test_what_runs_under_limits(self, store, hand):
+        await store.limits().put(Limit(name="all", concurrency=2), by="test")
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        await store.insert([work(key=key) for key in "aabbcc"])
+        (first, _) = await hand.claim(9)
+        found = (await findings(store))["limits"]
+        assert (found.level, found.what) == (
+            Level.OK,
+            "2 limits, 2 jobs run under them, as counted",
+        )
+        await hand.hand_in(first, Move.COMPLETE)
+        found = (await findings(store))["limits"]
+        assert found.what == "2 limits, 1 jobs run under them, as counted"
 
     async def test_what_is_set(self, store):
         assert (await findings(store))["configuration"].what == "version 0, 0 set"

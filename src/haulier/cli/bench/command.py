@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "schedule")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "schedule")
 FOR_POSTGRES = "long-reader"
 
 
@@ -65,14 +65,15 @@ class Load:
     default=1_000_000,
     show_default=True,
     type=click.IntRange(100, 10_000_000),
-    help="batch, backlog: how many items or jobs there are beside those that run.",
+    help="batch, backlog: how many items or jobs there are beside those that run; limits: of one "
+    "key, at most 100,000.",
 )
 @click.option(
     "--rounds",
     default=5,
     show_default=True,
     type=click.IntRange(1, 100),
-    help="backlog: rounds on each store, in turn; the median counts.",
+    help="backlog, limits: rounds of each, in turn; the median counts.",
 )
 @click.option(
     "--writers",
@@ -86,7 +87,7 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader, schedule: for how long.",
+    help="writers, long-reader, limits (its rate), schedule: for how long.",
 )
 @click.option(
     "--schedules",
@@ -112,6 +113,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     latency   from enqueue to start, at 100 jobs/s on an idle worker
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
+    limits    10,000 jobs of 500 keys, one at a time; a fresh key in a crowd; a rate
     schedule  how many schedules tick a second, how late, and what thousands cost
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
@@ -150,6 +152,7 @@ Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
 async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.limits import limits
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
@@ -162,6 +165,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "latency": latency,
         "backlog": backlog,
         "writers": writers,
+        "limits": limits,
         "schedule": schedule,
         FOR_POSTGRES: long_reader,
     }

@@ -66,7 +66,8 @@ RETURNING seq, {SUBJECT}
 
 _PARK = f"""
 UPDATE jobs SET rank = NULL, gate = {PARKED}
-WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} AND rank IS NOT NULL ORDER BY seq LIMIT {SLICE})
+WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} AND rank IS NOT NULL AND lane IS NULL
+              ORDER BY seq LIMIT {SLICE})
 RETURNING seq
 """
 
@@ -78,7 +79,8 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
 
 _REQUEUE = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
-    run_at = :now, rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
+    lane = NULL, run_at = :now,
+    rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
               WHERE batch = :batch AND state = {FAILED} AND role = {ITEM}
@@ -414,7 +416,7 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
         f"cancel = 0, run_at = ?1, rank = iif(?3, NULL, ?1 - priority * {_POINT}), "
-        f"gate = iif(?3, {PARKED}, NULL) WHERE id = ?2",
+        f"gate = iif(?3, {PARKED}, NULL), lane = NULL WHERE id = ?2",
         (now, batch, gated),
     )
     ledger = Ledger()

@@ -14,6 +14,9 @@ from haulier.domain.job import Job
 from haulier.domain.worker import Demand
 from haulier.stores.codes import (
     ALONE,
+    HEADS,
+    INNER,
+    ITEM,
     LET_IN,
     PARKED,
     PENDING,
@@ -21,23 +24,27 @@ from haulier.stores.codes import (
     RUNNING,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite import gates, lanes, uniques
+from haulier.stores.sqlite.admission import Admission, LaneLine, next_room
 from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.merging import Plain, Source, merged
 from haulier.stores.sqlite.rows import (
     JOB_COLUMNS,
     Row,
     fetch,
     job_from_row,
 )
+from haulier.stores.sqlite.rules import Rules
 from haulier.stores.sqlite.settling import LIMITING, PAUSING
 
 Boot = tuple[str, int]
 
 _READY = (
-    f"FROM jobs WHERE queue = :queue AND kind = :kind AND state = {PENDING} AND rank IS NOT NULL"
+    f"FROM jobs WHERE queue = :queue AND kind = :kind AND state = {PENDING} AND rank IS NOT NULL "
+    "AND lane IS NULL"
 )
 # From the counters: as short as there are kinds, however long the lines are.
-_PENDING_KINDS = f"SELECT DISTINCT kind FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
+_PENDING_KINDS = f"SELECT kind, role FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
 _IN_LINE = " ORDER BY rank, seq LIMIT :slots"
 
 
@@ -87,7 +94,7 @@ SELECT min(at) FROM (
 
 # Those in the line count as if they ran already: nobody counts again when they are claimed.
 _LONERS = f"""
-SELECT j.seq, j.queue, j.kind, j.waiter,
+SELECT j.seq, j.queue, j.kind, j.key, j.role, j.waiter,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = j.waiter AND w.ended_at IS NULL
                AND w.boot = :boot AND w.expires > :since)
 FROM jobs j
@@ -106,56 +113,81 @@ _RUNS_ANYTHING = f"SELECT 1 FROM jobs WHERE worker = ? AND state = {RUNNING} LIM
 
 
 class Claimed(NamedTuple):
-    """What a claim found; `more`: others were let into the line by it."""
+    """What a claim found; `more`: others were let into the line by it, or not looked at."""
 
     jobs: list[Job]
     more: bool
 
 
-def claim(
-    db: apsw.Connection,
-    now: int,
-    boot: Boot,
-    worker: bytes,
-    demands: Sequence[Demand],
-) -> Claimed:
+class Asker(NamedTuple):
+    """Who asks, when, and under what limits."""
+
+    now: int
+    boot: Boot
+    worker: bytes
+    rules: Rules | None
+
+
+def claim(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> Claimed:
     """Claim what the demands ask for and may start now."""
+    now = asker.now
     gated = gates.gated_batches(db)
     gates.promote(db, now, gated)
+    admission = None
+    if asker.rules is not None:
+        lanes.wake(db, now)
+        admission = Admission(db, now, asker.rules)
     ledger = Ledger()
-    jobs = _claim_loner(db, now, boot, worker, demands, ledger)
+    more = False
+    jobs = _claim_loner(db, asker, demands, ledger, admission)
     if jobs is None:
         jobs = []
         pausing = bool(gated) and bool(fetch(db, _PAUSING))
         for demand in demands:
-            jobs.extend(_claim(db, now, worker, demand, ledger, pausing=pausing))
+            if admission is None:
+                jobs.extend(_claim(db, asker, demand, ledger, pausing=pausing))
+            else:
+                found = _claim_limited(db, asker, demand, ledger, admission, pausing=pausing)
+                jobs.extend(found.jobs)
+                more = more or found.more
+    if admission is not None:
+        admission.write()
     let_in = sum(
         gates.let_in(db, now, touched.batch)
         for touched in ledger.write(db, now)
         if touched.batch in gated
     )
-    return Claimed(jobs, let_in > 0)
+    return Claimed(jobs, more or let_in > 0)
 
 
-def next_due(db: apsw.Connection, now: int) -> int | None:
-    """When the next job becomes due that is not in the line yet."""
-    ((due,),) = fetch(db, NEXT_DUE, (now,))
-    return None if due is None else int(due)
+def next_due(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> int | None:
+    """When the next job becomes due, or may start by its limits, that cannot be claimed yet."""
+    ((due,),) = fetch(db, NEXT_DUE, (asker.now,))
+    dues = [] if due is None else [int(due)]
+    if asker.rules is not None:
+        dues += next_room(db, asker.now, asker.rules, _asked_lines(demands))
+    return min(dues, default=None)
 
 
-def anything_to_claim(
-    db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
-) -> bool:
+def anything_to_claim(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> bool:
     """Whether a claim would find something, asked without the write lock."""
-    if fetch(db, _RUNS_A_LONER, (worker,)):
+    if fetch(db, _RUNS_A_LONER, (asker.worker,)):
         return False
-    loner = _suitable_loner(db, now, boot, worker, demands)
+    rules = asker.rules
+    admission = None if rules is None else Admission(db, asker.now, rules)
+    loner = _suitable_loner(db, asker, demands, admission)
     if loner is not None:
         return not loner.reserved
+    lines = [line for demand in demands for line in _lines(db, demand)]
     return any(
-        fetch(db, _FIRST, {"queue": line.queue, "kind": line.kind, "slots": 1})
-        for demand in demands
-        for line in _lines(db, demand)
+        fetch(db, _FIRST, {"queue": line.queue, "kind": line.kind, "slots": 1}) for line in lines
+    ) or (
+        admission is not None
+        and any(
+            source.rank() is not None or source.changed or source.cut
+            for line in lines
+            for source in _lanes_of(admission, line, 1)
+        )
     )
 
 
@@ -163,18 +195,12 @@ def anything_to_claim(
 
 
 def _claim(
-    db: apsw.Connection,
-    now: int,
-    worker: bytes,
-    demand: Demand,
-    ledger: Ledger,
-    *,
-    pausing: bool,
+    db: apsw.Connection, asker: Asker, demand: Demand, ledger: Ledger, *, pausing: bool
 ) -> list[Job]:
     lines = _lines(db, demand)
     if not lines:
         return []
-    bindings: dict[str, Any] = {"worker": worker, "now": now}
+    bindings: dict[str, Any] = {"worker": asker.worker, "now": asker.now}
     if len(lines) == 1 and not pausing:
         (line,) = lines
         slots = min(demand.slots, demand.portions[line.portion].slots)
@@ -185,7 +211,7 @@ def _claim(
         rows = fetch(db, _CLAIM_THESE, bindings | {"seqs": seqs})
     # RETURNING gives no order of its own; rank, then seq, is the order of the line.
     rows.sort(key=_RANK_AND_SEQ)
-    return _claimed(db, rows, worker, ledger)
+    return _claimed(db, rows, asker.worker, ledger)
 
 
 def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Ledger) -> list[Job]:
@@ -208,20 +234,26 @@ def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Le
 
 
 class _Line(NamedTuple):
-    """Ready jobs of one kind in one queue, and the portion of the demand that they are for."""
+    """Pending jobs of one kind in one queue, and the portion of the demand that they are for.
+
+    `roles`: which there are among them.
+    """
 
     portion: int
     queue: str
     kind: str
+    roles: list[int]
 
 
 def _lines(db: apsw.Connection, demand: Demand) -> list[_Line]:
     """The lines in which something stands that the demand asks for."""
-    waiting = {
-        queue: {row[0] for row in db.execute(_PENDING_KINDS, (queue,))} for queue in demand.queues
-    }
+    waiting: dict[str, dict[str, list[int]]] = {}
+    for queue in demand.queues:
+        kinds = waiting[queue] = {}
+        for kind, role in fetch(db, _PENDING_KINDS, (queue,)):
+            kinds.setdefault(kind, []).append(role)
     return [
-        _Line(number, queue, kind)
+        _Line(number, queue, kind, waiting[queue][kind])
         for number, portion in enumerate(demand.portions)
         for queue in demand.queues
         for kind in portion.kinds
@@ -237,10 +269,7 @@ def _line_up(
     waiting: list[tuple[int, int, _Line]] = []
     for line in lines:
         slots = min(demand.slots, room[line.portion])
-        place = {"queue": line.queue, "kind": line.kind, "slots": slots}
-        if pausing:
-            db.execute(_PARK_AHEAD, place)
-        first = fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
+        first = _first(db, line, slots, pausing=pausing)
         waiting.extend((rank, seq, line) for rank, seq in first)
     waiting.sort()
     if demand.shares:
@@ -251,6 +280,14 @@ def _line_up(
             room[number] -= 1
             chosen.append(seq)
     return chosen
+
+
+def _first(db: apsw.Connection, line: _Line, slots: int, *, pausing: bool) -> list[Row]:
+    """Rank and seq of the first jobs of a plain line."""
+    place = {"queue": line.queue, "kind": line.kind, "slots": slots}
+    if pausing:
+        db.execute(_PARK_AHEAD, place)
+    return fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
 
 
 def _in_turn(
@@ -266,33 +303,85 @@ def _in_turn(
     return sorted(ordered)
 
 
+# ── Under limits ─────────────────────────────────────────────────────────────────────────────
+
+
+def _lanes_of(admission: Admission, line: _Line, slots: int) -> list[LaneLine]:
+    """Where a line's jobs stand in lanes: its heads, and all others."""
+    found = []
+    if not set(line.roles) <= set(HEADS):
+        in_batches = ITEM in line.roles
+        found.append(LaneLine(admission, line.queue, line.kind, slots, in_batches=in_batches))
+    if not set(HEADS).isdisjoint(line.roles):
+        place = line.queue, line.kind, slots
+        found.append(LaneLine(admission, *place, heads=True, in_batches=INNER in line.roles))
+    return found
+
+
+def _claim_limited(
+    db: apsw.Connection,
+    asker: Asker,
+    demand: Demand,
+    ledger: Ledger,
+    admission: Admission,
+    *,
+    pausing: bool,
+) -> Claimed:
+    """Claim from lines of which some jobs stand in lanes."""
+    more = False
+    in_lanes: list[LaneLine] = []
+    sources: list[Source] = []
+    for line in _lines(db, demand):
+        slots = min(demand.slots, demand.portions[line.portion].slots)
+        if admission.rules.of(line.queue, line.kind):
+            more = lanes.gather(db, asker.now, admission.rules, line.queue, line.kind) or more
+        else:
+            first = _first(db, line, slots, pausing=pausing)
+            sources.append(Source(line.portion, line.queue, Plain(first)))
+        found = _lanes_of(admission, line, slots)
+        in_lanes += found
+        sources += [Source(line.portion, line.queue, each) for each in found]
+    seqs = merged(demand, sources)
+    for source in in_lanes:
+        source.write()
+        more = more or source.cut
+    if not seqs:
+        return Claimed([], more)
+    bindings = {"worker": asker.worker, "now": asker.now, "seqs": json.dumps(seqs)}
+    rows = fetch(db, _CLAIM_THESE, bindings)
+    rows.sort(key=_RANK_AND_SEQ)
+    return Claimed(_claimed(db, rows, asker.worker, ledger), more)
+
+
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _claim_loner(
     db: apsw.Connection,
-    now: int,
-    boot: Boot,
-    worker: bytes,
+    asker: Asker,
     demands: Sequence[Demand],
     ledger: Ledger,
+    admission: Admission | None,
 ) -> list[Job] | None:
     """A job that runs alone, for a worker without any other; None: claim as usual.
 
     A worker that is busy gets nothing more until it has run dry, so that one that never would be
     idle takes it too. An idle one comes first.
     """
+    worker = asker.worker
     if fetch(db, _RUNS_A_LONER, (worker,)):
         return []
-    loner = _suitable_loner(db, now, boot, worker, demands)
+    loner = _suitable_loner(db, asker, demands, admission)
     if loner is None:
         return None
     if not loner.idle:
         if not loner.reserved:
             db.execute("UPDATE jobs SET waiter = ? WHERE seq = ?", (worker, loner.seq))
         return []
+    if admission is not None:
+        _take_alone(db, admission, loner.seq)
     seqs = json.dumps([loner.seq])
-    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": now, "seqs": seqs})
+    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": asker.now, "seqs": seqs})
     return _claimed(db, rows, worker, ledger)
 
 
@@ -305,7 +394,7 @@ class _Loner(NamedTuple):
 
 
 def _suitable_loner(
-    db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
+    db: apsw.Connection, asker: Asker, demands: Sequence[Demand], admission: Admission | None
 ) -> _Loner | None:
     """The first job to be run alone that this worker could take, or is to run dry for."""
     if not fetch(db, _ANY_LONER):
@@ -313,14 +402,43 @@ def _suitable_loner(
     kinds = {k for demand in demands for portion in demand.portions for k in portion.kinds}
     queues = {queue for demand in demands for queue in demand.queues}
     place = {"queues": json.dumps(sorted(queues)), "kinds": json.dumps(sorted(kinds))}
-    waiting = fetch(db, _LONERS, {"now": now, "boot": boot[0], "since": boot[1], **place})
+    (boot, since), worker = asker.boot, asker.worker
+    waiting = fetch(db, _LONERS, {"now": asker.now, "boot": boot, "since": since, **place})
     if not waiting:
         return None
     idle = not fetch(db, _RUNS_ANYTHING, (worker,))
-    for seq, queue, kind, waiter, waits in waiting:
-        if (idle or waiter == worker or not waits) and _asked_for(demands, queue, kind):
+    for seq, queue, kind, key, role, waiter, waits in waiting:
+        if (
+            (idle or waiter == worker or not waits)
+            and _asked_for(demands, queue, kind)
+            and (admission is None or role in HEADS or admission.admits(queue, kind, key))
+        ):
             return _Loner(seq, idle, waiter == worker)
     return None
+
+
+def _take_alone(db: apsw.Connection, admission: Admission, seq: int) -> None:
+    """A job to be run alone takes its slots and tokens like any other, and counts in its lane."""
+    ((queue, kind, key, batch, role),) = fetch(
+        db, "SELECT queue, kind, key, batch, role FROM jobs WHERE seq = ?", (seq,)
+    )
+    concern = admission.rules.of(queue, kind)
+    if role in HEADS or not concern:
+        return
+    lane = lanes.Lanes(db, admission.now, admission.rules).of(queue, kind, key, batch, role)
+    admission.take(key, None, concern)
+    db.execute("UPDATE lanes SET running = running + 1 WHERE id = ?", (lane,))
+    db.execute("UPDATE jobs SET lane = ? WHERE seq = ?", (lane, seq))
+
+
+def _asked_lines(demands: Sequence[Demand]) -> list[tuple[str, str]]:
+    return [
+        (queue, kind)
+        for demand in demands
+        for portion in demand.portions
+        for kind in portion.kinds
+        for queue in demand.queues
+    ]
 
 
 def _asked_for(demands: Sequence[Demand], queue: str, kind: str) -> bool:

@@ -13,12 +13,21 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import (
     RUNNING,
 )
-from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
+from haulier.stores.sqlite.claiming import (
+    Asker,
+    Boot,
+    Claimed,
+    anything_to_claim,
+    claim,
+    next_due,
+)
 from haulier.stores.sqlite.configuring import open_demands
+from haulier.stores.sqlite.lanes import left_over
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
     fetch,
 )
+from haulier.stores.sqlite.rules import rules_of
 
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}"
 # With the configuration, which has at most one row: all that an exchange has to know beforehand. A
@@ -31,10 +40,15 @@ _ALIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer, whether a batch settled (which may have brought a new job), what is to drain."""
+    """The answer, what is to drain, and what others may want to know.
+
+    `settled`: a batch did, which may have brought a new job. `left_over`: there is room now for
+    jobs that this worker did not take.
+    """
 
     reply: Exchange
     settled: bool = False
+    left_over: bool = False
     drain: list[bytes] = field(default_factory=list)
 
 
@@ -51,10 +65,11 @@ def nothing_to_do(
         return Result(Exchange(alive=False))
     version, paused = me[0]
     demands = open_demands(demands, paused)
-    due = next_due(db, now)
+    asker = Asker(now, boot, worker, rules_of(db))
+    due = next_due(db, asker, demands)
     if due is not None and due <= now:
         return None
-    if anything_to_claim(db, now, boot, worker, demands):
+    if anything_to_claim(db, asker, demands):
         return None
     due_in = None if due is None else due - now
     return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in, version=version or 0))
@@ -73,15 +88,16 @@ def exchange(
     me = fetch(db, _ALIVE, (worker, *boot))
     version, paused = me[0] if me else (None, None)
     demands = open_demands(demands, paused)
+    asker = Asker(now, boot, worker, rules_of(db))
     # Applied before the claim, so that a finish callback is among what it finds.
-    applied = apply_all(db, now, finished)
+    applied = apply_all(db, now, finished, asker.rules)
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
     if me and wanted:
-        claimed = claim(db, now, boot, worker, demands)
+        claimed = claim(db, asker, demands)
     due = None
     if len(claimed.jobs) < wanted:
-        due = now if claimed.more else next_due(db, now)
+        due = now if claimed.more else next_due(db, asker, demands)
     reply = Exchange(
         jobs=tuple(claimed.jobs),
         lost=tuple(applied.lost),
@@ -90,7 +106,8 @@ def exchange(
         alive=bool(me),
         version=(version or 0) if me else None,
     )
-    return Result(reply, applied.settled, applied.drain)
+    left = applied.freed is not None and left_over(db, applied.freed)
+    return Result(reply, applied.settled, left, applied.drain)
 
 
 def _cancels(db: apsw.Connection, worker: bytes) -> tuple[str, ...]:

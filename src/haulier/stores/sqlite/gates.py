@@ -48,8 +48,7 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
 """
 
 _ROOM = (
-    "SELECT paused, concurrency, batch_size, running FROM batches "
-    "WHERE id = ? AND gated = 1 AND cancel = 0"
+    "SELECT gated, paused OR cancel > 0, concurrency, batch_size, running FROM batches WHERE id = ?"
 )
 _WAITING = (
     f"SELECT total(gate = {LET_IN}), total(gate = {ALONE} AND run_at <= ?) FROM jobs "
@@ -77,30 +76,31 @@ def promote(db: apsw.Connection, now: int, gated: frozenset[bytes]) -> None:
 
 
 def let_in(db: apsw.Connection, now: int, batch: bytes) -> int:
-    """Let parked items of a batch into the line as far as its limits allow; how many.
+    """Let parked items of a batch into the line as far as its limits allow; how many."""
+    left = room(db, now, batch)
+    if left is None or left <= 0:
+        return 0
+    db.execute(_LET_IN, (batch, left))
+    return db.changes()
+
+
+def room(db: apsw.Connection, now: int, batch: bytes) -> int | None:
+    """How many more items of a batch may come into the line; below 0, as many are too much.
+
+    None: it has no gate. 0: it is paused or cancelled.
 
     Those in the line count against `concurrency` as if they ran already, and are never more than
     `batch_size`: so no claim can take too many, and none has to count. Those that are due to be
     run alone have a place kept for them.
     """
-    free = room(db, now, batch)
-    if free is None or free <= 0:
-        return 0
-    db.execute(_LET_IN, (batch, free))
-    return db.changes()
-
-
-def room(db: apsw.Connection, now: int, batch: bytes) -> int | None:
-    """How many more items may be let into the line; below 0, as many are too much.
-
-    None for a batch that is paused or has no limits.
-    """
     rows = fetch(db, _ROOM, (batch,))
-    if not rows or rows[0][0]:
+    if not rows or not rows[0][0]:
         return None
-    _, concurrency, batch_size, running = rows[0]
+    _, shut, concurrency, batch_size, running = rows[0]
+    if shut:
+        return 0
     ((waiting, alone),) = fetch(db, _WAITING, (now, batch))
-    free = [batch_size - waiting] if batch_size is not None else []
+    left = [batch_size - waiting] if batch_size is not None else []
     if concurrency is not None:
-        free.append(concurrency - running - waiting - alone)
-    return int(min(free)) if free else None
+        left.append(concurrency - running - waiting - alone)
+    return int(min(left)) if left else None
