@@ -14,6 +14,7 @@ from haulier.stores.codes import (
     COMPLETED,
     FAILED,
     HEAD,
+    INNER,
     ITEM,
     LET_IN,
     PARKED,
@@ -37,10 +38,10 @@ class Keyspace:
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
         self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
-        self.jobs = self._hashes("job:")
-        self.batches = self._hashes("batch:")
+        self.jobs = self.hashes("job:")
+        self.batches = self.hashes("batch:")
         self.workers = {
-            name: row for name, row in self._hashes("worker:").items() if ":" not in name
+            name: row for name, row in self.hashes("worker:").items() if ":" not in name
         }
 
     def each(self, command: str, names: list[str], *args: Any) -> list[Any]:
@@ -49,7 +50,7 @@ class Keyspace:
             getattr(pipe, command)(self.prefix + name, *args)
         return pipe.execute()
 
-    def _hashes(self, start: str) -> dict[str, dict[str, str]]:
+    def hashes(self, start: str) -> dict[str, dict[str, str]]:
         names = [n for n in self.all if n.startswith(start) and self.types[n] == "hash"]
         rows = self.each("hgetall", names)
         return {name.removeprefix(start): row for name, row in zip(names, rows, strict=True)}
@@ -87,6 +88,7 @@ def check(keys: Keyspace) -> None:
     _check_workers(keys)
     _check_names(keys)
     _check_counts(keys)
+    _check_schedules(keys)
     last = keys.client.xrevrange(keys.prefix + "events", count=1)
     assert not last or last[0][0] == f"{history['last']}-0"
 
@@ -110,7 +112,7 @@ def _of(keys: Keyspace, *, states: tuple[int, ...] = (), roles: tuple[int, ...] 
 
 def _check_indexes(keys: Keyspace) -> None:
     top = (SINGLE, HEAD)
-    assert keys.members("below").keys() == _of(keys, roles=(ITEM,))
+    assert keys.members("below").keys() == _of(keys, roles=(ITEM, INNER))
     assert keys.members("top").keys() == _of(keys, roles=top)
     assert keys.members("dead").keys() == _of(keys, states=(FAILED,))
     finished: dict[str, set[str]] = defaultdict(set)
@@ -155,8 +157,9 @@ def _check_lines(keys: Keyspace) -> None:
 
 
 def _check_batches(keys: Keyspace) -> None:
-    assert keys.members("batches").keys() == keys.batches.keys()
-    assert keys.batches.keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("batches").keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("nested").keys() == _of(keys, roles=(INNER,))
+    assert keys.batches.keys() == _of(keys, roles=(HEAD, INNER))
     items: dict[str, dict[str, set[str]]] = {
         name: defaultdict(set) for name in ("items", "active", "failed")
     }
@@ -169,7 +172,7 @@ def _check_batches(keys: Keyspace) -> None:
         assert batch in keys.batches, f"item {job_id} is orphaned"
         state = _num(row, "state")
         items["items"][batch].add(job_id)
-        if state == RUNNING:
+        if state == RUNNING and "worker" in row:
             items["active"][batch].add(job_id)
         if state == FAILED:
             items["failed"][batch].add(job_id)
@@ -236,3 +239,16 @@ def _check_counts(keys: Keyspace) -> None:
     found = keys.client.hgetall(keys.prefix + "counts")
     told = {tuple(map(unescaped, field.split(":"))): int(n) for field, n in found.items()}
     assert told == expected
+
+
+def _check_schedules(keys: Keyspace) -> None:
+    schedules = keys.hashes("schedule:")
+    assert keys.members("schedules").keys() == schedules.keys()
+    assert keys.members("ticking").keys() == {n for n, row in schedules.items() if "next" in row}
+    ticked = {}
+    for name, ticks in keys.under("ticks:").items():
+        assert name in schedules, f"the ticks of {name} are orphaned"
+        for tick, *_, job in map(str.split, ticks):
+            if job != "-":
+                ticked[job] = f"{name} {tick}"
+    assert keys.client.hgetall(keys.prefix + "ticked") == ticked

@@ -23,9 +23,10 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
-from haulier.domain.job import MICROSECOND, Job, Outcome, Role
+from haulier.domain.job import MICROSECOND, Job, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
@@ -351,6 +352,9 @@ class _Solo:
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
 
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        return self._steps.tick_of(job)
+
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)
 
@@ -464,7 +468,7 @@ async def refute_enqueued(
 
 def _stands_for_items(app: App, job: Job) -> bool:
     """Whether it is only the head of a batch that its producer filled."""
-    if job.role is not Role.HEAD or job.kind not in app.registry:
+    if not job.role.heads or job.kind not in app.registry:
         return False
     return app.registry.get(job.kind).expand is None
 

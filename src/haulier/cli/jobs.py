@@ -28,7 +28,7 @@ from haulier.cli.output import (
 )
 from haulier.cli.queues import lost_lines, why_lost
 from haulier.cli.selecting import filter_of, filter_options, ids_or_filter, selection_options
-from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.services import selection
 
@@ -117,15 +117,18 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         errors = await opened.errors(job_id)
         lost = await lost_lines(opened, [job.state is JobState.PENDING])
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
+        tick = await opened.schedules().tick_of(job_id)
+    origin = {"schedule": tick and tick.schedule, "tick": tick and instant(tick.tick)}
     if as_json:
         beside = {
+            **origin,
             "steps": [step_document(step) for step in steps],
             "lines": [line_document(line) for line in lines],
             "errors": [error_document(error) for error in errors],
         }
         emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
-    emit_fields(_fields(job, why_lost(job, lost)).items())
+    emit_fields({**_fields(job, why_lost(job, lost)), **origin}.items())
     _show_way(steps, lines)
     if job.error is not None:
         click.echo()
@@ -236,7 +239,7 @@ def tell_end(job: Job, *, as_json: bool) -> int:
         emit_json(job_document(job))
     else:
         click.echo(f"{job.kind} {job.id} {job.state} {_note(job)}".rstrip())
-    failed_items = job.role is Role.HEAD and job.value and job.value.get("failed")
+    failed_items = job.role.heads and job.value and job.value.get("failed")
     done = job.state is JobState.COMPLETED and not failed_items
     return EXIT_CODES["ok" if done else "unsuccessful"]
 
@@ -372,7 +375,7 @@ def _note(job: Job) -> str:
         return job.message or (f"{job.progress} %" if job.progress is not None else "")
     if job.state is JobState.PENDING and job.run_at > job.created_at:
         return f"due {instant(job.run_at)}" + (f", {job.message}" if job.message else "")
-    if job.role is Role.HEAD and job.value:
+    if job.role.heads and job.value:
         return f"{job.value['completed']} of {job.value['total']} completed"
     return ""
 
