@@ -38,10 +38,10 @@ class Keyspace:
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
         self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
-        self.jobs = self._hashes("job:")
-        self.batches = self._hashes("batch:")
+        self.jobs = self.hashes("job:")
+        self.batches = self.hashes("batch:")
         self.workers = {
-            name: row for name, row in self._hashes("worker:").items() if ":" not in name
+            name: row for name, row in self.hashes("worker:").items() if ":" not in name
         }
 
     def each(self, command: str, names: list[str], *args: Any) -> list[Any]:
@@ -50,7 +50,7 @@ class Keyspace:
             getattr(pipe, command)(self.prefix + name, *args)
         return pipe.execute()
 
-    def _hashes(self, start: str) -> dict[str, dict[str, str]]:
+    def hashes(self, start: str) -> dict[str, dict[str, str]]:
         names = [n for n in self.all if n.startswith(start) and self.types[n] == "hash"]
         rows = self.each("hgetall", names)
         return {name.removeprefix(start): row for name, row in zip(names, rows, strict=True)}
@@ -88,6 +88,7 @@ def check(keys: Keyspace) -> None:
     _check_workers(keys)
     _check_names(keys)
     _check_counts(keys)
+    _check_schedules(keys)
     last = keys.client.xrevrange(keys.prefix + "events", count=1)
     assert not last or last[0][0] == f"{history['last']}-0"
 
@@ -238,3 +239,16 @@ def _check_counts(keys: Keyspace) -> None:
     found = keys.client.hgetall(keys.prefix + "counts")
     told = {tuple(map(unescaped, field.split(":"))): int(n) for field, n in found.items()}
     assert told == expected
+
+
+def _check_schedules(keys: Keyspace) -> None:
+    schedules = keys.hashes("schedule:")
+    assert keys.members("schedules").keys() == schedules.keys()
+    assert keys.members("ticking").keys() == {n for n, row in schedules.items() if "next" in row}
+    ticked = {}
+    for name, ticks in keys.under("ticks:").items():
+        assert name in schedules, f"the ticks of {name} are orphaned"
+        for tick, *_, job in map(str.split, ticks):
+            if job != "-":
+                ticked[job] = f"{name} {tick}"
+    assert keys.client.hgetall(keys.prefix + "ticked") == ticked

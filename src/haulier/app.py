@@ -31,6 +31,7 @@ from haulier.services.jobs import JobManager, Payload
 from haulier.services.middleware import Middleware
 from haulier.services.options import BatchLimits, Options
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
+from haulier.services.schedules import AnyCadence, ScheduleManager, ScheduleOptions
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
 from haulier.stores import open_store
@@ -161,6 +162,9 @@ class App:
         def register(target: Callable[..., Any]) -> Task[..., Any]:
             definition = task_from(target, options)
             self.registry.add(definition)
+            cadence = options.get("schedule")
+            if cadence is not None:
+                self.schedules.declare(definition.kind, definition.kind, cadence)
             return Task(self, target, definition.kind)
 
         return register if function is None else register(function)
@@ -168,6 +172,22 @@ class App:
     def add_runner(self, runner: BaseTaskRunner[Any, Any]) -> None:
         """Register a bulk kind."""
         register_runner(self.registry, runner)
+
+    def schedule(
+        self,
+        name: str,
+        task: Task[..., Any] | str,
+        cadence: AnyCadence,
+        payload: Payload | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Declare that a task is enqueued at each tick of a cadence; see ScheduleOptions.
+
+        A worker that starts stores it, if it is new or the declaration has changed: what was set at
+        run time (`app.schedules`, the command line) stays until then. Raises ValidationError with
+        the fields at fault.
+        """
+        self.schedules.declare(name, _kind(task), cadence, payload, options)
 
     def upcast(
         self, task: Task[..., Any] | str, *, from_version: int
@@ -299,6 +319,11 @@ class App:
         # for it ends with the call.
         with self._alone:
             return asyncio.run(open_and_run())
+
+    @property
+    def schedules(self) -> ScheduleManager:
+        """The schedules of the store: look at them, set, pause, resume, run and delete them."""
+        return ScheduleManager(self.store, self.registry, self.jobs.sealer)
 
     # ── Look and operate ─────────────────────────────────────────────────────────────────────
 

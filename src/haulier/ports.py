@@ -27,6 +27,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
+from haulier.parts import Schedules
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -166,6 +167,10 @@ class JobReader(Protocol):
 
         Those that are items of no other, or with `within` those that are items of that one.
         """
+        ...
+
+    def schedules(self) -> Schedules:
+        """The part of this store that keeps schedules."""
         ...
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:

@@ -26,6 +26,7 @@ from haulier.app import App, Task
 from haulier.domain.job import MICROSECOND, Job, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
@@ -350,6 +351,9 @@ class _Solo:
 
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        return self._steps.tick_of(job)
 
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)

@@ -14,6 +14,7 @@ from haulier.domain.event import (
     CONFIGURED,
     DELETED,
     INSERTED,
+    OF_SCHEDULES,
     PAUSED,
     RESUMED,
     Event,
@@ -26,7 +27,7 @@ from simulation.queues import check_queues
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED, ALTERED, CONFIGURED}
+BESIDE = {PAUSED, RESUMED, ALTERED, CONFIGURED, *OF_SCHEDULES}
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import nested, queues
+from simulation import nested, queues, schedules
 from simulation.history import Entry, Final, What, look
 from simulation.queues import QUEUES
 
@@ -88,6 +88,7 @@ class World:
         self.unsealed: dict[str, int] = {}
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
+        self.clockwork = schedules.Clockwork()
         self.shut = queues.Shut()
 
     async def run(self) -> Final:
@@ -521,6 +522,11 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    schedules.set_schedule: 4,
+    schedules.pause_schedule: 1,
+    schedules.tick: 10,
+    schedules.tick_late: 4,
+    schedules.run_schedule: 1,
     nested.nest: 2,
     nested.alter: 3,
     queues.pause_queue: 3,

@@ -44,6 +44,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.schedules import TestDue, TestKeptSchedules, TestOverlap, TestTicks
 from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
@@ -87,6 +88,7 @@ __all__ = [
     "TestDemands",
     "TestDrain",
     "TestDrains",
+    "TestDue",
     "TestErrors",
     "TestExpandAnew",
     "TestFence",
@@ -100,6 +102,7 @@ __all__ = [
     "TestIncarnations",
     "TestInsert",
     "TestKeep",
+    "TestKeptSchedules",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -122,6 +125,7 @@ __all__ = [
     "TestOneHolder",
     "TestOrder",
     "TestOtherEvents",
+    "TestOverlap",
     "TestPause",
     "TestPauseOfMany",
     "TestPausedQueues",
@@ -144,6 +148,7 @@ __all__ = [
     "TestSkip",
     "TestStepsStay",
     "TestThaw",
+    "TestTicks",
     "TestUsedAgain",
     "TestWatch",
     "TestWatchEvents",

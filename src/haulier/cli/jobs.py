@@ -117,15 +117,18 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         errors = await opened.errors(job_id)
         lost = await lost_lines(opened, [job.state is JobState.PENDING])
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
+        tick = await opened.schedules().tick_of(job_id)
+    origin = {"schedule": tick and tick.schedule, "tick": tick and instant(tick.tick)}
     if as_json:
         beside = {
+            **origin,
             "steps": [step_document(step) for step in steps],
             "lines": [line_document(line) for line in lines],
             "errors": [error_document(error) for error in errors],
         }
         emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
-    emit_fields(_fields(job, why_lost(job, lost)).items())
+    emit_fields({**_fields(job, why_lost(job, lost)), **origin}.items())
     _show_way(steps, lines)
     if job.error is not None:
         click.echo()

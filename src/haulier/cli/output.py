@@ -26,6 +26,7 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
+    ScheduleNotFoundError,
     StoreError,
     ValidationError,
 )
@@ -54,6 +55,7 @@ EXIT_CODES = {
 
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
+    (ScheduleNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

@@ -13,11 +13,17 @@ PAUSED = "pause"
 RESUMED = "resume"
 DELETED = "delete"
 ALTERED = "alter"
-
+SCHEDULE_SET = "schedule_set"
+SCHEDULE_PAUSED = "schedule_pause"
+SCHEDULE_RESUMED = "schedule_resume"
+SCHEDULE_DELETED = "schedule_delete"
 CONFIGURED = "configured"
 RESET = "reset"
 """Events that no move of `RULES` names. `reset`: what lies between the reader's place and the next
-event is no longer kept; look at the jobs anew."""
+event is no longer kept; look at the jobs anew. Those of a schedule have its id in the place of the
+job's, and the kind and queue of the jobs it enqueues."""
+
+OF_SCHEDULES = frozenset({SCHEDULE_SET, SCHEDULE_PAUSED, SCHEDULE_RESUMED, SCHEDULE_DELETED})
 
 
 class Event(NamedTuple):

@@ -28,6 +28,8 @@ class Section(StrEnum):
     JOBS = "jobs"
     BATCHES = "batches"
     NAMES = "names"
+    SCHEDULES = "schedules"
+    TICKS = "ticks"
     CONFIGURATION = "configuration"
     EVENTS = "events"
 
@@ -138,6 +140,32 @@ class NameRecord(NamedTuple):
     digest: bytes
 
 
+class ScheduleRecord(NamedTuple):
+    """A schedule. Its fields are those of `Schedule`; `body` is what stores need not understand."""
+
+    name: str
+    id: str
+    revision: int
+    next: int | None
+    last_job: str | None
+    kind: str
+    queue: str
+    body: str
+    changed_by: str
+    changed_at: int
+
+
+class TickRecord(NamedTuple):
+    """A tick of a schedule. Its fields are those of `Tick`, `state` is one of its words."""
+
+    schedule: str
+    tick: int
+    at: int
+    state: str
+    job: str | None
+    since: int | None
+
+
 class ConfigurationRecord(NamedTuple):
     """What operators have set; a store has at most one.
 
@@ -168,7 +196,15 @@ class EventRecord(NamedTuple):
     jobs: tuple[tuple[str, int, int], ...]
 
 
-Record = JobRecord | BatchRecord | NameRecord | ConfigurationRecord | EventRecord
+Record = (
+    JobRecord
+    | BatchRecord
+    | NameRecord
+    | ScheduleRecord
+    | TickRecord
+    | ConfigurationRecord
+    | EventRecord
+)
 
 
 @dataclass(frozen=True, slots=True)

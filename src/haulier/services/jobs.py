@@ -70,7 +70,7 @@ class JobManager:
             (job,) = await asyncio.to_thread(self.new_jobs, definition, plan, [job_id], [checked])
         else:
             (job,) = self.new_jobs(definition, plan, [job_id], [checked])
-        policy = plan.batch_policy(_own_finish(definition, plan))
+        policy = plan.batch_policy(definition.own_finish(plan.queue))
         inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
 
@@ -86,7 +86,7 @@ class JobManager:
         definition = self.registry.get(kind)
         plan = plan_of(definition, options, batch=definition.role is Role.HEAD)
         _refuse_options_of_one(options, plan)
-        policy = plan.batch_policy(_own_finish(definition, plan))
+        policy = plan.batch_policy(definition.own_finish(plan.queue))
         ids: list[str] = []
 
         async def insert(jobs: Sequence[NewJob]) -> None:
@@ -446,16 +446,7 @@ def inner_policy(definition: TaskDefinition, jobs: Sequence[NewJob]) -> BatchPol
     """How batches are worked on whose heads are these items of a bulk kind."""
     if not definition.expand or not jobs:
         return None
-    if definition.finish_kind is None:
-        return BatchPolicy()
-    return BatchPolicy(finish=FinishCallback(kind=definition.finish_kind, queue=jobs[0].queue))
-
-
-def _own_finish(definition: TaskDefinition, plan: Plan) -> FinishCallback | None:
-    """The finish callback of a bulk kind's head; like its items it stays on the head's queue."""
-    if definition.finish_kind is None:
-        return None
-    return FinishCallback(kind=definition.finish_kind, queue=plan.queue)
+    return BatchPolicy(finish=definition.own_finish(jobs[0].queue))
 
 
 def validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:

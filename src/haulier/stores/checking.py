@@ -15,6 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from haulier.domain.finding import Finding, Level
 from haulier.domain.job import MICROSECOND, Job, JobState, Role
@@ -22,6 +23,9 @@ from haulier.domain.transfer import Mark, Stage
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import Configurable, JobFilter, JobReader
+
+if TYPE_CHECKING:
+    from haulier.domain.schedule import Due
 
 ROUND_TRIPS = 20
 
@@ -34,6 +38,10 @@ SKEW = 2.0
 
 OLD = 600.0
 """Seconds that a job may stand in the line before somebody should know."""
+
+
+LATE = 60.0
+"""Seconds that a tick may be late."""
 
 
 def ok(name: str, what: str) -> Finding:
@@ -127,6 +135,19 @@ def counters(counts: Mapping[tuple[str, str, Role, JobState], int], jobs: int) -
         return ok("counters", f"{jobs} jobs, as counted")
     what = f"{jobs} jobs, and {counted} by the counters"
     return problem("counters", what, "copy the store into a new one: they are made anew there")
+
+
+def schedules(due: Due) -> Finding:
+    """Whether schedules tick when they should; of what is due, only the longest overdue counts."""
+    if not due.schedules:
+        wait = None if due.wait is None else timedelta(seconds=round(due.wait / MICROSECOND))
+        return ok("schedules", "none ticks" if wait is None else f"the next tick is in {wait}")
+    first = due.schedules[0]
+    late = (due.now - (first.next or due.now)) / MICROSECOND
+    what = f"{first.name} is {timedelta(seconds=round(late))} late"
+    if late <= LATE:
+        return ok("schedules", what)
+    return warning("schedules", what, "every worker ticks: start one, or look into its log")
 
 
 async def configuration(

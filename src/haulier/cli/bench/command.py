@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "schedule")
 FOR_POSTGRES = "long-reader"
 
 
@@ -33,6 +33,7 @@ class Load:
     rounds: int
     writers: int
     seconds: float
+    schedules: int
 
 
 @click.command()
@@ -85,7 +86,14 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader: for how long.",
+    help="writers, long-reader, schedule: for how long.",
+)
+@click.option(
+    "--schedules",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="schedule: how many there are beside those that tick.",
 )
 @click.option(
     "--store",
@@ -104,6 +112,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     latency   from enqueue to start, at 100 jobs/s on an idle worker
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
+    schedule  how many schedules tick a second, how late, and what thousands cost
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -144,6 +153,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
+    from haulier.cli.bench.scheduling import schedule
 
     profiles: dict[str, Profile] = {
         "noop": noop,
@@ -152,6 +162,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "latency": latency,
         "backlog": backlog,
         "writers": writers,
+        "schedule": schedule,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:

@@ -24,6 +24,7 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -383,6 +384,12 @@ class PostgresStore:
     def transferable(self) -> Transferable:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.postgres.schedules import PostgresSchedules
+
+        return PostgresSchedules(self._pool.run, self._write, lambda: self._now, self._drain)
+
     def configurable(self) -> Configurable:
         return configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
 
@@ -390,6 +397,7 @@ class PostgresStore:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
         found.append(await checking.configuration(part, part.noted))
         left_open = await checking.left_open(self, self._now or time.time_ns() // 1000)

@@ -25,6 +25,8 @@ TABLES = {
     Section.JOBS: "jobs",
     Section.BATCHES: "batches",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
@@ -47,6 +49,8 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "configuration": "version",
     "settings": "name",
     "alterations": "version, name",

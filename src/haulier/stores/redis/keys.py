@@ -50,6 +50,11 @@ KEYS = (
     Key("alive", "zset", "those that live by when they expire"),
     Key("ended", "zset", "those that ended by when"),
     Key("events", "stream", "what happened; alike events share an entry"),
+    Key("schedule:<name>", "hash", "one schedule"),
+    Key("schedules", "zset", "the names of all schedules"),
+    Key("ticking", "zset", "those that are not paused, by their next tick"),
+    Key("ticks:<name>", "zset", "the ticks of a schedule"),
+    Key("ticked", "hash", "jobs that were enqueued for a tick, and which"),
     Key("settings", "hash", "what operators have set: version, when, by whom, and the value"),
     Key("alterations", "list", "their last changes, the latest first, as JSON"),
     Key("names", "zset", "unique names in order, while a copy reads them"),
@@ -60,7 +65,7 @@ KEYS = (
 CHANNELS = ("events", "wake:ready", "wake:settled")
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+"}
+_PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+", "name": "[^:]+"}
 
 
 _FAMILIES = [

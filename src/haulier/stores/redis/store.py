@@ -20,7 +20,16 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.parts import Schedules
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+)
 from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.background import Background
@@ -296,6 +305,12 @@ class RedisStore:
     def transferable(self) -> RedisTransfer:
         return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.redis.schedules import RedisSchedules
+
+        return RedisSchedules(self._history, self._write, self._drain)
+
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
         from haulier.stores.redis import inbox
@@ -310,6 +325,7 @@ class RedisStore:
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = self.configurable()
         found.append(await checking.configuration(part, part.noted))
         left_open = await checking.left_open(self, now or time.time_ns() // 1000)

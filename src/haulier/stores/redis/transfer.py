@@ -18,7 +18,7 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
-from haulier.stores.redis import configuring
+from haulier.stores.redis import configuring, schedule_records
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
@@ -113,6 +113,10 @@ class RedisTransfer:
                 rows.write_jobs(writer, records)
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
+            case Section.SCHEDULES:
+                schedule_records.write_schedules(writer, records)
+            case Section.TICKS:
+                schedule_records.write_ticks(writer, records)
             case Section.CONFIGURATION:
                 configuring.write_copied(writer, records)
             case Section.EVENTS:
@@ -133,6 +137,10 @@ class RedisTransfer:
                 return await self._read_jobs(after)
             case Section.NAMES:
                 return await self._read_names(after)
+            case Section.SCHEDULES:
+                return await schedule_records.read_schedules(self._history, after)
+            case Section.TICKS:
+                return await schedule_records.read_ticks(self._history, after)
             case Section.CONFIGURATION:
                 return await configuring.read_copied(self._history)
             case Section.EVENTS:

@@ -40,7 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import configuring, kept
+from haulier.stores.sqlite import configuring, kept, schedule_records
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
@@ -306,6 +306,8 @@ READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
     Section.BATCHES: _read_batches,
     Section.JOBS: _read_jobs,
     Section.NAMES: _read_names,
+    Section.SCHEDULES: schedule_records.read_schedules,
+    Section.TICKS: schedule_records.read_ticks,
     Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
@@ -313,6 +315,8 @@ INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
     Section.BATCHES: _insert_batches,
     Section.JOBS: _insert_jobs,
     Section.NAMES: _insert_names,
+    Section.SCHEDULES: schedule_records.insert_schedules,
+    Section.TICKS: schedule_records.insert_ticks,
     Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

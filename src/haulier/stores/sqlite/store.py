@@ -24,6 +24,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -352,6 +353,12 @@ class SqliteStore:
     def transferable(self) -> Transferable:
         return transfer.SqliteTransfer(self._read, self._write)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.sqlite import schedules
+
+        return schedules.SqliteSchedules(self._read, self._change, self._clock.now, self._drain)
+
     def configurable(self) -> Configurable:
         return configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
 
@@ -363,6 +370,7 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
         found.append(await checking.configuration(part, part.noted))
         left_open = await checking.left_open(self, now)

@@ -57,6 +57,8 @@ _TABLES = {
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
@@ -118,6 +120,8 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "configuration": "version",
     "settings": "name",
     "alterations": "version, name",

@@ -26,6 +26,9 @@
 --   results:<kind>        zset    finished -> id: singles with a result
 --   counts                hash    <queue>:<kind>:<role>:<state> -> how many
 --   uniques periods       hash, zset  name -> holder; until -> name
+--   schedules             zset    0 -> name of every schedule; schedule:<name> hash one of them
+--   ticking               zset    next tick -> name of those that are not paused
+--   ticks:<name> ticked   zset, hash  tick -> what became of it; job -> its schedule and tick
 --   worker:<id>           hash    one incarnation; worker:health:<id> string that lives as long
 --   workers alive ended   zset    started -> id; expires -> id; ended -> id
 --   events                stream  <number of the last>-0: events that are alike, together
