@@ -17,7 +17,6 @@ from haulier.domain.job import JobState, Priority, Role
 from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import (
-    ConfigurationError,
     InvalidTaskTypeError,
     JobNotFoundError,
     JobStateError,
@@ -395,12 +394,14 @@ class TestEnqueueBatch:
         job = await store.get((await store.batch(batch)).finish_job)
         assert (job.kind, job.queue) == ("afterwards", "later")
 
-    async def test_an_unknown_callback_or_a_bulk_kind_is_refused_before_anything(self, manager):
+    async def test_an_unknown_callback_is_refused_before_anything(self, manager):
         with pytest.raises(InvalidTaskTypeError):
             await manager.enqueue_batch("add", numbers(1), {}, finish_kind="nothing")
-        with pytest.raises(ConfigurationError, match="bulk kind"):
-            await manager.enqueue_batch("numbers", [{"count": 1}], {})
         assert await manager.store.counts() == {}
+
+    async def test_items_of_a_bulk_kind_are_batches_within_it(self, manager):
+        batch = await manager.enqueue_batch("numbers", [{"count": 1}, {"count": 2}], {})
+        assert len(await manager.store.batches(within=batch)) == 2
 
 
 class TestWait:

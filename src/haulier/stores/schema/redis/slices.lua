@@ -263,7 +263,9 @@ local function drain(batch)
   end_slices(batch)
   -- A pause that came in the midst of a retry follows now.
   if under_way == RETRYING and num(call('HGET', batch_key(batch), 'paused')) > 0 then
+    local count_so_far = call('HGET', batch_key(batch), 'moved')
     begin_slices(batch, PAUSING)
+    call('HSET', batch_key(batch), 'moved', count_so_far)
     return true
   end
   if under_way == RESTARTING then restart(batch) else settle_done(batch) end
