@@ -24,7 +24,7 @@ async def run(seed: int) -> list[str]:
         await store._background.idle()
         limited = await world.what_is_limited()
     found = check_limits(final, limited)
-    return [*check(world.history, final), *found]
+    return [*check(world.history, final), *world.shut.findings, *found]
 
 
 def test_nothing_goes_wrong_whatever_the_seed(seeds: range):
