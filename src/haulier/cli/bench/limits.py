@@ -91,7 +91,7 @@ class _Bench:
         return latencies
 
     async def rate(self, seconds: float) -> float:
-        """Starts a second under a rate, without the burst at its beginning, by the store's clock."""
+        """Starts a second under a rate after its burst, by the store's clock."""
         await self.app.limits.set("bench-rate", kind="metered", rate=METERED)
         count = METERED.depth + max(1, round(METERED.count * seconds))
         await self.app.enqueue_many("metered", [{}] * count)
