@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from haulier.app import App
 from haulier.cli.bench.measure import Countdown, Figures, all_settled, percentile
+from haulier.domain.job import MICROSECOND
 from haulier.domain.limits import Rate
-from haulier.ports import JobFilter
+from haulier.ports import JobFilter, pages
 from haulier.worker.lanes import WorkerOptions
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ class _Bench:
         self.done = Countdown(1)
         self.rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.fresh: dict[str, asyncio.Future[float]] = {}
-        self.started: list[float] = []
         for kind in KINDS:
             self.app.task(kind=kind)(self._busy if kind.endswith("busy") else self._noop)
 
@@ -48,8 +48,7 @@ class _Bench:
             await asyncio.sleep(BUSY)
 
         @self.app.task
-        async def metered() -> None:
-            self.started.append(time.perf_counter())
+        async def metered() -> None: ...
 
     async def _noop(self) -> None:
         self.done.one()
@@ -92,13 +91,15 @@ class _Bench:
         return latencies
 
     async def rate(self, seconds: float) -> float:
-        """Starts a second under a rate, without the burst at its beginning."""
+        """Starts a second under a rate after its burst, by the store's clock."""
         await self.app.limits.set("bench-rate", kind="metered", rate=METERED)
         count = METERED.depth + max(1, round(METERED.count * seconds))
         await self.app.enqueue_many("metered", [{}] * count)
         async with self.app.working():
             await all_settled(self.app)
-        return (count - METERED.depth) / (self.started[-1] - self.started[0])
+        where = JobFilter(kind="metered")
+        started = [job.started_at or 0 async for job in pages(self.app.store, where)]
+        return (count - METERED.depth) * MICROSECOND / (max(started) - min(started))
 
 
 async def limits(url: str, load: Load) -> tuple[Figures, Lines]:
