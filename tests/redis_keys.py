@@ -22,7 +22,7 @@ from haulier.stores.codes import (
     SINGLE,
     STATES,
 )
-from haulier.stores.redis.keys import family_of, unescaped
+from haulier.stores.redis.keys import escaped, family_of, unescaped
 
 COUNTERS = ("total", *STATES)
 PERIOD = 2
@@ -83,6 +83,8 @@ def check(keys: Keyspace) -> None:
         return
     _check_indexes(keys)
     _check_lines(keys)
+    _check_lanes(keys)
+    _check_limits(keys)
     _check_batches(keys)
     _check_workers(keys)
     _check_names(keys)
@@ -145,6 +147,11 @@ def _check_lines(keys: Keyspace) -> None:
             assert keys.jobs[place[16:]]["batch"] == batch
             assert _num(keys.jobs[place[16:]], "gate") == PARKED
             standing[place] += 1
+    for lane, places in keys.under("lane:").items():
+        for place in places:
+            assert _lane_of(keys.jobs[place[16:]]) == lane
+            assert _num(keys.jobs[place[16:]], "gate") == 0
+            standing[place] += 1
     for name, gate in (("scheduled", 0), ("alone", ALONE)):
         for job_id in keys.members(name):
             row = keys.jobs[job_id]
@@ -152,6 +159,56 @@ def _check_lines(keys: Keyspace) -> None:
             standing[_place(job_id, row)] += 1
     pending = {_place(job_id, keys.jobs[job_id]) for job_id in _of(keys, states=(PENDING,))}
     assert standing == Counter(pending)
+
+
+def _lane_of(row: dict[str, str]) -> str:
+    line = ":".join(map(escaped, (row["queue"], row["kind"])))
+    if _num(row, "role") == HEAD:
+        return f"{line}:head:"
+    return f"{line}:{row.get('batch', '')}:{row.get('key', '')}"
+
+
+def _check_lanes(keys: Keyspace) -> None:
+    """Every lane has a turn, and is open or closed for one reason."""
+    there = {name.removeprefix("lane:") for name in keys.all if name.startswith("lane:")}
+    assert set(keys.client.hgetall(keys.prefix + "turns")) == there
+    standing: Counter[str] = Counter()
+    for line, names in keys.under("open:").items():
+        assert all(":".join(name.split(":", 2)[:2]) == line for name in names)
+        standing.update(list(names))
+    held: dict[str, float] = {}
+    for key, names in keys.under("held:").items():
+        assert all(name.split(":", 3)[3] == key for name in names)
+        standing.update(list(names))
+        held.update(keys.client.zrange(f"{keys.prefix}held:{key}", 0, -1, withscores=True))
+    assert keys.members("waits").keys() == held.keys()
+    for batch, names in keys.under("shut:").items():
+        assert all(name.split(":", 3)[2] == batch for name in names)
+        standing.update(list(names))
+    assert standing == Counter(list(there))
+
+
+def _check_limits(keys: Keyspace) -> None:
+    """What counts against limits is what runs."""
+    texts = keys.client.hgetall(keys.prefix + "limits")
+    told = {name: json.loads(text) for name, text in texts.items() if text}
+    described = {name.removeprefix("limit:") for name in keys.all if name.startswith("limit:")}
+    assert described == texts.keys()
+    for name in keys.all:
+        family, _, of = name.partition(":")
+        if family in ("used", "full", "circuit"):
+            assert of in told, f"{name} is orphaned"
+    for name, limit in told.items():
+        used = keys.client.hgetall(f"{keys.prefix}used:{name}")
+        counts: Counter[str] = Counter()
+        if "concurrency" in limit or limit["per_key"]:
+            for job_id in _of(keys, states=(RUNNING,), roles=(SINGLE, ITEM)):
+                row = keys.jobs[job_id]
+                if all(limit.get(each) in (None, row[each]) for each in ("queue", "kind")):
+                    at = row.get("key") if limit["per_key"] else ""
+                    if at is not None:
+                        counts[at] += 1
+        assert {at: int(n) for at, n in used.items()} == counts, name
 
 
 def _check_batches(keys: Keyspace) -> None:

@@ -16,9 +16,10 @@ from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
-SCHEMA = 2
+SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs."""
+haulier that knows only 1 would leave behind when it removes their jobs; 3 has limits and lanes,
+which an earlier one would not see."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -80,6 +81,13 @@ CONSTANTS: dict[str, int] = {
     "FOUND_AT_ONCE": 500,
     # Jobs that are promoted or let in by one claim.
     "AT_ONCE": 1000,
+    # Jobs that one claim moves from the plain line to their lanes, lanes that it opens, and lanes
+    # that it looks at: some milliseconds in all.
+    "STRAGGLERS": 500,
+    "LANES_AT_ONCE": 500,
+    "LANES_LOOKED_AT": 1000,
+    # When a lane is looked at again that waits for the end of a run: a number that scores can hold.
+    "FAR": 9_000_000_000_000_000,
     # Ended incarnations are listed for a day; events are kept for a day, at most a million.
     "FORGET_AFTER": 24 * 3600 * 1_000_000,
     "EVENTS_AGE": 24 * 3600 * 1_000_000,
@@ -93,12 +101,14 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_LANES = ("base", "ledger", "limits", "lanes")
+_CORE = (*_LANES, "uniques", "lines", "settling", "slices")
 _TRANSFER = ("base", "ledger", "transfer")
 _MOVING = (*_CORE, "moving")
+_LIMITING = (*_LANES, "limiting")
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "exchange": (*_MOVING, "claiming"),
+    "exchange": (*_MOVING, "serving", "claiming"),
     "insert": (*_CORE, "inserts"),
     "open_batch": (*_CORE, "inserts"),
     "inbox": (*_CORE, "inserts"),
@@ -118,7 +128,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
     "regress": ("base", "ledger"),
-    "find": ("base", "ledger", "indexes"),
+    "find": (*_LANES, "indexes"),
+    "parked": _LANES,
     "errors": ("base", "ledger"),
     "beside": ("base", "ledger"),
     "batches": ("base", "ledger"),
@@ -129,8 +140,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "receive": _TRANSFER,
     "advance": _TRANSFER,
     "thaw": _TRANSFER,
-    "read_jobs": (*_TRANSFER, "indexes"),
+    "read_jobs": (*_TRANSFER, "limits", "lanes", "indexes"),
     "read_events": _TRANSFER,
+    "put_limit": _LIMITING,
+    "drop_limit": _LIMITING,
+    "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),
 }
@@ -140,7 +154,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
-        *("retry", "prune", "enlist"),
+        *("retry", "prune", "enlist", "put_limit", "drop_limit"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""

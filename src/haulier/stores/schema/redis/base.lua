@@ -11,6 +11,15 @@
 --   lines:<id>            hash    <lease>:<number> -> when and text of a log line
 --   top below dead        zset    number -> id: all jobs but items; all items; all that failed
 --   ready:<queue>:<kind>  zset    rank -> place: the line that claims take from
+--   lane:<queue>:<kind>:<batch>:<key>  zset  rank -> place: the same where the line is limited, a lane
+--                         for each key and batch; `head` in place of a batch: the heads
+--   open:<queue>:<kind>   zset    order of turns -> lane: those that claims take from
+--   held:<key> waits      zset    FAR, or until when -> lane: closed for want of room for their key
+--   shut:<batch>          zset    order of turns -> lane: closed for want of room in their batch
+--   turns                 hash    lane -> when it was served last, of all that have jobs
+--   limits limit:<name>   hash    name -> a limit as JSON, '' for one that was dropped; who changed it
+--   used:<limit>          hash    key, or '' for all -> running jobs that count against it
+--   full:<limit>          zset    when its bucket is full again -> key, or ''
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
 --   batch:<id>            hash    one batch, beside its head's job
@@ -139,14 +148,15 @@ end
 -- What the rest of a script has to know of a job; nil for one that is not there.
 local function look(id)
   local h = call('HMGET', job_key(id), 'state', 'seq', 'queue', 'kind', 'role', 'batch', 'attempt',
-    'lease', 'worker', 'priority', 'cancel', 'gate', 'uniq', 'run_at', 'lost', 'finished', 'on_lost')
+    'lease', 'worker', 'priority', 'cancel', 'gate', 'uniq', 'run_at', 'lost', 'finished', 'on_lost',
+    'key')
   if not h[1] then return nil end
   return {
     id = id, state = tonumber(h[1]), seq = tonumber(h[2]), queue = h[3], kind = h[4],
     role = num(h[5]), batch = h[6] or nil, attempt = num(h[7]), lease = num(h[8]),
     worker = tonumber(h[1]) == RUNNING and h[9] or nil, priority = num(h[10]), cancel = num(h[11]),
     gate = num(h[12]), uniq = h[13] or nil, run_at = tonumber(h[14]), lost = num(h[15]),
-    finished = h[16] or nil, on_lost = num(h[17]),
+    finished = h[16] or nil, on_lost = num(h[17]), key = h[18] or nil,
   }
 end
 

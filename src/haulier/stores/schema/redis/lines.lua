@@ -1,4 +1,4 @@
--- Where a job stands: in the line, scheduled, parked, alone, running, or finished; and the gates of
+-- Where a job stands: in the line or a lane of it, scheduled, parked, alone, running, or finished; and the gates of
 -- batches that may not run as fast as they could. A claim never meets a job that it must not take.
 -- Keys: ready:<queue>:<kind>, scheduled, alone, parked:<batch>, gated, batch:<id>, job:<id>,
 -- running:<worker>, cancels:<worker>, active:<batch>, failed:<batch>, dead, finished:<state>:<kind>,
@@ -21,7 +21,12 @@ local function set_gated(batch, gated)
   call(gated and 'SADD' or 'SREM', key('gated'), batch)
 end
 
-local function enter_line(job) 
+local function enter_line(job)
+  if limits.of(job.queue, job.kind) then
+    lanes.add(lanes.name_of(job), rank_of(job.run_at, job.priority), place_of(job.seq, job.id))
+    lanes.enter()
+    return
+  end
   call('ZADD', ready_key(job.queue, job.kind), rank_of(job.run_at, job.priority),
     place_of(job.seq, job.id))
 end
@@ -39,7 +44,7 @@ local function stand(job, due, alone)
     call('HSET', job_key(job.id), 'gate', ALONE)
     return
   end
-  if due and job.batch and is_gated(job.batch) then
+  if due and job.batch and is_gated(job.batch) and not limits.of(job.queue, job.kind) then
     park(job)
     return
   end
@@ -59,7 +64,7 @@ local function step_out(job)
   elseif job.gate == PARKED then
     call('ZREM', key('parked:' .. job.batch), place_of(job.seq, job.id))
   elseif call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 0 then
-    call('ZREM', key('scheduled'), job.id)
+    if not lanes.leave(job) then call('ZREM', key('scheduled'), job.id) end
   elseif job.gate == LET_IN then
     call('HINCRBY', batch_key(job.batch), 'let_in', -1)
   end
@@ -103,6 +108,33 @@ local function due_alone(batch)
   return n
 end
 
+-- Let some parked items of a batch into the line, those of limited lines into their lanes; how many of
+-- each.
+local function admit_parked(batch, most, gate)
+  if most <= 0 then return 0, 0 end
+  local popped = call('ZPOPMIN', key('parked:' .. batch), most)
+  local count, laned = 0, 0
+  for i = 1, #popped, 2 do
+    local id = id_of(popped[i])
+    local h = call('HMGET', job_key(id), 'queue', 'kind', 'key')
+    local in_lane = limits.of(h[1], h[2])
+    if in_lane then
+      lanes.add(lanes.name(h[1], h[2], ITEM, batch, h[3]), popped[i + 1], popped[i])
+      laned = laned + 1
+    else
+      call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
+      count = count + 1
+    end
+    if gate and not in_lane then
+      call('HSET', job_key(id), 'gate', gate)
+    else
+      call('HDEL', job_key(id), 'gate')
+    end
+  end
+  lanes.enter()
+  return count, laned
+end
+
 -- Let parked items of a batch into the line as far as its limits allow; how many. Those in the line
 -- count against `concurrency` as if they ran already, and are never more than `batch_size`: so no
 -- claim can take too many, and none has to count.
@@ -115,18 +147,17 @@ local function let_in(batch)
   if b[4] then room = math.min(room, tonumber(b[4]) - waiting) end
   if b[3] then room = math.min(room, tonumber(b[3]) - num(b[5]) - waiting - due_alone(batch)) end
   if room <= 0 or not (b[3] or b[4]) then return 0 end
-  local popped = call('ZPOPMIN', key('parked:' .. batch), room)
-  for i = 1, #popped, 2 do
-    local id = id_of(popped[i])
-    local h = call('HMGET', job_key(id), 'queue', 'kind')
-    call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
-    call('HSET', job_key(id), 'gate', LET_IN)
+  local count, laned = admit_parked(batch, room, LET_IN)
+  -- Those in lanes take no place before they are claimed: all of them go there, however many fit.
+  while laned > 0 and count + laned < AT_ONCE do
+    local more, more_laned = admit_parked(batch, room - count, LET_IN)
+    if more + more_laned == 0 then break end
+    count, laned = count + more, laned + more_laned
   end
-  if #popped > 0 then
-    call('HINCRBY', batch_key(batch), 'let_in', #popped / 2)
-    wakes_ready = true
-  end
-  return #popped / 2
+  local opened = lanes.unshut(batch, room - count)
+  if count > 0 then call('HINCRBY', batch_key(batch), 'let_in', count) end
+  if count + laned + opened > 0 then wakes_ready = true end
+  return count + laned + opened
 end
 
 -- Put scheduled jobs that are due into the line, or in front of their batch's gate.

@@ -4,6 +4,9 @@
 
 local lost, handed_over, ended = {}, {}, {}
 
+-- Whether a claim stopped looking before the end of what it may find something in.
+local unlooked = false
+
 -- After a loss of history two workers may hold one job by the same number, until the loss is noticed:
 -- so whoever names its worker is asked whether it is that one.
 
@@ -13,6 +16,7 @@ local function complete_group()
   local queue, kind, role, batch, worker = arg(), arg(), number(), optional(), optional()
   local g
   local ids, filed, results = {}, {}, {}
+  local keyed = limits.by_key(queue, kind, role)
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
@@ -24,6 +28,7 @@ local function complete_group()
       if h[5] then release_ended(id, h[5]) end
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, ',' .. attempt .. ',' .. lease)
+      limits.finish(queue, kind, role, keyed and call('HGET', at, 'key') or nil)
       ids[#ids + 1] = id
       filed[#filed + 1] = NOW
       filed[#filed + 1] = id
@@ -90,6 +95,7 @@ local function apply(job, move, delay, result, err, class)
   end
   local worker, old_lease = job.worker, job.lease
   stop_running(job)
+  limits.finish(job.queue, job.kind, job.role, job.key)
   if not yielded then
     job.attempt = job.attempt + rule.attempt
     job.lease = job.lease + rule.lease
@@ -131,6 +137,8 @@ end
 
 -- After all transitions: what they mean for their batches; whether one settled, what is to drain.
 local function conclude()
+  if lanes.reopen() then unlooked = true end
+  limits.write()
   local touched = write_ledger()
   for _, batch in ipairs(ended) do begin_cancel(batch, BY_REQUEST) end
   for _, each in ipairs(handed_over) do touched[#touched + 1] = each end

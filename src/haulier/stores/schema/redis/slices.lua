@@ -106,16 +106,11 @@ slices[PAUSING] = function(batch, cursor)
 end
 
 slices[RESUMING] = function(batch)
-  local popped = call('ZPOPMIN', key('parked:' .. batch), SLICE)
-  for i = 1, #popped, 2 do
-    local id = id_of(popped[i])
-    local h = call('HMGET', job_key(id), 'queue', 'kind')
-    call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
-    call('HDEL', job_key(id), 'gate')
-  end
-  if #popped > 0 then wakes_ready = true end
-  if #popped < 2 * SLICE then return #popped / 2, nil end
-  return SLICE, 0
+  local count, laned = admit_parked(batch, SLICE)
+  local opened = lanes.unshut(batch, SLICE)
+  if count + laned + opened > 0 then wakes_ready = true end
+  if count + laned < SLICE and opened < SLICE then return count + laned, nil end
+  return count + laned, 0
 end
 
 local function delete_items(batch, uncounted, with_periods)

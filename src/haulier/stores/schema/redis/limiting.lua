@@ -1,0 +1,47 @@
+-- Changing limits. What counts against one is counted anew when it concerns other jobs than before; what
+-- waits for room looks again. Keys: limits, limit:<name>, used:<limit>, full:<limit>, circuit:<limit>, waits,
+-- workers, running:<worker>, job:<id>.
+
+local limiting = {}
+
+-- All lanes that wait for room of their key may look again: their time has come.
+function limiting.look_again()
+  if call('EXISTS', key('waits')) == 1 then
+    call('ZUNIONSTORE', key('waits'), 1, key('waits'), 'WEIGHTS', 0)
+  end
+  wakes_ready = true
+end
+
+-- How many jobs run that a limit concerns, by key.
+function limiting.recount(l)
+  local found = {}
+  for _, worker in ipairs(call('ZRANGE', key('workers'), 0, -1)) do
+    for _, id in ipairs(call('ZRANGE', key('running:' .. worker), 0, -1)) do
+      local h = call('HMGET', job_key(id), 'queue', 'kind', 'role', 'key')
+      if num(h[3]) ~= HEAD and limits.concerns(l, h[1], h[2]) then
+        local at = not l.per_key and '' or h[4]
+        if at then found[at] = (found[at] or 0) + 1 end
+      end
+    end
+  end
+  return found
+end
+
+-- Whether running jobs are counted for a limit at all.
+function limiting.counts(l) return l.concurrency or l.per_key end
+
+function limiting.count_anew(l)
+  local counted = {}
+  if limiting.counts(l) then
+    for at, n in pairs(limiting.recount(l)) do
+      counted[#counted + 1] = at
+      counted[#counted + 1] = n
+    end
+  end
+  call('DEL', key('used:' .. l.name))
+  many('HSET', key('used:' .. l.name), counted)
+end
+
+function limiting.forget(name)
+  call('DEL', key('used:' .. name), key('full:' .. name), key('circuit:' .. name))
+end

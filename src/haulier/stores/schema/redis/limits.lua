@@ -1,0 +1,182 @@
+-- Limits: which concern a line, what they allow now, and what counts against them. What a script
+-- changes is kept here until `write`, so that each hash is read once and written once.
+-- Keys: limits, used:<limit>, full:<limit>, history.
+--
+-- `used` counts every running job that a limit concerns, heads left out: from the claim, or from when
+-- the limit was put, to whatever ends the run. So the end of a run needs to know nothing of its start.
+
+local limits = {all = {}, by_line = {}, freed = 0, filled = 0, keys = {}}
+
+-- Whether there are limits, or once were: then jobs may stand in lanes. All that others pay is this.
+function limits.known()
+  if limits.any ~= nil then return limits.any end
+  local flat = call('HGETALL', key('limits'))
+  limits.any = #flat > 0
+  for i = 1, #flat, 2 do
+    if flat[i + 1] ~= '' then
+      local l = cjson.decode(flat[i + 1])
+      l.used, l.counted, l.full, l.spent = {}, {}, {}, {}
+      if l.rate then
+        local burst = tonumber(l.rate.burst)
+        l.interval = math.max(1, math.ceil(l.rate.per * 1000000 / l.rate.count))
+        l.depth = burst or math.max(1, math.floor(l.rate.count / l.rate.per))
+      end
+      limits.all[#limits.all + 1] = l
+    end
+  end
+  table.sort(limits.all, function(a, b) return a.name < b.name end)
+  return limits.any
+end
+
+function limits.concerns(l, queue, kind)
+  return (not l.queue or l.queue == queue) and (not l.kind or l.kind == kind)
+end
+
+-- The limits of a line: those that are one for all, and those of each key; nil if it has none.
+function limits.of(queue, kind)
+  if not limits.known() then return nil end
+  local line = escaped(queue) .. ':' .. escaped(kind)
+  local found = limits.by_line[line]
+  if found == nil then
+    local shared, keyed = {}, {}
+    for _, l in ipairs(limits.all) do
+      if limits.concerns(l, queue, kind) then
+        local group = l.per_key and keyed or shared
+        group[#group + 1] = l
+      end
+    end
+    found = (#shared > 0 or #keyed > 0) and {shared = shared, keyed = keyed}
+    limits.by_line[line] = found
+  end
+  return found or nil
+end
+
+-- Counters of a limit: `at` is a key, or empty for one that is for all.
+
+local function used_of(l, at)
+  local n = l.used[at]
+  if not n then
+    n = num(call('HGET', key('used:' .. l.name), at))
+    l.used[at] = n
+  end
+  return n
+end
+
+local function count_used(l, at, n)
+  l.used[at] = math.max(used_of(l, at) + n, 0)
+  l.counted[at] = true
+end
+
+-- When the bucket is full again. A rate that was changed may find instants of a slower one.
+local function full_at(l, at)
+  local full = l.full[at]
+  if not full then
+    full = math.min(num(call('ZSCORE', key('full:' .. l.name), at)), now + l.depth * l.interval)
+    l.full[at] = full
+  end
+  return full
+end
+
+-- When one more may start: nil for now, FAR for when another has ended, else the instant.
+local function wait_for(l, at)
+  if l.concurrency then
+    if used_of(l, at) >= l.concurrency then return FAR end
+  elseif l.rate then
+    local full = full_at(l, at)
+    if (l.depth - 1) * l.interval < full - now then return full - (l.depth - 1) * l.interval end
+  end
+end
+
+-- The same for all of some limits.
+function limits.wait(group, at)
+  local longest
+  for _, l in ipairs(group) do
+    local wait = wait_for(l, at)
+    if wait and (not longest or wait > longest) then longest = wait end
+  end
+  return longest
+end
+
+-- What `due_in` has to know: something might start then.
+function limits.due_at(instant)
+  if instant < FAR and (not limits.due or instant < limits.due) then limits.due = instant end
+end
+
+-- Whether a job may start now under all its limits.
+function limits.admit(queue, kind, role, of_key)
+  local found = role ~= HEAD and limits.of(queue, kind)
+  if not found then return true end
+  local wait = limits.wait(found.shared, '') or (of_key and limits.wait(found.keyed, of_key))
+  if wait then limits.due_at(wait) end
+  return not wait
+end
+
+local function begin(l, at)
+  if l.concurrency or l.per_key then count_used(l, at, 1) end
+  if l.rate then
+    l.full[at] = math.max(full_at(l, at), now) + l.interval
+    l.spent[at] = true
+  end
+end
+
+-- A job of such a key starts.
+function limits.start(of_line, of_key)
+  limits.filled = limits.filled + 1
+  for _, l in ipairs(of_line.shared) do begin(l, '') end
+  if of_key then
+    for _, l in ipairs(of_line.keyed) do begin(l, of_key) end
+  end
+end
+
+-- The run of a job ends.
+function limits.finish(queue, kind, role, of_key)
+  if role == HEAD then return end
+  local found = limits.of(queue, kind)
+  if not found then return end
+  for _, l in ipairs(found.shared) do
+    if l.concurrency then
+      if used_of(l, '') >= l.concurrency then limits.freed = limits.freed + 1 end
+      count_used(l, '', -1)
+    end
+  end
+  if of_key and #found.keyed > 0 then
+    for _, l in ipairs(found.keyed) do count_used(l, of_key, -1) end
+    limits.keys[of_key] = true
+  end
+end
+
+-- Whether jobs of a line may be asked for their keys when their runs end.
+function limits.by_key(queue, kind, role)
+  local found = role ~= HEAD and limits.of(queue, kind)
+  return found and #found.keyed > 0
+end
+
+-- Write what has changed.
+function limits.write()
+  for _, l in ipairs(limits.all) do
+    local set, gone = {}, {}
+    for at in pairs(l.counted) do
+      if l.used[at] > 0 then
+        set[#set + 1] = at
+        set[#set + 1] = l.used[at]
+      else
+        gone[#gone + 1] = at
+      end
+    end
+    many('HSET', key('used:' .. l.name), set)
+    many('HDEL', key('used:' .. l.name), gone)
+    set = {}
+    for at in pairs(l.spent) do
+      set[#set + 1] = whole(l.full[at])
+      set[#set + 1] = at
+    end
+    many('ZADD', key('full:' .. l.name), set)
+    l.counted, l.spent = {}, {}
+  end
+  if limits.turn then call('HSET', key('history'), 'turn', whole(limits.turn)) end
+end
+
+-- Others that wait are told of room that this script has made and has not filled itself.
+function limits.wake()
+  if limits.freed > limits.filled then wakes_ready = true end
+end
