@@ -176,12 +176,13 @@ def _check_lanes(keys: Keyspace) -> None:
     for line, names in keys.under("open:").items():
         assert all(":".join(name.split(":", 2)[:2]) == line for name in names)
         standing.update(list(names))
-    held: dict[str, float] = {}
-    for key, names in keys.under("held:").items():
-        assert all(name.split(":", 3)[3] == key for name in names)
-        standing.update(list(names))
-        held.update(keys.client.zrange(f"{keys.prefix}held:{key}", 0, -1, withscores=True))
-    assert keys.members("waits").keys() == held.keys()
+    held = [
+        start + key
+        for key, starts in keys.client.hgetall(keys.prefix + "held").items()
+        for start in starts.split("\0")
+    ]
+    assert sorted(keys.members("waits")) == sorted(held)
+    standing.update(held)
     for batch, names in keys.under("shut:").items():
         assert all(name.split(":", 3)[2] == batch for name in names)
         standing.update(list(names))

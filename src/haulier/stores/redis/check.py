@@ -52,6 +52,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("ZADD", 2, 1, "m", 2, "n"),
     ("ZCARD", 2),
     ("ZSCORE", 2, "m"),
+    ("ZMSCORE", 2, "m", "n"),
     ("ZRANGE", 2, 0, 0),
     ("ZREVRANGE", 2, 0, 0),
     ("ZRANGEBYSCORE", 2, 0, 1),

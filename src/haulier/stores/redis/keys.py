@@ -31,8 +31,8 @@ KEYS = (
         "the same of a limited line: the jobs of one key and batch, or its heads",
     ),
     Key("open:<queue>:<kind>", "zset", "the lanes of a line that claims take from, in turn"),
-    Key("held:<key>", "zset", "lanes that wait for room of their key, and until when"),
-    Key("waits", "zset", "all of these"),
+    Key("waits", "zset", "lanes that wait for room of their key, by until when if that is known"),
+    Key("held", "hash", "the same by key"),
     Key("shut:<id>", "zset", "lanes that wait for room in their batch"),
     Key("turns", "hash", "when each lane was served last"),
     Key("limits", "hash", "limits by name, as JSON; empty for one that was dropped"),
@@ -71,8 +71,13 @@ CHANNELS = ("events", "wake:ready", "wake:settled")
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _PARTS = {
-    **{"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+"},
-    **{"batch": f"(?:{_ID}|head|)", "key": "(?s:.*)", "name": "[A-Za-z0-9_.:/-]+"},
+    "id": _ID,
+    "state": "[234]",
+    "queue": "[^:]+",
+    "kind": "[^:]+",
+    "batch": f"(?:{_ID}|head|)",
+    "key": "(?s:.*)",
+    "name": "[A-Za-z0-9_.:/-]+",
 }
 
 

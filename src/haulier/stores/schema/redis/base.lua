@@ -14,7 +14,8 @@
 --   lane:<queue>:<kind>:<batch>:<key>  zset  rank -> place: the same where the line is limited, a lane
 --                         for each key and batch; `head` in place of a batch: the heads
 --   open:<queue>:<kind>   zset    order of turns -> lane: those that claims take from
---   held:<key> waits      zset    FAR, or until when -> lane: closed for want of room for their key
+--   waits                 zset    FAR, or until when -> lane: closed for want of room for its key
+--   held                  hash    key -> the lanes that are closed for want of its room
 --   shut:<batch>          zset    order of turns -> lane: closed for want of room in their batch
 --   turns                 hash    lane -> when it was served last, of all that have jobs
 --   limits limit:<name>   hash    name -> a limit as JSON, '' for one that was dropped; who changed it
@@ -127,6 +128,16 @@ local function many(command, at, values)
   for i = 1, #values, 1000 do
     call(command, at, unpack(values, i, math.min(i + 999, #values)))
   end
+end
+
+-- The answers to a question about any number of members.
+local function ask(command, at, members)
+  local found = {}
+  for i = 1, #members, 1000 do
+    local part = call(command, at, unpack(members, i, math.min(i + 999, #members)))
+    for j = 1, #part do found[i + j - 1] = part[j] end
+  end
+  return found
 end
 
 -- All of a job, in the order of JOB_FIELDS. Most jobs have few fields, so that to ask for all there

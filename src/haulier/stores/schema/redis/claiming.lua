@@ -212,6 +212,9 @@ end
 -- Of lines with lanes the one whose next job goes first, and before `other`.
 local function earlier_lane(laned, room, other)
   local best
+  if #laned == 1 and not other then
+    return room[laned[1].portion] > 0 and serving.find(laned[1]) and laned[1]
+  end
   for _, line in ipairs(laned) do
     local first = room[line.portion] > 0 and serving.next_of(line)
     if first and (not other or by_rank(first, other)) then best, other = line, first end
@@ -283,7 +286,6 @@ local function claim(worker, demands)
     end
   end
   many('ZADD', key('running:' .. worker), running)
-  limits.write()
   for _, touched in ipairs(write_ledger()) do serving.touched[touched.batch] = true end
   for batch in pairs(serving.touched) do
     if let_in(batch) > 0 then unlooked = true end

@@ -141,7 +141,7 @@ local function write_job(job, run, number)
   end
   if run.laned then
     local lane = lanes.name(run.queue, run.kind, run.role, run.batch, job.key)
-    lanes.add(lane, run.score, place_of(number, job.id))
+    lanes.add(lane, run.score, place_of(number, job.id), run.priority)
   elseif line then
     line[#line + 1] = run.score
     line[#line + 1] = run.due and place_of(number, job.id) or job.id

@@ -2,8 +2,9 @@
 -- they are of one queue and kind, one key, one batch. A lane is there as long as a job stands in it.
 -- It is open, and then has a place among the open lanes of its line; or it is closed, because its key
 -- has no room (until one of its jobs has ended, or until an instant), or because its batch has none.
--- Keys: lane:<queue>:<kind>:<batch>:<key>, open:<queue>:<kind>, held:<key>, waits, shut:<batch>, turns,
--- history, job:<id>.
+-- What concerns many lanes is kept together, so that one command does for all that a script changes.
+-- Keys: lane:<queue>:<kind>:<batch>:<key>, open:<queue>:<kind>, held, waits, shut:<batch>, turns, history,
+-- job:<id>.
 
 local lanes = {entering = {}, order = {}}
 
@@ -16,10 +17,17 @@ end
 
 function lanes.name_of(job) return lanes.name(job.queue, job.kind, job.role, job.batch, job.key) end
 
+local parted = {}
+
 -- Its line, its batch or `head` or nothing, and its key or nothing.
 function lanes.parts(name)
-  local line, batch, of_key = string.match(name, '^([^:]*:[^:]*):([^:]*):(.*)$')
-  return line, batch ~= '' and batch or nil, of_key ~= '' and of_key or nil
+  local found = parted[name]
+  if not found then
+    local line, batch, of_key = string.match(name, '^([^:]*:[^:]*):([^:]*):(.*)$')
+    found = {line, batch ~= '' and batch or nil, of_key ~= '' and of_key or nil}
+    parted[name] = found
+  end
+  return found[1], found[2], found[3]
 end
 
 function lanes.key(name) return PREFIX .. 'lane:' .. name end
@@ -28,27 +36,44 @@ function lanes.open_key(queue, kind)
   return PREFIX .. 'open:' .. escaped(queue) .. ':' .. escaped(kind)
 end
 
+-- `turn` is the last one that was given, `urgent` whether a job with a priority was ever in a lane: until
+-- then nobody has to ask for it.
+local function look_at_turns()
+  if limits.turn then return end
+  local h = call('HMGET', key('history'), 'turn', 'urgent')
+  limits.turn, limits.urgent = num(h[1]), h[2] == '1'
+end
+
 -- A turn later than any before: also of lanes that are served within one microsecond.
 function lanes.next_turn()
-  local last = limits.turn or num(call('HGET', key('history'), 'turn'))
-  limits.turn = math.max(now, last + 1)
+  look_at_turns()
+  limits.turn, limits.turned = math.max(now, limits.turn + 1), true
   return limits.turn
 end
 
 -- Where a lane stands among those of its line: by its turn, and as urgent as its first job.
-function lanes.place(turn, first)
+function lanes.place(name, turn, first)
+  look_at_turns()
+  if not limits.urgent then return turn end
+  first = first or call('ZRANGE', lanes.key(name), 0, 0)[1]
   return turn - num(call('HGET', job_key(id_of(first)), 'priority')) * POINT
 end
 
-function lanes.open(name, turn)
-  turn = turn or num(call('HGET', key('turns'), name))
-  local first = call('ZRANGE', lanes.key(name), 0, 0)[1]
-  local line = lanes.parts(name)
-  call('ZADD', key('open:' .. line), whole(lanes.place(turn, first)), name)
+-- Open lanes that were closed.
+function lanes.open(names)
+  local by_line = {}
+  for i, turn in ipairs(ask('HMGET', key('turns'), names)) do
+    local line = lanes.parts(names[i])
+    local members = by_line[line] or {}
+    by_line[line] = members
+    members[#members + 1] = whole(lanes.place(names[i], tonumber(turn)))
+    members[#members + 1] = names[i]
+  end
+  for line, members in pairs(by_line) do many('ZADD', key('open:' .. line), members) end
 end
 
 -- A job enters its lane; what enters lanes in one script does so together, by `enter`.
-function lanes.add(name, rank, place)
+function lanes.add(name, rank, place, priority)
   local members = lanes.entering[name]
   if not members then
     members = {}
@@ -57,44 +82,157 @@ function lanes.add(name, rank, place)
   end
   members[#members + 1] = rank
   members[#members + 1] = place
+  if num(priority) ~= 0 then lanes.urgent = true end
+end
+
+-- A more urgent job takes its lane forward.
+local function bring_forward(name, turn)
+  local open = key('open:' .. lanes.parts(name))
+  local stands = tonumber(call('ZSCORE', open, name) or nil)
+  if not stands then return end
+  local place = lanes.place(name, turn)
+  if place < stands then call('ZADD', open, whole(place), name) end
 end
 
 function lanes.enter()
-  for _, name in ipairs(lanes.order) do
-    local at = lanes.key(name)
-    many('ZADD', at, lanes.entering[name])
-    local turn = tonumber(call('HGET', key('turns'), name) or nil)
+  local names, fresh, turns = lanes.order, {}, {}
+  if #names == 0 then return end
+  look_at_turns()
+  if lanes.urgent and not limits.urgent then
+    limits.urgent = true
+    call('HSET', key('history'), 'urgent', 1)
+  end
+  for _, name in ipairs(names) do many('ZADD', lanes.key(name), lanes.entering[name]) end
+  for i, turn in ipairs(ask('HMGET', key('turns'), names)) do
     if not turn then
-      turn = lanes.next_turn()
-      call('HSET', key('turns'), name, whole(turn))
-      lanes.open(name, turn)
-    else
-      -- A more urgent job takes its lane forward.
-      local line = lanes.parts(name)
-      local stands = tonumber(call('ZSCORE', key('open:' .. line), name) or nil)
-      local place = stands and lanes.place(turn, call('ZRANGE', at, 0, 0)[1])
-      if stands and place < stands then call('ZADD', key('open:' .. line), whole(place), name) end
+      fresh[#fresh + 1] = names[i]
+      turns[#turns + 1] = names[i]
+      turns[#turns + 1] = whole(lanes.next_turn())
+    elseif limits.urgent then
+      bring_forward(names[i], tonumber(turn))
     end
   end
-  if #lanes.order > 0 and limits.turn then call('HSET', key('history'), 'turn', whole(limits.turn)) end
+  many('HSET', key('turns'), turns)
+  lanes.open(fresh)
   lanes.entering, lanes.order = {}, {}
+  call('HSET', key('history'), 'turn', whole(limits.turn))
 end
 
--- Nothing stands in it any more.
-function lanes.forget(name)
-  local line, batch, of_key = lanes.parts(name)
-  call('HDEL', key('turns'), name)
-  call('ZREM', key('open:' .. line), name)
-  if batch then call('ZREM', key('shut:' .. batch), name) end
-  if of_key and call('ZREM', key('held:' .. of_key), name) == 1 then call('ZREM', key('waits'), name) end
+-- Keep what is counted. Others that wait are told of room that this script has made and has not filled.
+function lanes.finish()
+  limits.write()
+  if limits.turned then call('HSET', key('history'), 'turn', whole(limits.turn)) end
+  if limits.freed > limits.filled then wakes_ready = true end
 end
 
--- Take a pending job out of its lane; whether it stood in one.
+-- `held`: for a key the lanes that are closed for want of its room, without the key, with NULs between.
+-- Most keys have one lane. Take lanes off these lists, and put them on unless they only go.
+local function change_held(names, goes)
+  local keys, by_key, set, gone = {}, {}, {}, {}
+  for _, name in ipairs(names) do
+    local _, _, of_key = lanes.parts(name)
+    local start = string.sub(name, 1, -#of_key - 1)
+    local others = by_key[of_key]
+    if not others then keys[#keys + 1] = of_key end
+    by_key[of_key] = others and others .. '\0' .. start or start
+  end
+  for i, text in ipairs(ask('HMGET', key('held'), keys)) do
+    local changed = by_key[keys[i]]
+    local left = not goes and changed or ''
+    if text and text ~= changed then
+      local off = '\0' .. changed .. '\0'
+      for start in string.gmatch(text, '[^%z]+') do
+        if not string.find(off, '\0' .. start .. '\0', 1, true) then
+          left = left == '' and start or left .. '\0' .. start
+        end
+      end
+    end
+    if left == '' then
+      gone[#gone + 1] = keys[i]
+    else
+      set[#set + 1] = keys[i]
+      set[#set + 1] = left
+    end
+  end
+  many('HSET', key('held'), set)
+  many('HDEL', key('held'), gone)
+end
+
+-- Close lanes, each until one of its key has ended, or until an instant: `waits` are instants and lanes.
+function lanes.hold(waits)
+  local names = {}
+  for i = 2, #waits, 2 do names[#names + 1] = waits[i] end
+  if #names == 0 then return end
+  many('ZADD', key('waits'), waits)
+  change_held(names, false)
+end
+
+local function let_go(names)
+  change_held(names, true)
+  many('ZREM', key('waits'), names)
+end
+
+-- Open what the end of runs has made room for. What is too much for one script follows with the next
+-- claim; whether there is such.
+function lanes.reopen()
+  local keys, names = {}, {}
+  for of_key in pairs(limits.keys) do keys[#keys + 1] = of_key end
+  limits.keys = {}
+  if #keys == 0 or call('EXISTS', key('waits')) == 0 then return false end
+  for i, text in ipairs(ask('HMGET', key('held'), keys)) do
+    if text then
+      for start in string.gmatch(text, '[^%z]+') do names[#names + 1] = start .. keys[i] end
+    end
+  end
+  local free, late = {}, {}
+  for i, wait in ipairs(limits.timed and ask('ZMSCORE', key('waits'), names) or names) do
+    wait = limits.timed and tonumber(wait) or FAR
+    if (wait >= FAR or wait <= now) and #free < LANES_AT_ONCE then
+      free[#free + 1] = names[i]
+    elseif wait >= FAR then
+      late[#late + 1] = 0
+      late[#late + 1] = names[i]
+    end
+  end
+  if #free > 0 then
+    let_go(free)
+    lanes.open(free)
+  end
+  many('ZADD', key('waits'), late)
+  limits.freed = limits.freed + #free
+  return #late > 0
+end
+
+-- Open lanes whose time has come; whether there may be more of them.
+function lanes.promote()
+  if not limits.known() then return false end
+  local due = call('ZRANGEBYSCORE', key('waits'), '-inf', now, 'LIMIT', 0, LANES_AT_ONCE)
+  if #due == 0 then return false end
+  let_go(due)
+  lanes.open(due)
+  return #due == LANES_AT_ONCE
+end
+
+-- Open lanes that a batch had closed; how many.
+function lanes.unshut(batch, most)
+  if most <= 0 or not limits.known() then return 0 end
+  local popped, names = call('ZPOPMIN', key('shut:' .. batch), math.min(most, LANES_AT_ONCE)), {}
+  for i = 1, #popped, 2 do names[#names + 1] = popped[i] end
+  lanes.open(names)
+  return #names
+end
+
+-- Take a pending job out of its lane; whether it stood in one. An empty lane is forgotten.
 function lanes.leave(job)
   if not limits.known() then return false end
   local name = lanes.name_of(job)
   if call('ZREM', lanes.key(name), place_of(job.seq, job.id)) == 0 then return false end
-  if call('EXISTS', lanes.key(name)) == 0 then lanes.forget(name) end
+  if call('EXISTS', lanes.key(name)) == 1 then return true end
+  local line, batch = lanes.parts(name)
+  call('HDEL', key('turns'), name)
+  call('ZREM', key('open:' .. line), name)
+  if batch then call('ZREM', key('shut:' .. batch), name) end
+  if job.key and call('ZSCORE', key('waits'), name) then let_go({name}) end
   return true
 end
 
@@ -103,60 +241,5 @@ function lanes.stand_of(queue, kind, role, batch, of_key, place)
   if not limits.known() then return false, false end
   local name = lanes.name(queue, kind, role, batch, of_key)
   if not call('ZSCORE', lanes.key(name), place) then return false, false end
-  local line = lanes.parts(name)
-  return true, not call('ZSCORE', key('open:' .. line), name)
-end
-
--- Close a lane until one of its key has ended, or until an instant.
-function lanes.hold(name, of_key, wait)
-  call('ZADD', key('held:' .. of_key), whole(wait), name)
-  call('ZADD', key('waits'), whole(wait), name)
-end
-
-local function let_go(name, of_key)
-  call('ZREM', key('held:' .. of_key), name)
-  call('ZREM', key('waits'), name)
-  lanes.open(name)
-end
-
--- Open what the end of runs has made room for. Whatever is too much for one script follows with the next
--- claim; whether there is such.
-function lanes.reopen()
-  local count, rest = 0, false
-  for of_key in pairs(limits.keys) do
-    local held = call('ZRANGE', key('held:' .. of_key), 0, -1, 'WITHSCORES')
-    for i = 1, #held, 2 do
-      local wait = tonumber(held[i + 1])
-      if wait >= FAR or wait <= now then
-        count = count + 1
-        if count <= LANES_AT_ONCE then
-          let_go(held[i], of_key)
-        else
-          call('ZADD', key('waits'), 0, held[i])
-          rest = true
-        end
-      end
-    end
-  end
-  limits.keys, limits.freed = {}, limits.freed + count
-  return rest
-end
-
--- Open lanes whose time has come; whether there may be more of them.
-function lanes.promote()
-  if not limits.known() then return false end
-  local due = call('ZRANGEBYSCORE', key('waits'), '-inf', now, 'LIMIT', 0, LANES_AT_ONCE)
-  for _, name in ipairs(due) do
-    local _, _, of_key = lanes.parts(name)
-    let_go(name, of_key)
-  end
-  return #due == LANES_AT_ONCE
-end
-
--- Open lanes that a batch had closed; how many.
-function lanes.unshut(batch, most)
-  if most <= 0 or not limits.known() then return 0 end
-  local popped = call('ZPOPMIN', key('shut:' .. batch), math.min(most, LANES_AT_ONCE))
-  for i = 1, #popped, 2 do lanes.open(popped[i]) end
-  return #popped / 2
+  return true, not call('ZSCORE', lanes.open_key(queue, kind), name)
 end

@@ -21,6 +21,10 @@ function limits.known()
         l.interval = math.max(1, math.ceil(l.rate.per * 1000000 / l.rate.count))
         l.depth = burst or math.max(1, math.floor(l.rate.count / l.rate.per))
       end
+      -- Lanes may be closed until an instant.
+      if l.per_key and not l.concurrency then
+        limits.timed = true
+      end
       limits.all[#limits.all + 1] = l
     end
   end
@@ -63,18 +67,40 @@ local function used_of(l, at)
 end
 
 local function count_used(l, at, n)
-  l.used[at] = math.max(used_of(l, at) + n, 0)
-  l.counted[at] = true
+  local was = used_of(l, at)
+  if not l.counted[at] then l.counted[at] = was end
+  l.used[at] = math.max(was + n, 0)
 end
 
 -- When the bucket is full again. A rate that was changed may find instants of a slower one.
+local function full_of(l, kept) return math.min(num(kept), now + l.depth * l.interval) end
+
 local function full_at(l, at)
   local full = l.full[at]
   if not full then
-    full = math.min(num(call('ZSCORE', key('full:' .. l.name), at)), now + l.depth * l.interval)
+    full = full_of(l, call('ZSCORE', key('full:' .. l.name), at))
     l.full[at] = full
   end
   return full
+end
+
+-- Ask for the counters of several keys at once.
+function limits.fetch(group, keys)
+  for _, l in ipairs(group) do
+    local unknown, asked = {}, {}
+    for _, of_key in ipairs(keys) do
+      if not l.used[of_key] and not asked[of_key] then
+        unknown[#unknown + 1] = of_key
+        asked[of_key] = true
+      end
+    end
+    for i, n in ipairs(ask('HMGET', key('used:' .. l.name), unknown)) do l.used[unknown[i]] = num(n) end
+    if l.rate then
+      for i, full in ipairs(ask('ZMSCORE', key('full:' .. l.name), unknown)) do
+        l.full[unknown[i]] = full_of(l, full)
+      end
+    end
+  end
 end
 
 -- When one more may start: nil for now, FAR for when another has ended, else the instant.
@@ -128,18 +154,19 @@ function limits.start(of_line, of_key)
   end
 end
 
--- The run of a job ends.
-function limits.finish(queue, kind, role, of_key)
-  if role == HEAD then return end
-  local found = limits.of(queue, kind)
+-- The runs of some jobs of a line end; `keys` are those of them that have one.
+function limits.finish(queue, kind, role, ended, keys)
+  local found = ended > 0 and role ~= HEAD and limits.of(queue, kind)
   if not found then return end
   for _, l in ipairs(found.shared) do
     if l.concurrency then
-      if used_of(l, '') >= l.concurrency then limits.freed = limits.freed + 1 end
-      count_used(l, '', -1)
+      if used_of(l, '') >= l.concurrency then limits.freed = limits.freed + ended end
+      count_used(l, '', -ended)
     end
   end
-  if of_key and #found.keyed > 0 then
+  if #found.keyed == 0 then return end
+  limits.fetch(found.keyed, keys)
+  for _, of_key in ipairs(keys) do
     for _, l in ipairs(found.keyed) do count_used(l, of_key, -1) end
     limits.keys[of_key] = true
   end
@@ -155,11 +182,12 @@ end
 function limits.write()
   for _, l in ipairs(limits.all) do
     local set, gone = {}, {}
-    for at in pairs(l.counted) do
-      if l.used[at] > 0 then
+    for at, was in pairs(l.counted) do
+      local n = l.used[at]
+      if n > 0 and n ~= was then
         set[#set + 1] = at
-        set[#set + 1] = l.used[at]
-      else
+        set[#set + 1] = n
+      elseif n == 0 and was > 0 then
         gone[#gone + 1] = at
       end
     end
@@ -173,10 +201,4 @@ function limits.write()
     many('ZADD', key('full:' .. l.name), set)
     l.counted, l.spent = {}, {}
   end
-  if limits.turn then call('HSET', key('history'), 'turn', whole(limits.turn)) end
-end
-
--- Others that wait are told of room that this script has made and has not filled itself.
-function limits.wake()
-  if limits.freed > limits.filled then wakes_ready = true end
 end

@@ -23,7 +23,8 @@ end
 
 local function enter_line(job)
   if limits.of(job.queue, job.kind) then
-    lanes.add(lanes.name_of(job), rank_of(job.run_at, job.priority), place_of(job.seq, job.id))
+    lanes.add(lanes.name_of(job), rank_of(job.run_at, job.priority), place_of(job.seq, job.id),
+      job.priority)
     lanes.enter()
     return
   end
@@ -116,10 +117,10 @@ local function admit_parked(batch, most, gate)
   local count, laned = 0, 0
   for i = 1, #popped, 2 do
     local id = id_of(popped[i])
-    local h = call('HMGET', job_key(id), 'queue', 'kind', 'key')
+    local h = call('HMGET', job_key(id), 'queue', 'kind', 'key', 'priority')
     local in_lane = limits.of(h[1], h[2])
     if in_lane then
-      lanes.add(lanes.name(h[1], h[2], ITEM, batch, h[3]), popped[i + 1], popped[i])
+      lanes.add(lanes.name(h[1], h[2], ITEM, batch, h[3]), popped[i + 1], popped[i], h[4])
       laned = laned + 1
     else
       call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])

@@ -16,11 +16,11 @@ local function complete_group()
   local queue, kind, role, batch, worker = arg(), arg(), number(), optional(), optional()
   local g
   local ids, filed, results = {}, {}, {}
-  local keyed = limits.by_key(queue, kind, role)
+  local keys, keyed = {}, limits.by_key(queue, kind, role)
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
-    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker')
+    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker', 'key')
     if h[1] == '1' and h[2] == lease and (not worker or h[6] == worker) then
       call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
@@ -28,8 +28,8 @@ local function complete_group()
       if h[5] then release_ended(id, h[5]) end
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, ',' .. attempt .. ',' .. lease)
-      limits.finish(queue, kind, role, keyed and call('HGET', at, 'key') or nil)
       ids[#ids + 1] = id
+      if keyed and h[7] then keys[#keys + 1] = h[7] end
       filed[#filed + 1] = NOW
       filed[#filed + 1] = id
       if result ~= 'null' and role == SINGLE then
@@ -41,6 +41,7 @@ local function complete_group()
     end
   end
   if not g then return end
+  limits.finish(queue, kind, role, #ids, keys)
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
   if role ~= ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
@@ -95,7 +96,7 @@ local function apply(job, move, delay, result, err, class)
   end
   local worker, old_lease = job.worker, job.lease
   stop_running(job)
-  limits.finish(job.queue, job.kind, job.role, job.key)
+  limits.finish(job.queue, job.kind, job.role, 1, {job.key})
   if not yielded then
     job.attempt = job.attempt + rule.attempt
     job.lease = job.lease + rule.lease
@@ -138,7 +139,6 @@ end
 -- After all transitions: what they mean for their batches; whether one settled, what is to drain.
 local function conclude()
   if lanes.reopen() then unlooked = true end
-  limits.write()
   local touched = write_ledger()
   for _, batch in ipairs(ended) do begin_cancel(batch, BY_REQUEST) end
   for _, each in ipairs(handed_over) do touched[#touched + 1] = each end

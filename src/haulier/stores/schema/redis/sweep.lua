@@ -15,7 +15,7 @@ return run(function()
     more = more or holds_more
   end
   conclude()
-  limits.wake()
+  lanes.finish()
   local long_ago = whole(now - FORGET_AFTER)
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', long_ago, 'LIMIT', 0, SLICE)) do
     if call('EXISTS', key('running:' .. worker)) == 0 then
