@@ -62,7 +62,7 @@ class TestConcurrencyLimits:
         await limited(store, concurrency=2, per_key=True)
         await store.insert([*keyed(5, "a"), *keyed(5, "b"), *works(3)])
         jobs = await hand.claim(20)
-        assert sorted(keys(jobs), key=str) == ["a", "a", "b", "b", None, None, None]
+        assert sorted(keys(jobs), key=str) == [None, None, None, "a", "a", "b", "b"]
         assert await hand.claim(20) == []
         freed = next(job for job in jobs if job.key == "b")
         reply = await hand.exchange(move(freed, Move.COMPLETE), slots=20)
@@ -253,6 +253,10 @@ class TestRates:
 
 class TestFairness:
     """Keys are served in turn."""
+
+    @pytest.fixture
+    def ttl(self) -> float:
+        return 86_400.0
 
     async def test_round_robin_over_keys(self, store, hand):
         await limited(store, concurrency=100, per_key=True)
