@@ -197,10 +197,13 @@ def _check_limits(keys: Keyspace) -> None:
     assert described == texts.keys()
     for name in keys.all:
         family, _, of = name.partition(":")
-        if family in ("used", "full", "circuit"):
+        if family in ("used", "rest", "circuit"):
             assert of in told, f"{name} is orphaned"
     for name, limit in told.items():
         used = keys.client.hgetall(f"{keys.prefix}used:{name}")
+        if "breaker" in limit:
+            circuits = keys.client.hgetall(f"{keys.prefix}circuit:{name}")
+            assert circuits.keys() == keys.members(f"rest:{name}").keys()
         counts: Counter[str] = Counter()
         if "concurrency" in limit or limit["per_key"]:
             for job_id in _of(keys, states=(RUNNING,), roles=(SINGLE, ITEM)):

@@ -144,6 +144,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "read_events": _TRANSFER,
     "put_limit": _LIMITING,
     "drop_limit": _LIMITING,
+    "reset_breaker": _LANES,
     "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),
@@ -154,7 +155,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
-        *("retry", "prune", "enlist", "put_limit", "drop_limit"),
+        *("retry", "prune", "enlist", "put_limit", "drop_limit", "reset_breaker"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""

@@ -20,7 +20,8 @@
 --   turns                 hash    lane -> when it was served last, of all that have jobs
 --   limits limit:<name>   hash    name -> a limit as JSON, '' for one that was dropped; who changed it
 --   used:<limit>          hash    key, or '' for all -> running jobs that count against it
---   full:<limit>          zset    when its bucket is full again -> key, or ''
+--   rest:<limit>          zset    when its bucket is full again, or its window empty -> key, or ''
+--   circuit:<limit>       hash    key -> how its breaker stands
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
 --   batch:<id>            hash    one batch, beside its head's job

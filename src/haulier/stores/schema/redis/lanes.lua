@@ -172,6 +172,15 @@ local function let_go(names)
   many('ZREM', key('waits'), names)
 end
 
+-- The lanes that wait for room of a key.
+function lanes.held(of_key)
+  local names = {}
+  for start in string.gmatch(call('HGET', key('held'), of_key) or '', '[^%z]+') do
+    names[#names + 1] = start .. of_key
+  end
+  return names
+end
+
 -- Open what the end of runs has made room for. What is too much for one script follows with the next
 -- claim; whether there is such.
 function lanes.reopen()

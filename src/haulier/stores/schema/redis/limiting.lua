@@ -1,5 +1,5 @@
 -- Changing limits. What counts against one is counted anew when it concerns other jobs than before; what
--- waits for room looks again. Keys: limits, limit:<name>, used:<limit>, full:<limit>, circuit:<limit>, waits,
+-- waits for room looks again. Keys: limits, limit:<name>, used:<limit>, rest:<limit>, circuit:<limit>, waits,
 -- workers, running:<worker>, job:<id>.
 
 local limiting = {}
@@ -43,5 +43,5 @@ function limiting.count_anew(l)
 end
 
 function limiting.forget(name)
-  call('DEL', key('used:' .. name), key('full:' .. name), key('circuit:' .. name))
+  call('DEL', key('used:' .. name), key('rest:' .. name), key('circuit:' .. name))
 end

@@ -1,6 +1,6 @@
 -- Limits: which concern a line, what they allow now, and what counts against them. What a script
 -- changes is kept here until `write`, so that each hash is read once and written once.
--- Keys: limits, used:<limit>, full:<limit>, history.
+-- Keys: limits, used:<limit>, rest:<limit>, circuit:<limit>.
 --
 -- `used` counts every running job that a limit concerns, heads left out: from the claim, or from when
 -- the limit was put, to whatever ends the run. So the end of a run needs to know nothing of its start.
@@ -15,11 +15,14 @@ function limits.known()
   for i = 1, #flat, 2 do
     if flat[i + 1] ~= '' then
       local l = cjson.decode(flat[i + 1])
-      l.used, l.counted, l.full, l.spent = {}, {}, {}, {}
+      l.used, l.counted, l.full, l.spent, l.circuit, l.switched = {}, {}, {}, {}, {}, {}
       if l.rate then
         local burst = tonumber(l.rate.burst)
         l.interval = math.max(1, math.ceil(l.rate.per * 1000000 / l.rate.count))
         l.depth = burst or math.max(1, math.floor(l.rate.count / l.rate.per))
+      end
+      if l.breaker then
+        l.half, l.pause = l.breaker.window * 500000, math.floor(l.breaker.pause * 1000000 + 0.5)
       end
       -- Lanes may be closed until an instant.
       if l.per_key and not l.concurrency then
@@ -78,10 +81,76 @@ local function full_of(l, kept) return math.min(num(kept), now + l.depth * l.int
 local function full_at(l, at)
   local full = l.full[at]
   if not full then
-    full = full_of(l, call('ZSCORE', key('full:' .. l.name), at))
+    full = full_of(l, call('ZSCORE', key('rest:' .. l.name), at))
     l.full[at] = full
   end
   return full
+end
+
+-- A breaker's state for a key: until when it is open, if it is, and how many have succeeded and failed in
+-- this half of a window and in the one before. What ended less than half a window ago counts, what ended
+-- a window ago does not.
+local function circuit_of(text)
+  local till, half, good, bad, good_before, bad_before =
+    string.match(text or '', '^(%d*) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+  return {
+    till = tonumber(till or nil), half = num(half), good = num(good), bad = num(bad),
+    good_before = num(good_before), bad_before = num(bad_before),
+  }
+end
+
+local function circuit_at(l, at)
+  local c = l.circuit[at]
+  if not c then
+    c = circuit_of(call('HGET', key('circuit:' .. l.name), at))
+    l.circuit[at] = c
+  end
+  return c
+end
+
+local function turn_over(l, c)
+  local half = math.floor(now / l.half)
+  if half == c.half then return end
+  local follows = half == c.half + 1
+  c.good_before, c.bad_before = follows and c.good or 0, follows and c.bad or 0
+  c.half, c.good, c.bad = half, 0, 0
+end
+
+-- An attempt of the key has succeeded or failed. What ends while the breaker is open changes nothing.
+local function judge_end(l, at, failed)
+  local c = circuit_at(l, at)
+  if c.till and now < c.till then return end
+  turn_over(l, c)
+  l.switched[at] = true
+  if c.till and not failed then
+    c.till, c.good, c.bad, c.good_before, c.bad_before = nil, 0, 0, 0, 0
+    return
+  end
+  if failed then c.bad = c.bad + 1 else c.good = c.good + 1 end
+  local bad, good = c.bad + c.bad_before, c.good + c.good_before
+  local broken = bad + good >= l.breaker.least and bad >= l.breaker.failures * (bad + good)
+  if c.till or broken then c.till = now + l.pause end
+end
+
+local function write_circuits(l)
+  local set, gone, rests = {}, {}, {}
+  for at in pairs(l.switched) do
+    local c = l.circuit[at]
+    if c.till or c.good + c.bad + c.good_before + c.bad_before > 0 then
+      set[#set + 1] = at
+      set[#set + 1] = table.concat({c.till and whole(c.till) or '', whole(c.half), c.good, c.bad,
+        c.good_before, c.bad_before}, ' ')
+      rests[#rests + 1] = whole(c.till and FAR or math.ceil((c.half + 2) * l.half))
+      rests[#rests + 1] = at
+    else
+      gone[#gone + 1] = at
+    end
+  end
+  many('HSET', key('circuit:' .. l.name), set)
+  many('ZADD', key('rest:' .. l.name), rests)
+  many('HDEL', key('circuit:' .. l.name), gone)
+  many('ZREM', key('rest:' .. l.name), gone)
+  l.switched = {}
 end
 
 -- Ask for the counters of several keys at once.
@@ -95,8 +164,12 @@ function limits.fetch(group, keys)
       end
     end
     for i, n in ipairs(ask('HMGET', key('used:' .. l.name), unknown)) do l.used[unknown[i]] = num(n) end
-    if l.rate then
-      for i, full in ipairs(ask('ZMSCORE', key('full:' .. l.name), unknown)) do
+    if l.breaker then
+      for i, text in ipairs(ask('HMGET', key('circuit:' .. l.name), unknown)) do
+        l.circuit[unknown[i]] = circuit_of(text)
+      end
+    elseif l.rate then
+      for i, full in ipairs(ask('ZMSCORE', key('rest:' .. l.name), unknown)) do
         l.full[unknown[i]] = full_of(l, full)
       end
     end
@@ -110,6 +183,10 @@ local function wait_for(l, at)
   elseif l.rate then
     local full = full_at(l, at)
     if (l.depth - 1) * l.interval < full - now then return full - (l.depth - 1) * l.interval end
+  else
+    local till = circuit_at(l, at).till
+    if till and now < till then return till end
+    if till and used_of(l, at) >= l.breaker.probes then return FAR end
   end
 end
 
@@ -154,8 +231,9 @@ function limits.start(of_line, of_key)
   end
 end
 
--- The runs of some jobs of a line end; `keys` are those of them that have one.
-function limits.finish(queue, kind, role, ended, keys)
+-- The runs of some jobs of a line end; `keys` are those of them that have one. `failed`: whether they did,
+-- nil when that says nothing about what they need.
+function limits.finish(queue, kind, role, ended, keys, failed)
   local found = ended > 0 and role ~= HEAD and limits.of(queue, kind)
   if not found then return end
   for _, l in ipairs(found.shared) do
@@ -167,7 +245,10 @@ function limits.finish(queue, kind, role, ended, keys)
   if #found.keyed == 0 then return end
   limits.fetch(found.keyed, keys)
   for _, of_key in ipairs(keys) do
-    for _, l in ipairs(found.keyed) do count_used(l, of_key, -1) end
+    for _, l in ipairs(found.keyed) do
+      count_used(l, of_key, -1)
+      if l.breaker and failed ~= nil then judge_end(l, of_key, failed) end
+    end
     limits.keys[of_key] = true
   end
 end
@@ -198,7 +279,21 @@ function limits.write()
       set[#set + 1] = whole(l.full[at])
       set[#set + 1] = at
     end
-    many('ZADD', key('full:' .. l.name), set)
+    many('ZADD', key('rest:' .. l.name), set)
+    if l.breaker then write_circuits(l) end
     l.counted, l.spent = {}, {}
   end
+end
+
+-- Forget keys that are at rest: their buckets are full, their windows empty. Whether there may be more.
+function limits.forget()
+  local more = false
+  if not limits.known() then return more end
+  for _, l in ipairs(limits.all) do
+    local resting = call('ZRANGEBYSCORE', key('rest:' .. l.name), '-inf', now, 'LIMIT', 0, SLICE)
+    many('ZREM', key('rest:' .. l.name), resting)
+    many('HDEL', key('circuit:' .. l.name), resting)
+    more = more or #resting == SLICE
+  end
+  return more
 end

@@ -41,7 +41,7 @@ local function complete_group()
     end
   end
   if not g then return end
-  limits.finish(queue, kind, role, #ids, keys)
+  limits.finish(queue, kind, role, #ids, keys, false)
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
   if role ~= ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
@@ -96,7 +96,9 @@ local function apply(job, move, delay, result, err, class)
   end
   local worker, old_lease = job.worker, job.lease
   stop_running(job)
-  limits.finish(job.queue, job.kind, job.role, 1, {job.key})
+  local failed = nil
+  if move == 'fail' or move == 'retry' then failed = true end
+  limits.finish(job.queue, job.kind, job.role, 1, {job.key}, failed)
   if not yielded then
     job.attempt = job.attempt + rule.attempt
     job.lease = job.lease + rule.lease

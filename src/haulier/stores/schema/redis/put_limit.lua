@@ -12,14 +12,14 @@ return run(function()
   local there = call('HGET', key('limits'), name)
   local at = key('limit:' .. name)
   if declared and call('HGET', at, 'declared') == text then return 0 end
-  if there == text and not declared then return 0 end
+  if declared then call('HSET', at, 'declared', text) end
+  if there == text then return 0 end
   call('HSET', key('limits'), name, text)
   call('HSET', at, 'by', by, 'at', NOW, 'own', declared and 1 or 0)
-  if declared then call('HSET', at, 'declared', text) end
   local l, old = cjson.decode(text), there and there ~= '' and cjson.decode(there) or {}
   if not same_jobs(l, old) then limiting.count_anew(l) end
-  if not (l.rate and old.rate and l.per_key == old.per_key) then call('DEL', key('full:' .. name)) end
-  if not (l.breaker and old.breaker) then call('DEL', key('circuit:' .. name)) end
+  local alike = (l.rate and old.rate or l.breaker and old.breaker) and l.per_key == old.per_key
+  if not alike then call('DEL', key('rest:' .. name), key('circuit:' .. name)) end
   limiting.look_again()
   return 1
 end)

@@ -1,6 +1,6 @@
 -- End incarnations that have expired, one slice of jobs at a time, and forget those that ended long
 -- ago; how many jobs were released, whether there is more, and the batches to drain.
--- Keys: those of incarnations, draining.
+-- Keys: those of incarnations and of limits, draining.
 
 return run(function()
   though_full()
@@ -16,6 +16,7 @@ return run(function()
   end
   conclude()
   lanes.finish()
+  if limits.forget() then more = true end
   local long_ago = whole(now - FORGET_AFTER)
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', long_ago, 'LIMIT', 0, SLICE)) do
     if call('EXISTS', key('running:' .. worker)) == 0 then
