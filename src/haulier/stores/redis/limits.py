@@ -51,7 +51,7 @@ class RedisLimits:
         found = sorted(key for key in used.keys() | until.keys() if key > (cursor or ""))
         states = []
         for key in found[:limit]:
-            state = {"key": key, "running": int(used.get(key, 0))}
+            state: dict[str, Any] = {"key": key, "running": int(used.get(key, 0))}
             if told.rate is not None:
                 state |= _of_rate(told, int(until.get(key, 0)), now)
             elif told.breaker is not None:

@@ -101,7 +101,7 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_LANES = ("base", "ledger", "limits", "lanes")
+_LANES = ("base", "ledger", "limits", "slots", "lanes")
 _CORE = (*_LANES, "uniques", "lines", "settling", "slices")
 _TRANSFER = ("base", "ledger", "transfer")
 _MOVING = (*_CORE, "moving")
@@ -140,7 +140,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "receive": _TRANSFER,
     "advance": _TRANSFER,
     "thaw": _TRANSFER,
-    "read_jobs": (*_TRANSFER, "limits", "lanes", "indexes"),
+    "read_jobs": (*_TRANSFER, "limits", "slots", "lanes", "indexes"),
     "read_events": _TRANSFER,
     "put_limit": _LIMITING,
     "drop_limit": _LIMITING,
@@ -175,14 +175,25 @@ def script(verb: str) -> Script:
     files = resources.files("haulier.stores.schema").joinpath("redis")
     guard = ("open_only",) if verb in OPEN_ONLY else ()
     parts = (*PARTS[verb], *guard, verb)
-    bodies = [files.joinpath(f"{part}.lua").read_text("utf-8") for part in parts]
-    text = _tables() + "\n".join(map(_without_comments, bodies))
+    bodies = [_body(part, files.joinpath(f"{part}.lua").read_text("utf-8")) for part in parts]
+    text = _tables() + "\n".join(bodies)
     source = _CONSTANT.sub(lambda found: str(CONSTANTS[found.group()]), text).encode()
     return Script(verb, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
 _CONSTANT = re.compile(rf"\b(?:{'|'.join(sorted(CONSTANTS, key=len, reverse=True))})\b")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
+WHEN_LIMITED = frozenset({"slots", "lanes", "serving"})
+"""Parts that are made only in stores that have limits: to make a function takes time each time."""
+
+
+def _body(part: str, text: str) -> str:
+    text = _without_comments(text)
+    if part not in WHEN_LIMITED:
+        return text
+    return f"limits.parts[#limits.parts + 1] = function()\n{text}\nend"
 
 
 def _without_comments(text: str) -> str:

@@ -97,6 +97,10 @@ local function has_no_room(batch)
   return num(b[1]) > 0 or (b[2] and num(b[3]) + num(b[4]) >= tonumber(b[2]))
 end
 
+local function is_admitted(h)
+  return not limits.known() or limits.admit(h[1], h[2], num(h[5]), h[6])
+end
+
 -- The first job to be run alone that this worker could take, or is to run dry for. Those of other
 -- workers' kinds, or of paused batches, may be many: the next claim goes on where this one stops.
 local function suitable_loner(worker, demands)
@@ -107,7 +111,7 @@ local function suitable_loner(worker, demands)
   local ids = call('ZRANGEBYSCORE', key('alone'), '-inf', now, 'LIMIT', from, LONERS_AT_ONCE)
   for _, id in ipairs(ids) do
     local h = call('HMGET', job_key(id), 'queue', 'kind', 'batch', 'waiter', 'role', 'key')
-    if asked_for(demands, h[1], h[2]) and not has_no_room(h[3]) and limits.admit(h[1], h[2], num(h[5]), h[6]) then
+    if asked_for(demands, h[1], h[2]) and not has_no_room(h[3]) and is_admitted(h) then
       local mine = h[4] == worker
       if idle or mine or not (h[4] and is_alive(h[4])) then return id, idle, mine end
     end
@@ -272,7 +276,7 @@ end
 -- Claim what the demands ask for and may start now. `more`: there may be others by now.
 local function claim(worker, demands)
   promote()
-  if lanes.promote() then unlooked = true end
+  if limits.known() and lanes.promote() then unlooked = true end
   local floor = num(call('HGET', key('history'), 'generation')) * GENERATION
   local running = {}
   local jobs = claim_loner(worker, demands, floor, running)

@@ -5,6 +5,7 @@
 local FILTERED = {'state', 'kind', 'queue', 'role', 'key', 'worker', 'batch', 'error'}
 
 local function is_parked(row, id)
+  if not limits.known() then return false end
   local _, closed = lanes.stand_of(row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), row[F_BATCH], row[F_KEY],
     place_of(tonumber(row[F_SEQ]), id))
   return closed

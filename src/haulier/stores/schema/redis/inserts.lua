@@ -170,7 +170,7 @@ local function write_jobs(jobs, state)
   end
   for index, members in pairs(indexes) do many('ZADD', index, members) end
   for line, members in pairs(lines) do many('ZADD', line, members) end
-  lanes.enter()
+  if lanes.order[1] then lanes.enter() end
   follow_up(write_ledger())
   return total
 end

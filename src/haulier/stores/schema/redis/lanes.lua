@@ -6,8 +6,6 @@
 -- Keys: lane:<queue>:<kind>:<batch>:<key>, open:<queue>:<kind>, held, waits, shut:<batch>, turns, history,
 -- job:<id>.
 
-local lanes = {entering = {}, order = {}}
-
 -- Heads have a lane of their own, which no limit touches.
 function lanes.name(queue, kind, role, batch, of_key)
   local line = escaped(queue) .. ':' .. escaped(kind) .. ':'
@@ -214,7 +212,6 @@ end
 
 -- Open lanes whose time has come; whether there may be more of them.
 function lanes.promote()
-  if not limits.known() then return false end
   local due = call('ZRANGEBYSCORE', key('waits'), '-inf', now, 'LIMIT', 0, LANES_AT_ONCE)
   if #due == 0 then return false end
   let_go(due)
@@ -224,7 +221,7 @@ end
 
 -- Open lanes that a batch had closed; how many.
 function lanes.unshut(batch, most)
-  if most <= 0 or not limits.known() then return 0 end
+  if most <= 0 then return 0 end
   local popped, names = call('ZPOPMIN', key('shut:' .. batch), math.min(most, LANES_AT_ONCE)), {}
   for i = 1, #popped, 2 do names[#names + 1] = popped[i] end
   lanes.open(names)
@@ -233,7 +230,6 @@ end
 
 -- Take a pending job out of its lane; whether it stood in one. An empty lane is forgotten.
 function lanes.leave(job)
-  if not limits.known() then return false end
   local name = lanes.name_of(job)
   if call('ZREM', lanes.key(name), place_of(job.seq, job.id)) == 0 then return false end
   if call('EXISTS', lanes.key(name)) == 1 then return true end
@@ -247,7 +243,6 @@ end
 
 -- Whether a pending job stands in a lane, and whether that is closed.
 function lanes.stand_of(queue, kind, role, batch, of_key, place)
-  if not limits.known() then return false, false end
   local name = lanes.name(queue, kind, role, batch, of_key)
   if not call('ZSCORE', lanes.key(name), place) then return false, false end
   return true, not call('ZSCORE', lanes.open_key(queue, kind), name)

@@ -4,6 +4,11 @@
 -- running:<worker>, cancels:<worker>, active:<batch>, failed:<batch>, dead, finished:<state>:<kind>,
 -- results:<kind>.
 
+local function by_rank(a, b)
+  if a.rank ~= b.rank then return a.rank < b.rank end
+  return a.place < b.place
+end
+
 local gates = {}
 
 -- Whether the items of a batch have to wait to be let in.
@@ -65,7 +70,7 @@ local function step_out(job)
   elseif job.gate == PARKED then
     call('ZREM', key('parked:' .. job.batch), place_of(job.seq, job.id))
   elseif call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 0 then
-    if not lanes.leave(job) then call('ZREM', key('scheduled'), job.id) end
+    if not (limits.known() and lanes.leave(job)) then call('ZREM', key('scheduled'), job.id) end
   elseif job.gate == LET_IN then
     call('HINCRBY', batch_key(job.batch), 'let_in', -1)
   end
@@ -132,7 +137,7 @@ local function admit_parked(batch, most, gate)
       call('HDEL', job_key(id), 'gate')
     end
   end
-  lanes.enter()
+  if laned > 0 then lanes.enter() end
   return count, laned
 end
 
@@ -155,7 +160,7 @@ local function let_in(batch)
     if more + more_laned == 0 then break end
     count, laned = count + more, laned + more_laned
   end
-  local opened = lanes.unshut(batch, room - count)
+  local opened = limits.known() and lanes.unshut(batch, room - count) or 0
   if count > 0 then call('HINCRBY', batch_key(batch), 'let_in', count) end
   if count + laned + opened > 0 then wakes_ready = true end
   return count + laned + opened

@@ -16,7 +16,7 @@ local function complete_group()
   local queue, kind, role, batch, worker = arg(), arg(), number(), optional(), optional()
   local g
   local ids, filed, results = {}, {}, {}
-  local keys, keyed = {}, limits.by_key(queue, kind, role)
+  local keys, limited = {}, role ~= HEAD and limits.of(queue, kind)
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
@@ -29,7 +29,7 @@ local function complete_group()
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, ',' .. attempt .. ',' .. lease)
       ids[#ids + 1] = id
-      if keyed and h[7] then keys[#keys + 1] = h[7] end
+      if limited and h[7] then keys[#keys + 1] = h[7] end
       filed[#filed + 1] = NOW
       filed[#filed + 1] = id
       if result ~= 'null' and role == SINGLE then
@@ -41,7 +41,7 @@ local function complete_group()
     end
   end
   if not g then return end
-  limits.finish(queue, kind, role, #ids, keys, false)
+  if limited then limits.finish(queue, kind, #ids, keys, false) end
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
   if role ~= ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
@@ -96,9 +96,11 @@ local function apply(job, move, delay, result, err, class)
   end
   local worker, old_lease = job.worker, job.lease
   stop_running(job)
-  local failed = nil
-  if move == 'fail' or move == 'retry' then failed = true end
-  limits.finish(job.queue, job.kind, job.role, 1, {job.key}, failed)
+  if job.role ~= HEAD and limits.of(job.queue, job.kind) then
+    local failed = nil
+    if move == 'fail' or move == 'retry' then failed = true end
+    limits.finish(job.queue, job.kind, 1, {job.key}, failed)
+  end
   if not yielded then
     job.attempt = job.attempt + rule.attempt
     job.lease = job.lease + rule.lease
@@ -140,7 +142,7 @@ end
 
 -- After all transitions: what they mean for their batches; whether one settled, what is to drain.
 local function conclude()
-  if lanes.reopen() then unlooked = true end
+  if limits.known() and lanes.reopen() then unlooked = true end
   local touched = write_ledger()
   for _, batch in ipairs(ended) do begin_cancel(batch, BY_REQUEST) end
   for _, each in ipairs(handed_over) do touched[#touched + 1] = each end

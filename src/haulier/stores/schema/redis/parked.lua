@@ -2,7 +2,7 @@
 
 return run(function()
   local job = look(arg())
-  if not job or job.state ~= PENDING then return 0 end
+  if not job or job.state ~= PENDING or not limits.known() then return 0 end
   local _, closed = lanes.stand_of(job.queue, job.kind, job.role, job.batch, job.key,
     place_of(job.seq, job.id))
   return closed and 1 or 0

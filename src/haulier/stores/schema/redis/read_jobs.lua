@@ -4,7 +4,7 @@
 -- and those of lanes.
 
 local function in_lane(row, place)
-  return (lanes.stand_of(row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), row[F_BATCH], row[F_KEY], place))
+  return limits.known() and (lanes.stand_of(row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), row[F_BATCH], row[F_KEY], place))
 end
 
 local function is_ready(row, id)

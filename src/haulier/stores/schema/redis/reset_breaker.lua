@@ -6,6 +6,7 @@ return run(function()
   local rest = call('ZSCORE', key('rest:' .. name), of_key)
   call('ZREM', key('rest:' .. name), of_key)
   call('HDEL', key('circuit:' .. name), of_key)
+  limits.known()
   local names = lanes.held(of_key)
   local free = {}
   for _, lane in ipairs(names) do

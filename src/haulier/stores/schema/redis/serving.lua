@@ -2,13 +2,6 @@
 -- stands behind the others. A lane that has no room is closed by whoever meets it, so that nobody meets
 -- it twice. Keys: those of limits and lanes, ready:<queue>:<kind>, batch:<id>, job:<id>.
 
-local serving = {looked = 0, taken = 0, rooms = {}, touched = {}, lines = {}}
-
-local function by_rank(a, b)
-  if a.rank ~= b.rank then return a.rank < b.rank end
-  return a.place < b.place
-end
-
 -- How many more items of a batch may start by this claim; nil if it is not limited.
 function serving.room_of(batch)
   local room = serving.rooms[batch]

@@ -107,7 +107,7 @@ end
 
 slices[RESUMING] = function(batch)
   local count, laned = admit_parked(batch, SLICE)
-  local opened = lanes.unshut(batch, SLICE)
+  local opened = limits.known() and lanes.unshut(batch, SLICE) or 0
   if count + laned + opened > 0 then wakes_ready = true end
   if count + laned < SLICE and opened < SLICE then return count + laned, nil end
   return count + laned, 0

@@ -15,8 +15,8 @@ return run(function()
     more = more or holds_more
   end
   conclude()
-  lanes.finish()
-  if limits.forget() then more = true end
+  if limits.known() then lanes.finish() end
+  if limits.known() and limits.forget() then more = true end
   local long_ago = whole(now - FORGET_AFTER)
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', long_ago, 'LIMIT', 0, SLICE)) do
     if call('EXISTS', key('running:' .. worker)) == 0 then
