@@ -228,7 +228,7 @@ class TestBreakerOpen:
         clock.advance(PAUSE / 2)
         assert await hand.hand_in(jobs[4], Move.COMPLETE)
         assert await hand.hand_in(jobs[5], Move.FAIL)
-        assert await hand.hand_in(jobs[6], Move.RETRY, delay=LATER[Move.RETRY])
+        assert await hand.hand_in(jobs[6], Move.RETRY, delay=PAUSE * 2)
         assert await hand.hand_in(jobs[7], Move.GIVE_BACK)
         reply = await hand.exchange(slots=9)
         assert (reply.jobs, reply.due_in) == ((), PAUSE // 2 * MICROSECOND)
@@ -247,8 +247,9 @@ class TestBreakerOpen:
             worker = await Hand.enlist(store)
             await worker.claim_one()
             await store.retire(worker.id)
-            clock.advance(10)
+        # It is due a second later only.
         await ended(store, hand, Move.FAIL, 4)
+        clock.advance(5)
         other = await Hand.enlist(store)
         assert await other.claim(1) == []
         clock.advance(PAUSE)
@@ -323,7 +324,8 @@ class TestBreakerHalfOpen:
     @pytest.mark.parametrize("how", [Move.FAIL, Move.RETRY])
     async def test_one_failure_opens_it_again(self, store, hand, probing, clock, how):
         clock.advance(7)
-        assert await hand.hand_in(probing[0], how, delay=LATER.get(how))
+        delay = PAUSE * 2 if how in LATER else None
+        assert await hand.hand_in(probing[0], how, delay=delay)
         assert await circuit_of(store) is Circuit.OPEN
         reply = await hand.exchange(slots=9)
         assert (reply.jobs, reply.due_in) == ((), PAUSE * MICROSECOND)

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import apsw
 
 from haulier.domain.limits import Limit
 from haulier.stores.codes import PENDING
-from haulier.stores.sqlite import gates
+from haulier.stores.sqlite import breakers, gates
 from haulier.stores.sqlite.lanes import BATCH, EMPTY, KEY, OPEN, POINT
-from haulier.stores.sqlite.rows import fetch
+from haulier.stores.sqlite.rows import Row, fetch
 from haulier.stores.sqlite.rules import Concern, Rules
 
 LOOKED_AT = 1000
 """Lanes that one claim looks at per line; whatever is left, the next one does."""
 
-FETCHED_AT_ONCE = 64
+READ_FIRST, READ_AT_ONCE = 2, 64
+"""Jobs of a lane: most give one, and the next one tells its turn. Others are read on in steps."""
+
+NOW, UNTIL_AN_END = -1, (1 << 63) - 1
+"""What a key has to wait: not at all, until a run of it has ended, or else until an instant."""
 
 Verdict = tuple[int, int | None]
 """Why a lane is to be closed, and when time opens it again, if time does."""
@@ -34,30 +37,35 @@ _RUNNING = (
     "WHERE key IN (SELECT value FROM json_each(?)) AND running > 0"
 )
 _METERS = (
-    "SELECT key, full_at FROM meters WHERE name = ? AND key IN (SELECT value FROM json_each(?))"
+    "SELECT key, rest_at FROM meters WHERE name = ? AND key IN (SELECT value FROM json_each(?))"
 )
 _ADD_METER = (
-    "INSERT INTO meters (name, key, full_at) VALUES (?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET full_at = excluded.full_at"
+    "INSERT INTO meters (name, key, rest_at) VALUES (?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET rest_at = excluded.rest_at"
 )
 
 
-@dataclass(slots=True, eq=False)
 class Lane:
     """A lane while a claim looks at it, and the first of its jobs: rank, seq, priority."""
 
-    id: int
-    key: str | None
-    batch: bytes | None
-    turn: int
-    place: int
-    why: int = OPEN
-    wake_at: int | None = None
-    taken: int = 0
-    touched: bool = False
-    jobs: deque[tuple[int, int, int]] = field(default_factory=deque)
-    last: tuple[int, int] = (0, 0)
-    more: bool = True
+    __slots__ = (
+        *("batch", "id", "jobs", "key", "last", "more", "place", "taken", "touched", "turn"),
+        *("wake_at", "why"),
+    )
+
+    def __init__(self, row: Row) -> None:
+        self.id: int = row[0]
+        self.key: str | None = row[1]
+        self.batch: bytes | None = row[2]
+        self.turn: int = row[3]
+        self.place: int = row[4]
+        self.why = OPEN
+        self.wake_at: int | None = None
+        self.taken = 0
+        self.touched = False
+        self.jobs: list[tuple[int, ...]] = []
+        self.last: tuple[int, ...] = ()
+        self.more = False
 
     def close(self, why: int, wake_at: int | None = None) -> None:
         self.why, self.wake_at, self.touched = why, wake_at, True
@@ -72,11 +80,14 @@ class Admission:
         self.rules = rules
         self._shared: dict[str, int] = {}
         self._spent: Counter[Limit] = Counter()
-        self._full_at: dict[str, int] = {}
+        self._shared_full_at: dict[str, int] = {}
         self._running: Counter[tuple[str, str]] = Counter()
-        self._meters: dict[tuple[str, str], int] = {}
+        self._full_at: dict[tuple[str, str], int] = {}
+        self._open_until: dict[tuple[str, str], int] = {}
+        self._keyed = [limit for limit in rules.limits if limit.per_key]
         self._changed: set[tuple[str, str]] = set()
         self._seen: set[str] = set()
+        self.twice: set[str] = set()
         self._batches: dict[bytes, int | None] = {}
         by_name = {limit.name: limit for limit in rules.limits if not limit.per_key}
         for name, used, full_at in fetch(db, _RATES) if by_name else ():
@@ -84,27 +95,38 @@ class Admission:
             if limit is None:
                 continue
             if limit.rate is not None:
-                self._full_at[name] = full_at
+                self._shared_full_at[name] = full_at
                 self._shared[name] = limit.rate.tokens(full_at, now)
             elif limit.concurrency is not None:
                 self._shared[name] = limit.concurrency - used
 
     def look_at(self, keys: Iterable[str]) -> None:
         """Read how these keys stand, of those that were not read yet."""
-        new = set(keys) - self._seen
-        keyed = [limit for limit in self.rules.limits if limit.per_key]
-        if not new or not keyed:
+        new: set[str] = set()
+        for key in keys:
+            # What is taken for it in one lane is missing in its others.
+            (self.twice if key in self._seen or key in new else new).add(key)
+        if not new or not self._keyed:
             return
         self._seen |= new
         text = json.dumps(sorted(new))
-        if any(limit.rate is None for limit in keyed):
+        if any(limit.rate is None for limit in self._keyed):
             for key, queue, kind, running in fetch(self.db, _RUNNING, (text,)):
                 for limit in self.rules.of(queue, kind).keyed:
                     self._running[limit.name, key] += running
-        for limit in keyed:
-            if limit.rate is not None:
-                for key, full_at in fetch(self.db, _METERS, (limit.name, text)):
-                    self._meters[limit.name, key] = full_at
+        for limit in self._keyed:
+            self._read_meters(limit, text)
+
+    def _read_meters(self, limit: Limit, keys: str) -> None:
+        if limit.rate is not None:
+            # Of a slower rate before it, more may be missing than this bucket holds.
+            fullest = self.now + limit.rate.depth * limit.rate.interval
+            for key, full_at in fetch(self.db, _METERS, (limit.name, keys)):
+                self._full_at[limit.name, key] = min(full_at, fullest)
+        elif limit.breaker is not None:
+            for key, state in breakers.states(self.db, limit.name, keys).items():
+                if state.open_until is not None:
+                    self._open_until[limit.name, key] = state.open_until
 
     def room(self, concern: Concern) -> bool:
         """Whether the limits that are for all keys let one more start."""
@@ -118,16 +140,31 @@ class Admission:
                 return BATCH, None
         if lane.key is None or not concern.keyed:
             return None
-        wake_at = None
-        for limit in concern.keyed:
-            if limit.concurrency is not None:
-                if self._running[limit.name, lane.key] >= limit.concurrency:
-                    return KEY, None
-            elif limit.rate is not None:
-                full_at = self._meters.get((limit.name, lane.key), 0)
-                if limit.rate.tokens(full_at, self.now) <= 0:
-                    wake_at = max(wake_at or 0, limit.rate.next_token(full_at))
-        return None if wake_at is None else (KEY, wake_at)
+        waits = [self._wait(limit, lane.key) for limit in concern.keyed]
+        longest = max(waits)
+        if longest == NOW:
+            return None
+        # Whatever else there is to wait for, the lane is looked at again when a run has ended.
+        return KEY, None if longest == UNTIL_AN_END else longest
+
+    def _wait(self, limit: Limit, key: str) -> int:
+        """Until when a key has no room under a limit."""
+        if limit.concurrency is not None:
+            full = self._running[limit.name, key] >= limit.concurrency
+            return UNTIL_AN_END if full else NOW
+        if limit.rate is not None:
+            full_at = self._full_at.get((limit.name, key), 0)
+            if limit.rate.tokens(full_at, self.now) > 0:
+                return NOW
+            return limit.rate.next_token(full_at)
+        assert limit.breaker is not None
+        open_until = self._open_until.get((limit.name, key))
+        if open_until is None:
+            return NOW
+        if open_until > self.now:
+            return open_until
+        probing = self._running[limit.name, key] >= limit.breaker.probes
+        return UNTIL_AN_END if probing else NOW
 
     def admits(self, queue: str, kind: str, key: str | None) -> bool:
         """Whether one more job of this key may start, its batch left aside."""
@@ -136,7 +173,7 @@ class Admission:
             return False
         if key is not None:
             self.look_at([key])
-        return self.verdict(Lane(0, key, None, 0, 0), concern) is None
+        return self.verdict(Lane((0, key, None, 0, 0)), concern) is None
 
     def left_in(self, batch: bytes) -> int | None:
         """How many more of this batch may start; None: as many as like to."""
@@ -158,8 +195,8 @@ class Admission:
         for limit in concern.keyed:
             which = limit.name, key
             if limit.rate is not None:
-                full_at = self._meters.get(which, 0)
-                self._meters[which] = limit.rate.spent(full_at, self.now, 1)
+                full_at = self._full_at.get(which, 0)
+                self._full_at[which] = limit.rate.spent(full_at, self.now, 1)
                 self._changed.add(which)
             else:
                 self._running[which] += 1
@@ -168,7 +205,7 @@ class Admission:
         """Write what was taken of limits; lanes are written by who took from them."""
         for limit, count in self._spent.items():
             if limit.rate is not None:
-                full_at = limit.rate.spent(self._full_at[limit.name], self.now, count)
+                full_at = limit.rate.spent(self._shared_full_at[limit.name], self.now, count)
                 self.db.execute(
                     "UPDATE limits SET full_at = ? WHERE name = ?", (full_at, limit.name)
                 )
@@ -177,14 +214,20 @@ class Admission:
                     "UPDATE limits SET used = used + ? WHERE name = ?", (count, limit.name)
                 )
         self.db.executemany(
-            _ADD_METER, [(*which, self._meters[which]) for which in sorted(self._changed)]
+            _ADD_METER, [(*which, self._full_at[which]) for which in sorted(self._changed)]
         )
 
 
 # ── The lanes of a line ──────────────────────────────────────────────────────────────────────
 
+_FIRST_JOBS = f"""
+(SELECT group_concat(rank || ' ' || seq || ' ' || priority) FROM (
+    SELECT rank, seq, priority FROM jobs
+    WHERE lane = lanes.id AND state = {PENDING} AND rank IS NOT NULL
+    ORDER BY rank, seq LIMIT ?))
+"""
 _OPEN_LANES = f"""
-SELECT id, key, batch, turn, place FROM lanes
+SELECT id, key, batch, turn, place, {_FIRST_JOBS} FROM lanes
 WHERE queue = ? AND kind = ? AND head = ? AND why = {OPEN} AND (place, id) > (?, ?)
 ORDER BY place, id LIMIT ?
 """
@@ -199,18 +242,13 @@ WITH RECURSIVE waiting (batch) AS (
 SELECT batch FROM waiting WHERE batch IS NOT NULL
 """
 _LANES_OF_BATCH = f"""
-SELECT id, key, batch, turn, place FROM lanes
+SELECT id, key, batch, turn, place, {_FIRST_JOBS} FROM lanes
 WHERE why = {BATCH} AND queue = ? AND kind = ? AND batch = ? ORDER BY place LIMIT ?
-"""
-_IN_LANE = f"lane = c.value AND state = {PENDING} AND rank IS NOT NULL"
-_FIRST_JOBS = f"""
-SELECT c.value, j.rank, j.seq, j.priority FROM json_each(?) c CROSS JOIN jobs j
-WHERE j.seq IN (SELECT seq FROM jobs WHERE {_IN_LANE} ORDER BY rank, seq LIMIT ?)
 """
 _MORE_JOBS = f"""
 SELECT rank, seq, priority FROM jobs
 WHERE lane = ? AND state = {PENDING} AND rank IS NOT NULL AND (rank, seq) > (?, ?)
-ORDER BY rank, seq LIMIT {FETCHED_AT_ONCE}
+ORDER BY rank, seq LIMIT ?
 """
 _WRITE_LANE = (
     "UPDATE lanes SET turn = ?, place = ?, why = ?, wake_at = ?, running = running + ? WHERE id = ?"
@@ -255,50 +293,42 @@ class LaneLine:
             left = self._admission.left_in(batch)
             count = self._slots if left is None else min(left, self._slots)
             if count > 0:
-                rows = fetch(db, _LANES_OF_BATCH, (queue, kind, batch, count))
-                found = [Lane(*row) for row in rows]
-                for lane in found:
+                found = (*self._which[:2], batch, count)
+                self._add(fetch(db, _LANES_OF_BATCH, (READ_FIRST, *found)))
+                for lane in self._lanes:
                     lane.touched = True
-                self._add(found)
 
     def _read(self) -> None:
         size = min(self._slots, LOOKED_AT - len(self._lanes))
         if size <= 0:
             self._all_read = self.cut = True
             return
-        rows = fetch(self._admission.db, _OPEN_LANES, (*self._which, *self._read_up_to, size))
+        place = (*self._which, *self._read_up_to, size)
+        rows = fetch(self._admission.db, _OPEN_LANES, (READ_FIRST, *place))
         self._all_read = len(rows) < size
         if rows:
             self._read_up_to = rows[-1][4], rows[-1][0]
-            self._add([Lane(*row) for row in rows])
+            self._add(rows)
 
-    def _add(self, lanes: Sequence[Lane]) -> None:
+    def _add(self, rows: Sequence[Row]) -> None:
         """Queue these lanes up with their first jobs; close those that have no room or no job."""
-        self._lanes.extend(lanes)
-        self._admission.look_at(lane.key for lane in lanes if lane.key is not None)
-        able = []
-        for lane in lanes:
-            verdict = self._admission.verdict(lane, self._concern)
-            if verdict is None:
-                able.append(lane)
-            else:
+        admission = self._admission
+        admission.look_at(row[1] for row in rows if row[1] is not None)
+        for row in rows:
+            lane = Lane(row)
+            self._lanes.append(lane)
+            verdict = admission.verdict(lane, self._concern)
+            if verdict is not None:
                 lane.close(*verdict)
-        if not able:
-            return
-        most = min(-(-self._slots // len(able)) + 1, FETCHED_AT_ONCE)
-        found: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        ids = json.dumps([lane.id for lane in able])
-        for lane_id, *job in fetch(self._admission.db, _FIRST_JOBS, (ids, most)):
-            found[lane_id].append((job[0], job[1], job[2]))
-        for lane in able:
-            lane.jobs.extend(sorted(found[lane.id]))
-            lane.more = len(lane.jobs) == most
-            if lane.jobs:
-                lane.last = lane.jobs[-1][:2]
-                heapq.heappush(self._turns, (lane.place, lane.id, lane))
-                heapq.heappush(self._ranks, lane.jobs[0][0])
-            else:
+            elif row[5] is None:
                 lane.close(EMPTY)
+            else:
+                jobs = [tuple(map(int, job.split())) for job in row[5].split(",")]
+                jobs.sort()
+                lane.jobs, lane.last = jobs, jobs[-1]
+                lane.more = len(jobs) == READ_FIRST
+                heapq.heappush(self._turns, (lane.place, lane.id, lane))
+                heapq.heappush(self._ranks, jobs[0][0])
 
     # ── Serving ──────────────────────────────────────────────────────────────────────────────
 
@@ -311,50 +341,58 @@ class LaneLine:
 
     def _next(self) -> Lane | None:
         """The lane whose turn it is."""
+        turns = self._turns
         while self._has_room():
-            turn = self._turns[0] if self._turns else None
-            if not self._all_read and (turn is None or turn[:2] > self._read_up_to):
+            if not self._all_read and (not turns or turns[0][:2] > self._read_up_to):
                 self._read()
                 continue
-            if turn is None:
+            if not turns:
                 return None
-            lane = turn[2]
+            lane = turns[0][2]
+            if lane.batch is None and lane.key not in self._admission.twice:
+                # It was found to have room when it was queued up, and nobody else takes of that.
+                return lane
             verdict = self._admission.verdict(lane, self._concern)
             if verdict is None:
                 return lane
-            heapq.heappop(self._turns)
+            heapq.heappop(turns)
             lane.close(*verdict)
         return None
 
-    def take(self) -> int:
-        """The seq of the next job, which now counts as one that runs."""
+    def take(self) -> int | None:
+        """The seq of the next job, which now counts as one that runs; None: it gives nothing."""
         lane = self._next()
-        assert lane is not None
+        if lane is None:
+            return None
         heapq.heappop(self._turns)
         heapq.heappop(self._ranks)
-        _, seq, _ = lane.jobs.popleft()
+        seq = lane.jobs.pop(0)[1]
         self._admission.take(lane.key, lane.batch, self._concern)
         lane.taken += 1
         lane.touched = True
         # Never the same turn twice, or it would be its turn again within a microsecond.
-        lane.turn = max(self._admission.now, lane.turn + 1)
-        lane.place = lane.turn
-        if self._stands_in(lane):
-            rank, _, priority = lane.jobs[0]
-            lane.place -= priority * POINT
+        lane.turn = lane.place = max(self._admission.now, lane.turn + 1)
+        if not lane.jobs and not self._more_jobs(lane):
+            lane.close(EMPTY)
+            return seq
+        rank, _, priority = lane.jobs[0]
+        lane.place -= priority * POINT
+        verdict = self._admission.verdict(lane, self._concern)
+        if verdict is None:
             heapq.heappush(self._turns, (lane.place, lane.id, lane))
             heapq.heappush(self._ranks, rank)
         else:
-            lane.close(EMPTY)
+            lane.close(*verdict)
         return seq
 
-    def _stands_in(self, lane: Lane) -> bool:
-        if not lane.jobs and lane.more:
-            rows = fetch(self._admission.db, _MORE_JOBS, (lane.id, *lane.last))
-            lane.jobs.extend((rank, seq, priority) for rank, seq, priority in rows)
-            lane.more = len(rows) == FETCHED_AT_ONCE
+    def _more_jobs(self, lane: Lane) -> bool:
+        """Read on in a lane that has given all that was read; whether it has more."""
+        if lane.more:
+            count = min(2 * lane.taken, READ_AT_ONCE)
+            rows = fetch(self._admission.db, _MORE_JOBS, (lane.id, *lane.last[:2], count))
+            lane.jobs, lane.more = rows, len(rows) == count
             if rows:
-                lane.last = lane.jobs[-1][:2]
+                lane.last = rows[-1]
         return bool(lane.jobs)
 
     # ── Writing ──────────────────────────────────────────────────────────────────────────────
@@ -366,11 +404,6 @@ class LaneLine:
 
     def write(self) -> None:
         """Write what became of the lanes."""
-        for _, _, lane in self._turns:
-            if lane.taken:
-                verdict = self._admission.verdict(lane, self._concern)
-                if verdict is not None:
-                    lane.close(*verdict)
         heads = self._which[2]
         rows = [
             # A head that has handed over holds no slot, so heads are not counted.

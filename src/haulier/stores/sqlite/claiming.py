@@ -286,8 +286,8 @@ class _Plain:
     def rank(self) -> int | None:
         return self._jobs[0][0] if self._jobs else None
 
-    def take(self) -> int:
-        return int(self._jobs.popleft()[1])
+    def take(self) -> int | None:
+        return int(self._jobs.popleft()[1]) if self._jobs else None
 
 
 def _lanes_of(admission: Admission, line: _Line, slots: int) -> list[LaneLine]:
@@ -336,7 +336,7 @@ def _merged(demand: Demand, sources: Sequence[tuple[int, _Plain | LaneLine]]) ->
     room = [portion.slots for portion in demand.portions]
     chosen: list[int] = []
     line_up = [(_LOWEST, number) for number in range(len(sources))]
-    while line_up and len(chosen) < demand.slots:
+    while len(line_up) > 1 and len(chosen) < demand.slots:
         said, number = line_up[0]
         portion, source = sources[number]
         rank = source.rank() if room[portion] > 0 else None
@@ -347,8 +347,22 @@ def _merged(demand: Demand, sources: Sequence[tuple[int, _Plain | LaneLine]]) ->
             heapq.heapreplace(line_up, (rank, number))
         else:
             room[portion] -= 1
-            chosen.append(source.take())
+            chosen.append(_taken(source))
+    for _, number in line_up:
+        # One is left alone in most cases, and need not be compared with others.
+        portion, source = sources[number]
+        for _ in range(min(room[portion], demand.slots - len(chosen))):
+            seq = source.take()
+            if seq is None:
+                break
+            chosen.append(seq)
     return chosen
+
+
+def _taken(source: _Plain | LaneLine) -> int:
+    seq = source.take()
+    assert seq is not None
+    return seq
 
 
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────

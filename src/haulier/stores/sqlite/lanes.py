@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import apsw
 
+from haulier.domain.job import Job
 from haulier.domain.limits import Limit
 from haulier.stores.codes import HEAD, PENDING, RUNNING, rank_of
 from haulier.stores.sqlite.rows import fetch
@@ -54,13 +55,14 @@ UPDATE lanes SET why = {OPEN}, wake_at = NULL WHERE id IN (
     SELECT id FROM lanes WHERE wake_at IS NOT NULL AND wake_at <= ?
     ORDER BY wake_at LIMIT {MOVED_AT_ONCE})
 """
-_THESE = (
-    "SELECT id, queue, kind, key, batch FROM lanes WHERE id IN (SELECT value FROM json_each(?))"
-)
 _OPEN_KEYS = f"""
 UPDATE lanes SET why = {OPEN}
 WHERE key IN (SELECT value FROM json_each(?)) AND why = {KEY} AND wake_at IS NULL
-RETURNING id
+"""
+_GIVE_BACK = f"""
+UPDATE lanes SET running = running - ?,
+    why = CASE WHEN why = {KEY} AND wake_at IS NULL THEN {OPEN} ELSE why END
+WHERE id = ?
 """
 _ANY_OPEN = f"SELECT 1 FROM lanes WHERE why = {OPEN} LIMIT 1"
 _STILL_OPEN = (
@@ -142,30 +144,32 @@ def wake(db: apsw.Connection, now: int) -> None:
 
 
 class Freed(NamedTuple):
-    """What ends of runs made room for: lanes that opened, and whether a limit for all was full."""
+    """What ends of runs made room for: lanes of keys, and whether a limit for all was full."""
 
     lanes: list[int]
     shared: bool
 
 
-def free(db: apsw.Connection, rules: Rules, ended: Mapping[int, int]) -> Freed:
-    """So many runs of each of these lanes have ended: give their slots back."""
-    db.executemany(
-        "UPDATE lanes SET running = running - ? WHERE id = ?",
-        [(count, lane) for lane, count in ended.items()],
-    )
+def free(db: apsw.Connection, rules: Rules, ended: Mapping[int, tuple[int, Job]]) -> Freed:
+    """So many runs of each of these lanes have ended: give their slots back.
+
+    With each lane a job of it, which tells what limits it is under.
+    """
+    db.executemany(_GIVE_BACK, [(count, lane) for lane, (count, _) in ended.items()])
     used: Counter[Limit] = Counter()
     keys: set[str] = set()
     in_batch = False
-    for lane, queue, kind, key, batch in fetch(db, _THESE, (json.dumps(list(ended)),)):
-        in_batch = in_batch or batch is not None
-        concern = rules.of(queue, kind)
+    for count, job in ended.values():
+        in_batch = in_batch or job.batch_id is not None
+        concern = rules.of(job.queue, job.kind)
         for limit in concern.shared:
             if limit.concurrency is not None:
-                used[limit] += ended[lane]
-        if key is not None and concern.keyed:
-            keys.add(key)
-    opened = [row[0] for row in fetch(db, _OPEN_KEYS, (json.dumps(sorted(keys)),))] if keys else []
+                used[limit] += count
+        if job.key is not None and concern.keyed:
+            keys.add(job.key)
+    # Each of these lanes was opened just now; others of the same keys may be closed for them.
+    if keys:
+        db.execute(_OPEN_KEYS, (json.dumps(sorted(keys)),))
     full = False
     for limit, count in used.items():
         ((left,),) = fetch(
@@ -175,14 +179,14 @@ def free(db: apsw.Connection, rules: Rules, ended: Mapping[int, int]) -> Freed:
         )
         assert limit.concurrency is not None
         full = full or left + count >= limit.concurrency > left
-    return Freed(opened, full or in_batch)
+    return Freed(list(ended) if keys else [], full or in_batch)
 
 
 def left_over(db: apsw.Connection, freed: Freed) -> bool:
     """Whether something that was made room for is still there to be claimed."""
-    if freed.shared:
-        return bool(fetch(db, _ANY_OPEN))
-    return bool(freed.lanes) and bool(fetch(db, _STILL_OPEN, (json.dumps(freed.lanes),)))
+    if not (freed.shared or freed.lanes) or not fetch(db, _ANY_OPEN):
+        return False
+    return freed.shared or bool(fetch(db, _STILL_OPEN, (json.dumps(freed.lanes),)))
 
 
 def open_keys(db: apsw.Connection, keys: Iterable[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar
 
 import apsw
 
-from haulier.domain.limits import KeyState, Limit, LimitState
+from haulier.domain.limits import KeyState, Limit, LimitState, Rate
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Clock
-from haulier.stores.sqlite import lanes
+from haulier.stores.sqlite import breakers, lanes
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import rules_of
 from haulier.stores.watching import Change
@@ -32,7 +32,11 @@ _LIST = (
     "SELECT told, changed_by, changed_at, by_code, used FROM limits WHERE told IS NOT NULL "
     "ORDER BY name"
 )
-_RESTING = "FROM meters WHERE full_at <= ? AND circuit IS NULL"
+_METERS = (
+    "SELECT key, rest_at FROM meters WHERE name = ? AND key > ? AND rest_at > ? "
+    "ORDER BY key LIMIT ?"
+)
+_RESTING = "FROM meters WHERE rest_at <= ?"
 
 
 # ── Changes ──────────────────────────────────────────────────────────────────────────────────
@@ -128,23 +132,29 @@ def keys(
             (after, *values, limit),
         )
     )
-    ready: dict[str, int] = {}
-    if rule.rate is not None:
-        rows = fetch(
-            db,
-            "SELECT key, full_at FROM meters WHERE name = ? AND key > ? AND full_at > ? "
-            "ORDER BY key LIMIT ?",
-            (name, after, now, limit),
-        )
-        ready = {key: rule.rate.next_token(full_at) for key, full_at in rows}
+    rests = dict(fetch(db, _METERS, (name, after, now, limit)))
+    found = sorted(running.keys() | rests.keys())[:limit]
+    if rule.breaker is not None:
+        told = json.dumps([key for key in found if key in rests])
+        states = breakers.states(db, name, told)
+        return [
+            states.get(key, breakers.State()).told(key, running.get(key, 0), rule.breaker, now)
+            for key in found
+        ]
     return [
         KeyState(
             key=key,
             running=running.get(key, 0),
-            ready_at=ready[key] if ready.get(key, now) > now else None,
+            ready_at=None if rule.rate is None else _next_token(rule.rate, rests.get(key, 0), now),
         )
-        for key in sorted(running.keys() | ready.keys())[:limit]
+        for key in found
     ]
+
+
+def _next_token(rate: Rate, full_at: int, now: int) -> int | None:
+    """When the next may start, if not now."""
+    full_at = min(full_at, now + rate.depth * rate.interval)
+    return None if rate.tokens(full_at, now) else rate.next_token(full_at)
 
 
 def _concerned(limit: Limit) -> tuple[str, list[Any]]:
@@ -157,11 +167,11 @@ def _concerned(limit: Limit) -> tuple[str, list[Any]]:
     return "".join(f"AND {column} = ? " for column, _ in pairs), [value for _, value in pairs]
 
 
-def reset(db: apsw.Connection, name: str, key: str) -> bool:
-    """Close the breaker of a key."""
+def reset(db: apsw.Connection, now: int, name: str, key: str) -> bool:
+    """Close the breaker of a key; false if it had nothing to forget."""
     if _limit(db, name).breaker is None:
         raise JobStateError(f"limit {name} is no circuit breaker")
-    db.execute("DELETE FROM meters WHERE name = ? AND key = ?", (name, key))
+    db.execute("DELETE FROM meters WHERE name = ? AND key = ? AND rest_at > ?", (name, key, now))
     return bool(db.changes())
 
 
@@ -235,7 +245,7 @@ class SqliteLimits:
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
         def run(db: apsw.Connection) -> bool:
-            done = reset(db, name, key)
+            done = reset(db, self._clock.now(), name, key)
             lanes.open_keys(db, [key])
             return done
 

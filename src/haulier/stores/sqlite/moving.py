@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from haulier.stores.codes import (
     raw_once,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import gates, lanes, uniques
+from haulier.stores.sqlite import breakers, gates, lanes, uniques
 from haulier.stores.sqlite.batches import first_slices
 from haulier.stores.sqlite.ledger import Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
@@ -75,20 +74,36 @@ _RECORD = (
 )
 
 
+_TELLING = frozenset({Move.COMPLETE, Move.FAIL, Move.RETRY})
+"""What tells whether something works; of a lost worker nobody knows."""
+
+
 class _Applied:
     """What came of transitions: those that were `lost`, and what is next for batches.
 
     `handed_over` may have nothing left to wait for; `ended` go, and take their items with them.
-    `lanes`: how many runs of each have ended.
+    `lanes`: how many runs of each have ended, and one of their jobs. `ends`: those of them that
+    breakers count.
     """
 
-    __slots__ = ("ended", "handed_over", "lanes", "lost")
+    __slots__ = ("ended", "ends", "handed_over", "lanes", "lost")
 
     def __init__(self) -> None:
-        self.lanes: Counter[int] = Counter()
+        self.lanes: dict[int, tuple[int, Job]] = {}
+        self.ends: list[breakers.End] = []
         self.lost: list[Transition] = []
         self.handed_over: list[bytes] = []
         self.ended: list[bytes] = []
+
+    def ended_in(self, lane: int | None, job: Job, move: Move) -> None:
+        """A run of a job of this lane has ended. Heads are not counted."""
+        if lane is None or job.role is Role.HEAD:
+            return
+        count, _ = self.lanes.get(lane, (0, job))
+        self.lanes[lane] = count + 1, job
+        if job.key is not None and move in _TELLING:
+            end = breakers.End(job.queue, job.kind, job.key, move is not Move.COMPLETE)
+            self.ends.append(end)
 
 
 @dataclass(slots=True)
@@ -110,7 +125,11 @@ def apply_all(
     """Apply transitions, and do what follows from them for their batches and limits."""
     ledger = Ledger()
     applied = _apply(db, now, transitions, ledger, rules)
-    freed = lanes.free(db, rules, applied.lanes) if rules and applied.lanes else None
+    freed = None
+    if rules is not None and applied.lanes:
+        freed = lanes.free(db, rules, applied.lanes)
+        if rules.breakers:
+            breakers.count(db, now, rules, applied.ends)
     touched = ledger.write(db, now) + [Touched(batch, 0) for batch in applied.handed_over]
     after = follow_up(db, now, touched)
     drain = first_slices(db, now, applied.ended + after.cut)
@@ -132,9 +151,10 @@ def _apply(
         gated = gates.gated_batches(db)
         for transition in transitions:
             if transition.move is not Move.COMPLETE:
-                lane = None if rules is None else _lane(db, transition)
-                if _move(db, now, transition, ledger, gated, result) and lane is not None:
-                    result.lanes[lane] += 1
+                lane = None if rules is None else _lane(db, transition.job)
+                done = _move(db, now, transition, ledger, gated, result)
+                if done is not None:
+                    result.ended_in(lane, transition.job, done)
     return result
 
 
@@ -151,10 +171,10 @@ def _complete(
     if in_lanes:
         rows = fetch(db, _COMPLETE_IN_LANES, (now, apsw.carray(given)))
         applied: dict[int, bytes] = {seq: raw for seq, raw, _ in rows}
-        heads = {t.job.seq for t in completions if t.job.role is Role.HEAD}
-        result.lanes.update(lane for seq, _, lane in rows if lane and seq not in heads)
+        lanes_of = {seq: lane for seq, _, lane in rows if lane is not None}
     else:
         applied = dict(db.execute(_COMPLETE, (now, apsw.carray(given))))
+        lanes_of = {}
     alike, group = None, []
     for transition in completions:
         job = transition.job
@@ -172,6 +192,8 @@ def _complete(
         group.append(ENTRY.pack(raw, job.attempt, job.lease))
         if job.unique:
             uniques.release_ended(db, raw)
+        if lanes_of:
+            result.ended_in(lanes_of.get(job.seq), job, Move.COMPLETE)
 
 
 def _move(
@@ -181,8 +203,8 @@ def _move(
     ledger: Ledger,
     gated: frozenset[bytes],
     result: _Applied,
-) -> bool:
-    """Apply one transition with all it brings along, if its lease holds; whether it did."""
+) -> Move | None:
+    """Apply one transition with all it brings along, if its lease holds; what it came to."""
     job, rule, delay = transition.job, RULES[transition.move], transition.delay
     target = STATE_CODE[rule.target]
     run_at = None if delay is None else now + delay
@@ -211,18 +233,16 @@ def _move(
     )
     if not rows:
         result.lost.append(transition)
-        return False
+        return None
     if error is not None and rule.records:
         _record(db, now, transition)
-    _account(db, now, transition, rows[0], ledger, result)
-    return True
+    done = transition.move if rows[0][0] == target else Move.CANCEL
+    _account(db, now, transition, done, rows[0], ledger, result)
+    return done
 
 
-def _lane(db: apsw.Connection, transition: Transition) -> int | None:
-    """The lane that a run counts in; heads count in none."""
-    job = transition.job
-    if job.role is Role.HEAD:
-        return None
+def _lane(db: apsw.Connection, job: Job) -> int | None:
+    """The lane that a run counts in."""
     rows = fetch(db, "SELECT lane FROM jobs WHERE seq = ?", (job.seq,))
     return rows[0][0] if rows else None
 
@@ -255,17 +275,17 @@ def _account(
     db: apsw.Connection,
     now: int,
     transition: Transition,
+    done: Move,
     after: tuple[int, int, int],
     ledger: Ledger,
     result: _Applied,
 ) -> None:
     """Counters, event, unique names, and what becomes of a head's batch."""
     job, move, (state, attempt, lease) = transition.job, transition.move, after
-    yielded = state != STATE_CODE[RULES[move].target]
     raw = raw_id(job.id)
     role, batch = ROLE_CODE[job.role], _raw(job.batch_id)
     ledger.moved(
-        Move.CANCEL if yielded else move,
+        done,
         Subject(raw, attempt, lease, job.queue, job.kind, role, batch),
         RUNNING,
         state,
