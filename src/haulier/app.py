@@ -81,12 +81,25 @@ class App:
         registry: Registry | None = None,
     ) -> None:
         self.registry = registry or Registry()
-        self.store: JobStore = open_store(store) if isinstance(store, str) else store
         key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
-        self.jobs = JobManager(self.store, self.registry, Sealer(key_file.load))
+        self._sealer = Sealer(key_file.load)
+        self.use(open_store(store) if isinstance(store, str) else store)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: ExitStack | None = None
         self._alone = threading.Lock()
+
+    def use(
+        self, store: JobStore | None = None, *, secret_key_file: str | Path | None = None
+    ) -> None:
+        """Speak to another store from now on, or seal with another key; None leaves it as it is.
+
+        For whoever runs an app that was made elsewhere, before it is opened.
+        """
+        if store is not None:
+            self.store: JobStore = store
+        if secret_key_file is not None:
+            self._sealer = Sealer(KeyFile(Path(secret_key_file)).load)
+        self.jobs = JobManager(self.store, self.registry, self._sealer)
 
     # ── Lifetime ─────────────────────────────────────────────────────────────────────────────
 

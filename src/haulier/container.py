@@ -19,15 +19,11 @@ def build_app(settings: Settings, user_app: str | None = None) -> App:
 
     `user_app` is `module:attribute`. Its store is used unless the settings name one.
     """
-    own = load_app(user_app) if user_app else None
     named = "store" in settings.model_fields_set
-    app = App(
-        own.store
-        if own is not None and not named
-        else open_store(settings.store, ttl=settings.ttl),
-        secret_key_file=settings.secret_key_file,
-        registry=own.registry if own is not None else None,
-    )
+    # The user's app itself, not another one on its store: its tasks enqueue by it.
+    app = load_app(user_app) if user_app else App()
+    store = None if user_app and not named else open_store(settings.store, ttl=settings.ttl)
+    app.use(store, secret_key_file=settings.secret_key_file)
     add_builtin_runners(app)
     return app
 
