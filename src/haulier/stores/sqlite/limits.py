@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import apsw
 
 from haulier.domain.limits import KeyState, Limit, LimitState, Rate
+from haulier.domain.transfer import LimitRecord, MeterRecord, Records
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Clock
+from haulier.stores.marks import CLOSED, PAGE_RECORDS
 from haulier.stores.sqlite import breakers, lanes
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import rules_of
@@ -44,7 +46,7 @@ _RESTING = "FROM meters WHERE rest_at <= ?"
 
 def put(db: apsw.Connection, now: int, limit: Limit, by: str, *, declared: bool) -> bool:
     """Store a limit; whether anything changed."""
-    told = json.dumps(limit.as_json(), separators=(",", ":"), sort_keys=True)
+    told = limit.to_text()
     rows = fetch(db, _LIMIT, (limit.name,))
     was, was_declared, full_at = rows[0] if rows else (None, None, 0)
     if declared and was_declared == told:
@@ -132,7 +134,7 @@ def keys(
             (after, *values, limit),
         )
     )
-    rests = dict(fetch(db, _METERS, (name, after, now, limit)))
+    rests: dict[str, int] = dict(fetch(db, _METERS, (name, after, now, limit)))
     found = sorted(running.keys() | rests.keys())[:limit]
     if rule.breaker is not None:
         told = json.dumps([key for key in found if key in rests])
@@ -180,18 +182,71 @@ def reset(db: apsw.Connection, now: int, name: str, key: str) -> bool:
 
 def any_at_rest(db: apsw.Connection, now: int) -> bool:
     """Whether there are lanes or states of keys that say nothing any more."""
-    if rules_of(db) is None:
+    if rules_of(db) is None or _is_being_copied(db):
         return False
     return lanes.any_at_rest(db) or bool(fetch(db, f"SELECT 1 {_RESTING} LIMIT 1", (now,)))
 
 
 def forget_at_rest(db: apsw.Connection, now: int) -> None:
     """Remove a slice of them."""
+    if _is_being_copied(db):
+        return
     lanes.remove_at_rest(db)
     db.execute(
         f"DELETE FROM meters WHERE (name, key) IN (SELECT name, key {_RESTING} "
         f"LIMIT {FORGOTTEN_AT_ONCE})",
         (now,),
+    )
+
+
+def _is_being_copied(db: apsw.Connection) -> bool:
+    """Whether nothing may change, or the copy would not be the same."""
+    return any(stage in CLOSED for (stage,) in fetch(db, "SELECT stage FROM transfer"))
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+_COPIED = "name, told, declared, by_code, changed_by, changed_at, full_at"
+_READ_LIMITS = f"SELECT {_COPIED} FROM limits WHERE name > ? ORDER BY name LIMIT {PAGE_RECORDS + 1}"
+# Breakers have a half, and are only told of while they are not closed.
+_READ_METERS = (
+    "SELECT name, key, iif(open_until IS NULL, rest_at, 0), open_until FROM meters "
+    "WHERE (name, key) > (?, ?) AND (open_until IS NOT NULL OR half = 0) ORDER BY name, key "
+    f"LIMIT {PAGE_RECORDS + 1}"
+)
+
+
+def read_limits(db: apsw.Connection, after: str | None) -> Records:
+    """A page of limits, with those that were deleted."""
+    rows = fetch(db, _READ_LIMITS, (after or "",))
+    records = tuple(
+        LimitRecord._make((*row[:3], bool(row[3]), *row[4:])) for row in rows[:PAGE_RECORDS]
+    )
+    return Records(records, records[-1].name if len(rows) > PAGE_RECORDS else None)
+
+
+def read_meters(db: apsw.Connection, after: str | None) -> Records:
+    """A page of the states of keys."""
+    name, key = json.loads(after) if after else ("", "")
+    rows = fetch(db, _READ_METERS, (name, key))
+    records = tuple(MeterRecord(*row) for row in rows[:PAGE_RECORDS])
+    last = json.dumps(records[-1][:2]) if len(rows) > PAGE_RECORDS else None
+    return Records(records, last)
+
+
+def insert_limits(db: apsw.Connection, records: Sequence[LimitRecord]) -> None:
+    """Insert a page of a copy."""
+    db.executemany(f"INSERT INTO limits ({_COPIED}) VALUES (?, ?, ?, ?, ?, ?, ?)", records)
+
+
+def insert_meters(db: apsw.Connection, records: Sequence[MeterRecord]) -> None:
+    """Insert a page of a copy."""
+    db.executemany(
+        "INSERT INTO meters (name, key, rest_at, open_until) VALUES (?, ?, ?, ?)",
+        [
+            (r.limit, r.key, r.full_at if r.open_until is None else breakers.FAR, r.open_until)
+            for r in records
+        ],
     )
 
 
