@@ -27,8 +27,7 @@ class RedisLimits:
         self._time = time
 
     async def put(self, limit: Limit, *, by: str, declared: bool = False) -> bool:
-        text = json.dumps(limit.as_json(), separators=(",", ":"), sort_keys=True)
-        return await self._change("put_limit", limit.name, text, by, int(declared))
+        return await self._change("put_limit", limit.name, limit.to_text(), by, int(declared))
 
     async def drop(self, name: str, *, by: str) -> bool:
         return await self._change("drop_limit", name, by)

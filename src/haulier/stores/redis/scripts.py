@@ -145,6 +145,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "put_limit": _LIMITING,
     "drop_limit": _LIMITING,
     "reset_breaker": _LANES,
+    "recount": _LIMITING,
     "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),

@@ -12,28 +12,34 @@ function limiting.look_again()
   wakes_ready = true
 end
 
--- How many jobs run that a limit concerns, by key.
-function limiting.recount(l)
-  local found = {}
+-- Whether running jobs are counted for a limit at all.
+function limiting.counts(l) return l.concurrency or l.per_key end
+
+-- How many jobs run that a limit concerns, by key, for each of some; and how many under any of them.
+function limiting.recount(some)
+  local found, running = {}, 0
+  for n in ipairs(some) do found[n] = {} end
   for _, worker in ipairs(call('ZRANGE', key('workers'), 0, -1)) do
     for _, id in ipairs(call('ZRANGE', key('running:' .. worker), 0, -1)) do
       local h = call('HMGET', job_key(id), 'queue', 'kind', 'role', 'key')
-      if num(h[3]) ~= HEAD and limits.concerns(l, h[1], h[2]) then
-        local at = not l.per_key and '' or h[4]
-        if at then found[at] = (found[at] or 0) + 1 end
+      local any = 0
+      for n, l in ipairs(some) do
+        if num(h[3]) ~= HEAD and limits.concerns(l, h[1], h[2]) then
+          local at = not l.per_key and '' or h[4]
+          if at and limiting.counts(l) then found[n][at] = (found[n][at] or 0) + 1 end
+          any = 1
+        end
       end
+      running = running + any
     end
   end
-  return found
+  return found, running
 end
-
--- Whether running jobs are counted for a limit at all.
-function limiting.counts(l) return l.concurrency or l.per_key end
 
 function limiting.count_anew(l)
   local counted = {}
   if limiting.counts(l) then
-    for at, n in pairs(limiting.recount(l)) do
+    for at, n in pairs(limiting.recount({l})[1]) do
       counted[#counted + 1] = at
       counted[#counted + 1] = n
     end

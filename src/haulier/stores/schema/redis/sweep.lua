@@ -16,7 +16,10 @@ return run(function()
   end
   conclude()
   if limits.known() then lanes.finish() end
-  if limits.known() and limits.forget() then more = true end
+  -- Nothing changes while a copy is made.
+  local stage = call('HGET', key('history'), 'stage')
+  local free = not stage or stage == 'draining' or stage == 'received'
+  if free and limits.known() and limits.forget() then more = true end
   local long_ago = whole(now - FORGET_AFTER)
   for _, worker in ipairs(call('ZRANGEBYSCORE', key('ended'), '-inf', long_ago, 'LIMIT', 0, SLICE)) do
     if call('EXISTS', key('running:' .. worker)) == 0 then

@@ -1,5 +1,5 @@
 -- How the store stands before, during and after a copy. Keys: history, top, below, batches, uniques, events,
--- workers, running:<worker>, draining.
+-- limits, rest:<limit>, workers, running:<worker>, draining.
 
 local function mark()
   local h = call('HMGET', key('history'), 'stage', 'mark')
@@ -26,8 +26,20 @@ local function is_idle()
   return running_jobs() == 0 and call('EXISTS', key('draining')) == 0
 end
 
+-- Of keys: rates that are kept, breakers that are not closed.
+local function count_meters()
+  local count, flat = 0, call('HGETALL', key('limits'))
+  for i = 1, #flat, 2 do
+    local l = flat[i + 1] ~= '' and cjson.decode(flat[i + 1]) or {}
+    if l.per_key and not l.concurrency then
+      count = count + call('ZCOUNT', key('rest:' .. l.name), l.breaker and whole(FAR) or '-inf', '+inf')
+    end
+  end
+  return count
+end
+
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+  return {call('HLEN', key('limits')), count_meters(), call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
     call('HLEN', key('uniques')), call('XLEN', key('events'))}
 end
 
