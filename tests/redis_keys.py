@@ -181,7 +181,7 @@ def _check_lanes(keys: Keyspace) -> None:
         for key, starts in keys.client.hgetall(keys.prefix + "held").items()
         for start in starts.split("\0")
     ]
-    assert sorted(keys.members("waits")) == sorted(held)
+    assert sorted([*keys.members("waits"), *keys.members("again")]) == sorted(held)
     standing.update(held)
     for batch, names in keys.under("shut:").items():
         assert all(name.split(":", 3)[2] == batch for name in names)

@@ -53,7 +53,6 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("ZADD", 2, 1, "m", 2, "n"),
     ("ZCARD", 2),
     ("ZCOUNT", 2, 0, 1),
-    ("ZUNIONSTORE", 2, 1, 2, "WEIGHTS", 0),
     ("ZSCORE", 2, "m"),
     ("ZMSCORE", 2, "m", "n"),
     ("ZRANGE", 2, 0, 0),
@@ -64,6 +63,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("ZREVRANGEBYLEX", 2, "+", "-"),
     ("ZREM", 2, "m"),
     ("ZPOPMIN", 2, 1),
+    ("RENAME", 2, 2),
     ("SADD", 3, "m"),
     ("SCARD", 3),
     ("SISMEMBER", 3, "m"),
@@ -85,6 +85,8 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("PUBLISH", 7, "look"),
 )
 """Every command that scripts use, each on the probe's own key or channel of that number."""
+
+ONLY_KEYS = frozenset({"DEL", "RENAME"})
 
 
 async def look(history: History, transfer: RedisTransfer, now: int | None) -> list[Finding]:
@@ -165,8 +167,8 @@ async def _denied(history: History) -> list[str]:
     """Commands of the scripts that we may not use."""
     flat: list[Any] = [len(PROBES)]
     for command, key, *rest in PROBES:
-        keys = [key, *rest] if command == "DEL" else [key]
-        values = [] if command == "DEL" else rest
+        keys = [key, *rest] if command in ONLY_KEYS else [key]
+        values = [] if command in ONLY_KEYS else rest
         flat += (1 + len(keys) + len(values), command)
         flat += (history.key(f"check:{each}") for each in keys)
         flat += values

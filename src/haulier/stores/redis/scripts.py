@@ -83,7 +83,7 @@ CONSTANTS: dict[str, int] = {
     "AT_ONCE": 1000,
     # Jobs that one claim moves from the plain line to their lanes, lanes that it opens, and lanes
     # that it looks at: some milliseconds in all.
-    "STRAGGLERS": 500,
+    "STRAGGLERS": 300,
     "LANES_AT_ONCE": 500,
     "LANES_LOOKED_AT": 1000,
     # When a lane is looked at again that waits for the end of a run: a number that scores can hold.

@@ -15,6 +15,7 @@
 --                         for each key and batch; `head` in place of a batch: the heads
 --   open:<queue>:<kind>   zset    order of turns -> lane: those that claims take from
 --   waits                 zset    FAR, or until when -> lane: closed for want of room for its key
+--   again                 zset    the same of lanes that are to be opened: a limit was changed
 --   held                  hash    key -> the lanes that are closed for want of its room
 --   shut:<batch>          zset    order of turns -> lane: closed for want of room in their batch
 --   turns                 hash    lane -> when it was served last, of all that have jobs

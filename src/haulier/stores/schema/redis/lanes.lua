@@ -3,8 +3,8 @@
 -- It is open, and then has a place among the open lanes of its line; or it is closed, because its key
 -- has no room (until one of its jobs has ended, or until an instant), or because its batch has none.
 -- What concerns many lanes is kept together, so that one command does for all that a script changes.
--- Keys: lane:<queue>:<kind>:<batch>:<key>, open:<queue>:<kind>, held, waits, shut:<batch>, turns, history,
--- job:<id>.
+-- Keys: lane:<queue>:<kind>:<batch>:<key>, open:<queue>:<kind>, held, waits, again, shut:<batch>, turns,
+-- history, job:<id>.
 
 -- Heads have a lane of their own, which no limit touches.
 function lanes.name(queue, kind, role, batch, of_key)
@@ -168,6 +168,7 @@ end
 local function let_go(names)
   change_held(names, true)
   many('ZREM', key('waits'), names)
+  if call('EXISTS', key('again')) == 1 then many('ZREM', key('again'), names) end
 end
 
 -- The lanes that wait for room of a key.
@@ -179,13 +180,18 @@ function lanes.held(of_key)
   return names
 end
 
+-- The next claims open these.
+function lanes.bring_due(names)
+  for _, name in ipairs(names) do call('ZADD', key('waits'), 'XX', 0, name) end
+end
+
 -- Open what the end of runs has made room for. What is too much for one script follows with the next
 -- claim; whether there is such.
 function lanes.reopen()
   local keys, names = {}, {}
   for of_key in pairs(limits.keys) do keys[#keys + 1] = of_key end
   limits.keys = {}
-  if #keys == 0 or call('EXISTS', key('waits')) == 0 then return false end
+  if #keys == 0 or call('EXISTS', key('held')) == 0 then return false end
   for i, text in ipairs(ask('HMGET', key('held'), keys)) do
     if text then
       for start in string.gmatch(text, '[^%z]+') do names[#names + 1] = start .. keys[i] end
@@ -193,11 +199,11 @@ function lanes.reopen()
   end
   local free, late = {}, {}
   for i, wait in ipairs(limits.timed and ask('ZMSCORE', key('waits'), names) or names) do
-    wait = limits.timed and tonumber(wait) or FAR
+    -- One that has no instant is to look again anyway.
+    wait = limits.timed and tonumber(wait or nil) or FAR
     if (wait >= FAR or wait <= now) and #free < LANES_AT_ONCE then
       free[#free + 1] = names[i]
     elseif wait >= FAR then
-      late[#late + 1] = 0
       late[#late + 1] = names[i]
     end
   end
@@ -205,14 +211,17 @@ function lanes.reopen()
     let_go(free)
     lanes.open(free)
   end
-  many('ZADD', key('waits'), late)
+  lanes.bring_due(late)
   limits.freed = limits.freed + #free
   return #late > 0
 end
 
--- Open lanes whose time has come; whether there may be more of them.
+-- Open lanes whose time has come, or that are to look again; whether there may be more of them.
 function lanes.promote()
-  local due = call('ZRANGEBYSCORE', key('waits'), '-inf', now, 'LIMIT', 0, LANES_AT_ONCE)
+  local due = call('ZRANGE', key('again'), 0, LANES_AT_ONCE - 1)
+  if #due == 0 then
+    due = call('ZRANGEBYSCORE', key('waits'), '-inf', now, 'LIMIT', 0, LANES_AT_ONCE)
+  end
   if #due == 0 then return false end
   let_go(due)
   lanes.open(due)
@@ -237,7 +246,7 @@ function lanes.leave(job)
   call('HDEL', key('turns'), name)
   call('ZREM', key('open:' .. line), name)
   if batch then call('ZREM', key('shut:' .. batch), name) end
-  if job.key and call('ZSCORE', key('waits'), name) then let_go({name}) end
+  if job.key then let_go({name}) end
   return true
 end
 

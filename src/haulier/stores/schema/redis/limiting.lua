@@ -1,13 +1,19 @@
 -- Changing limits. What counts against one is counted anew when it concerns other jobs than before; what
--- waits for room looks again. Keys: limits, limit:<name>, used:<limit>, rest:<limit>, circuit:<limit>, waits,
+-- waits for room looks again. Keys: limits, limit:<name>, used:<limit>, rest:<limit>, circuit:<limit>, waits, again,
 -- workers, running:<worker>, job:<id>.
 
 local limiting = {}
 
--- All lanes that wait for room of their key may look again: their time has come.
+-- All lanes that wait for room of their key are opened by the next claims, some by each: there may be as
+-- many as keys.
 function limiting.look_again()
-  if call('EXISTS', key('waits')) == 1 then
-    call('ZUNIONSTORE', key('waits'), 1, key('waits'), 'WEIGHTS', 0)
+  if call('EXISTS', key('again')) == 1 then
+    local more = call('ZRANGE', key('waits'), 0, -1, 'WITHSCORES')
+    for i = 1, #more, 2 do more[i], more[i + 1] = more[i + 1], more[i] end
+    many('ZADD', key('again'), more)
+    call('DEL', key('waits'))
+  elseif call('EXISTS', key('waits')) == 1 then
+    call('RENAME', key('waits'), key('again'))
   end
   wakes_ready = true
 end

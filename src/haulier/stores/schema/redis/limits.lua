@@ -4,7 +4,7 @@
 
 local limits = {all = {}, by_line = {}, freed = 0, filled = 0, keys = {}, parts = {}}
 local lanes = {entering = {}, order = {}}
-local serving = {looked = 0, taken = 0, rooms = {}, touched = {}, lines = {}}
+local serving = {looked = 0, taken = 0, fetched = 0, rooms = {}, touched = {}, lines = {}}
 
 function limits.concerns(l, queue, kind)
   return (not l.queue or l.queue == queue) and (not l.kind or l.kind == kind)

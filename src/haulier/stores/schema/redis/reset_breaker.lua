@@ -7,13 +7,7 @@ return run(function()
   call('ZREM', key('rest:' .. name), of_key)
   call('HDEL', key('circuit:' .. name), of_key)
   limits.known()
-  local names = lanes.held(of_key)
-  local free = {}
-  for _, lane in ipairs(names) do
-    free[#free + 1] = 0
-    free[#free + 1] = lane
-  end
-  many('ZADD', key('waits'), free)
+  lanes.bring_due(lanes.held(of_key))
   wakes_ready = true
   return rest and tonumber(rest) > now and 1 or 0
 end)

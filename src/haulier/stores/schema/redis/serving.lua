@@ -25,7 +25,8 @@ end
 -- to their lanes before any of them is claimed. True if there are more.
 function serving.fetch_stragglers(queue, kind)
   local at = ready_key(queue, kind)
-  local popped = call('ZPOPMIN', at, STRAGGLERS)
+  local popped = call('ZPOPMIN', at, math.max(STRAGGLERS - serving.fetched, 0))
+  serving.fetched = serving.fetched + #popped / 2
   for i = 1, #popped, 2 do
     local id = id_of(popped[i])
     local h = call('HMGET', job_key(id), 'role', 'batch', 'key', 'gate', 'priority')
