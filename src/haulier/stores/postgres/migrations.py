@@ -22,6 +22,7 @@ FUNCTIONS = (
     "claiming",
     "inserting",
     "bulk",
+    "configuring",
     "control",
     "draining",
     "upkeep",
@@ -40,6 +41,7 @@ _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
 
 _VERBS = (
     "exchange",
+    "configure",
     "insert_jobs",
     "begin_rows",
     "end_rows",

@@ -20,7 +20,7 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
-from haulier.stores.redis import meters
+from haulier.stores.redis import configuring, meters
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
@@ -115,6 +115,8 @@ class RedisTransfer:
                 rows.write_jobs(writer, records, await self._limits())
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
+            case Section.CONFIGURATION:
+                configuring.write_copied(writer, records)
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
@@ -141,6 +143,8 @@ class RedisTransfer:
                 return await self._read_jobs(after)
             case Section.NAMES:
                 return await self._read_names(after)
+            case Section.CONFIGURATION:
+                return await configuring.read_copied(self._history)
             case Section.EVENTS:
                 return await self._read_events(after)
 
@@ -214,6 +218,7 @@ class RedisTransfer:
 
     async def _empty(self) -> None:
         """Remove what a copy has brought."""
+        await self._history.call("HDEL", self._key("history"), "configured", "paused")
         prefix = self._history.address.prefix
         pattern = self._history.pattern("")
         cursor: Any = 0

@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 
 import apsw
 
-from haulier.domain.job import MICROSECOND
+from haulier.domain.job import MICROSECOND, Job
 from haulier.domain.limits import Breaker, Circuit, KeyState, Limit
+from haulier.domain.moves import Move
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import Rules
 
@@ -31,13 +32,8 @@ _WRITE = (
 _FORGET = "DELETE FROM meters WHERE name = ? AND key = ?"
 
 
-class End(NamedTuple):
-    """An attempt that succeeded or failed."""
-
-    queue: str
-    kind: str
-    key: str
-    failed: bool
+_TELLING = frozenset({Move.COMPLETE, Move.FAIL, Move.RETRY})
+"""What tells whether something works; of a lost worker nobody knows."""
 
 
 class State(NamedTuple):
@@ -111,20 +107,24 @@ def states(db: apsw.Connection, name: str, keys: str) -> dict[str, State]:
     return {key: State(*row) for key, *row in fetch(db, _READ, (name, keys))}
 
 
-def count(db: apsw.Connection, now: int, rules: Rules, ends: Iterable[End]) -> None:
-    """Attempts have ended: tell the breakers that concern them."""
-    by_limit: dict[Limit, list[End]] = {}
-    for end in ends:
-        for limit in rules.of(end.queue, end.kind).keyed:
+def count(
+    db: apsw.Connection, now: int, rules: Rules, ends: Iterable[tuple[int, Job, Move]]
+) -> None:
+    """Runs have ended, each of a lane: tell the breakers that concern them."""
+    by_limit: dict[Limit, list[tuple[str, bool]]] = {}
+    for _, job, move in ends:
+        if job.key is None or move not in _TELLING:
+            continue
+        for limit in rules.of(job.queue, job.kind).keyed:
             if limit.breaker is not None:
-                by_limit.setdefault(limit, []).append(end)
+                failed = move is not Move.COMPLETE
+                by_limit.setdefault(limit, []).append((job.key, failed))
     for limit, some in by_limit.items():
         assert limit.breaker is not None
-        known = states(db, limit.name, json.dumps(sorted({end.key for end in some})))
+        known = states(db, limit.name, json.dumps(sorted({key for key, _ in some})))
         then = dict(known)
-        for end in some:
-            was = then.get(end.key, State())
-            then[end.key] = was.after(limit.breaker, now, failed=end.failed)
+        for key, failed in some:
+            then[key] = then.get(key, State()).after(limit.breaker, now, failed=failed)
         changed = {key: state for key, state in then.items() if state != known.get(key)}
         db.executemany(
             _WRITE,

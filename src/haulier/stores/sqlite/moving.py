@@ -74,36 +74,25 @@ _RECORD = (
 )
 
 
-_TELLING = frozenset({Move.COMPLETE, Move.FAIL, Move.RETRY})
-"""What tells whether something works; of a lost worker nobody knows."""
-
-
 class _Applied:
     """What came of transitions: those that were `lost`, and what is next for batches.
 
     `handed_over` may have nothing left to wait for; `ended` go, and take their items with them.
-    `lanes`: how many runs of each have ended, and one of their jobs. `ends`: those of them that
-    breakers count.
+    `ends`: of the runs of jobs that stood in lanes.
     """
 
-    __slots__ = ("ended", "ends", "handed_over", "lanes", "lost")
+    __slots__ = ("ended", "ends", "handed_over", "lost")
 
     def __init__(self) -> None:
-        self.lanes: dict[int, tuple[int, Job]] = {}
-        self.ends: list[breakers.End] = []
+        self.ends: list[tuple[int, Job, Move]] = []
         self.lost: list[Transition] = []
         self.handed_over: list[bytes] = []
         self.ended: list[bytes] = []
 
     def ended_in(self, lane: int | None, job: Job, move: Move) -> None:
         """A run of a job of this lane has ended. Heads are not counted."""
-        if lane is None or job.role is Role.HEAD:
-            return
-        count, _ = self.lanes.get(lane, (0, job))
-        self.lanes[lane] = count + 1, job
-        if job.key is not None and move in _TELLING:
-            end = breakers.End(job.queue, job.kind, job.key, move is not Move.COMPLETE)
-            self.ends.append(end)
+        if lane is not None and job.role is not Role.HEAD:
+            self.ends.append((lane, job, move))
 
 
 @dataclass(slots=True)
@@ -126,8 +115,8 @@ def apply_all(
     ledger = Ledger()
     applied = _apply(db, now, transitions, ledger, rules)
     freed = None
-    if rules is not None and applied.lanes:
-        freed = lanes.free(db, rules, applied.lanes)
+    if rules is not None and applied.ends:
+        freed = lanes.free(db, rules, applied.ends)
         if rules.breakers:
             breakers.count(db, now, rules, applied.ends)
     touched = ledger.write(db, now) + [Touched(batch, 0) for batch in applied.handed_over]

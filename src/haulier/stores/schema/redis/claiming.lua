@@ -6,10 +6,34 @@ local function read_demands()
   local demands = {}
   for i = 1, number() do
     local demand = {slots = number(), queues = list(), portions = {}}
+    -- Of queues that are taken from by weight, their times.
+    if number() == 1 then
+      demand.times = {}
+      for _, queue in ipairs(demand.queues) do
+        demand.times[queue] = {step = number(), ahead = number()}
+      end
+    end
     for j = 1, number() do demand.portions[j] = {slots = number(), kinds = list()} end
     demands[i] = demand
   end
   return demands
+end
+
+-- What is asked for of queues that are not paused.
+local function open_demands(demands, paused)
+  local shut, left = {}, {}
+  for _, queue in ipairs(cjson.decode(paused)) do shut[queue] = true end
+  for _, demand in ipairs(demands) do
+    local queues = {}
+    for _, queue in ipairs(demand.queues) do
+      if not shut[queue] then queues[#queues + 1] = queue end
+    end
+    if #queues > 0 then
+      left[#left + 1] = {slots = demand.slots, queues = queues, portions = demand.portions,
+        times = demand.times}
+    end
+  end
+  return left
 end
 
 local function wanted_by(demands)
@@ -153,7 +177,7 @@ local function lines_of(demand)
         local at = ready_key(queue, kind)
         if call('EXISTS', at) == 1 then
           if not limits.of(queue, kind) then
-            lines[#lines + 1] = {key = at, portion = n, sound = demand.slots}
+            lines[#lines + 1] = {key = at, queue = queue, portion = n, sound = demand.slots}
           elseif serving.fetch_stragglers(queue, kind) then
             unlooked = true
           end
@@ -199,7 +223,7 @@ local function pausing_batches()
   return found
 end
 
--- The first jobs of the plain lines, in the order of their ranks.
+-- The first jobs of plain lines, in the order of their ranks.
 local function first_of(demand, lines, room)
   local waiting = {}
   for _, line in ipairs(lines) do
@@ -211,6 +235,27 @@ local function first_of(demand, lines, room)
   end
   table.sort(waiting, by_rank)
   return waiting
+end
+
+-- The lines of a demand, together where ranks alone decide, by queue where these are taken from by
+-- weight: the n-th job of a queue comes by its time after n jobs.
+local function sets_of(demand, lines, laned, room)
+  local sets = {}
+  local function set_of(queue)
+    local time = demand.times and demand.times[queue]
+    local set = sets[time and queue or '']
+    if not set then
+      set = {lines = {}, laned = {}, next = 1, rank = 0, step = 0}
+      if time then set.rank, set.step = time.ahead + time.step, time.step end
+      sets[time and queue or ''] = set
+      sets[#sets + 1] = set
+    end
+    return set
+  end
+  for _, line in ipairs(lines) do table.insert(set_of(line.queue).lines, line) end
+  for _, line in ipairs(laned) do table.insert(set_of(line.queue).laned, line) end
+  for _, set in ipairs(sets) do set.waiting = first_of(demand, set.lines, room) end
+  return sets
 end
 
 -- Of lines with lanes the one whose next job goes first, and before `other`.
@@ -226,24 +271,44 @@ local function earlier_lane(laned, room, other)
   return best
 end
 
+-- What comes next of a set: a line with lanes, or else the first of the plain ones, if there is any.
+local function next_of(set, room)
+  local waiting = set.waiting
+  while waiting[set.next] and room[waiting[set.next].line.portion] <= 0 do set.next = set.next + 1 end
+  local each = waiting[set.next]
+  return earlier_lane(set.laned, room, each), each
+end
+
+-- The set whose turn it is, and what comes next of it.
+local function choose(sets, room)
+  if #sets == 1 then return sets[1], next_of(sets[1], room) end
+  local best, best_line, best_each, first
+  for _, set in ipairs(sets) do
+    local line, each = next_of(set, room)
+    if line or each then
+      local other = {rank = set.rank, place = (line and serving.next_of(line) or each).place}
+      if not best or by_rank(other, first) then
+        best, best_line, best_each, first = set, line, each, other
+      end
+    end
+  end
+  return best, best_line, best_each
+end
+
 -- The first jobs of several lines merged into one, so that none of them starves another.
 local function line_up(demand, lines, laned)
-  local room, chosen, leaving, next_plain = {}, {}, {}, 1
+  local room, chosen, leaving = {}, {}, {}
   for n, portion in ipairs(demand.portions) do room[n] = portion.slots end
-  local waiting = first_of(demand, lines, room)
   if #lines + #laned > 1 then
     for _, line in ipairs(laned) do serving.compare(line) end
   end
-  while #chosen < demand.slots do
-    while waiting[next_plain] and room[waiting[next_plain].line.portion] <= 0 do
-      next_plain = next_plain + 1
-    end
-    local each = waiting[next_plain]
-    local line = earlier_lane(laned, room, each)
+  local sets = sets_of(demand, lines, laned, room)
+  while #chosen < demand.slots and #sets > 0 do
+    local set, line, each = choose(sets, room)
     if line then
       chosen[#chosen + 1] = serving.take(line)
     elseif each then
-      line, next_plain = each.line, next_plain + 1
+      line, set.next = each.line, set.next + 1
       chosen[#chosen + 1] = each.place
       local places = leaving[line.key] or {}
       leaving[line.key] = places
@@ -251,6 +316,7 @@ local function line_up(demand, lines, laned)
     else
       break
     end
+    set.rank = set.rank + set.step
     room[line.portion] = room[line.portion] - 1
   end
   for at, places in pairs(leaving) do many('ZREM', at, places) end

@@ -47,7 +47,8 @@ end
 -- are never closed.
 function serving.line(queue, kind, portion, slots)
   local line = {
-    name = escaped(queue) .. ':' .. escaped(kind), portion = portion, slots = math.min(slots, LANES_AT_ONCE),
+    name = escaped(queue) .. ':' .. escaped(kind), queue = queue, portion = portion,
+    slots = math.min(slots, LANES_AT_ONCE),
     limits = limits.of(queue, kind) or {shared = {}, keyed = {}}, page = {}, at = 1, again = {},
     after = 1, last = 0, full = {}, firsts = {}, given = 0, gone = {}, turns = {}, holds = {},
   }

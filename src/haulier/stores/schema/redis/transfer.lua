@@ -39,8 +39,10 @@ local function count_meters()
 end
 
 local function totals()
-  return {call('HLEN', key('limits')), count_meters(), call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
-    call('HLEN', key('uniques')), call('XLEN', key('events'))}
+  return {call('HLEN', key('limits')), count_meters(),
+    call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
+    call('HLEN', key('uniques')), call('HEXISTS', key('history'), 'configured'),
+    call('XLEN', key('events'))}
 end
 
 local function is_empty()
