@@ -36,7 +36,10 @@ class Keyspace:
         self.prefix = prefix
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
-        self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
+        types = dict(zip(self.all, self.each("type", self.all), strict=True))
+        # The health of a worker may have expired between two questions.
+        self.types = {name: kind for name, kind in types.items() if kind != "none"}
+        self.all = list(self.types)
         self.jobs = self._hashes("job:")
         self.batches = self._hashes("batch:")
         self.workers = {
