@@ -23,7 +23,7 @@ from haulier.stores.codes import (
     SINGLE,
     STATES,
 )
-from haulier.stores.redis.keys import family_of, unescaped
+from haulier.stores.redis.keys import escaped, family_of, unescaped
 
 COUNTERS = ("total", *STATES)
 PERIOD = 2
@@ -37,7 +37,10 @@ class Keyspace:
         self.prefix = prefix
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
-        self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
+        types = dict(zip(self.all, self.each("type", self.all), strict=True))
+        # The health of a worker may have expired between two questions.
+        self.types = {name: kind for name, kind in types.items() if kind != "none"}
+        self.all = list(self.types)
         self.jobs = self.hashes("job:")
         self.batches = self.hashes("batch:")
         self.workers = {
@@ -84,6 +87,8 @@ def check(keys: Keyspace) -> None:
         return
     _check_indexes(keys)
     _check_lines(keys)
+    _check_lanes(keys)
+    _check_limits(keys)
     _check_batches(keys)
     _check_workers(keys)
     _check_names(keys)
@@ -147,6 +152,11 @@ def _check_lines(keys: Keyspace) -> None:
             assert keys.jobs[place[16:]]["batch"] == batch
             assert _num(keys.jobs[place[16:]], "gate") == PARKED
             standing[place] += 1
+    for lane, places in keys.under("lane:").items():
+        for place in places:
+            assert _lane_of(keys.jobs[place[16:]]) == lane
+            assert _num(keys.jobs[place[16:]], "gate") == 0
+            standing[place] += 1
     for name, gate in (("scheduled", 0), ("alone", ALONE)):
         for job_id in keys.members(name):
             row = keys.jobs[job_id]
@@ -154,6 +164,60 @@ def _check_lines(keys: Keyspace) -> None:
             standing[_place(job_id, row)] += 1
     pending = {_place(job_id, keys.jobs[job_id]) for job_id in _of(keys, states=(PENDING,))}
     assert standing == Counter(pending)
+
+
+def _lane_of(row: dict[str, str]) -> str:
+    line = ":".join(map(escaped, (row["queue"], row["kind"])))
+    if _num(row, "role") in (HEAD, INNER):
+        return f"{line}:head:"
+    return f"{line}:{row.get('batch', '')}:{row.get('key', '')}"
+
+
+def _check_lanes(keys: Keyspace) -> None:
+    """Every lane has a turn, and is open or closed for one reason."""
+    there = {name.removeprefix("lane:") for name in keys.all if name.startswith("lane:")}
+    assert set(keys.client.hgetall(keys.prefix + "turns")) == there
+    standing: Counter[str] = Counter()
+    for line, names in keys.under("open:").items():
+        assert all(":".join(name.split(":", 2)[:2]) == line for name in names)
+        standing.update(list(names))
+    held = [
+        start + key
+        for key, starts in keys.client.hgetall(keys.prefix + "held").items()
+        for start in starts.split("\0")
+    ]
+    assert sorted([*keys.members("waits"), *keys.members("again")]) == sorted(held)
+    standing.update(held)
+    for batch, names in keys.under("shut:").items():
+        assert all(name.split(":", 3)[2] == batch for name in names)
+        standing.update(list(names))
+    assert standing == Counter(list(there))
+
+
+def _check_limits(keys: Keyspace) -> None:
+    """What counts against limits is what runs."""
+    texts = keys.client.hgetall(keys.prefix + "limits")
+    told = {name: json.loads(text) for name, text in texts.items() if text}
+    described = {name.removeprefix("limit:") for name in keys.all if name.startswith("limit:")}
+    assert described == texts.keys()
+    for name in keys.all:
+        family, _, of = name.partition(":")
+        if family in ("used", "rest", "circuit"):
+            assert of in told, f"{name} is orphaned"
+    for name, limit in told.items():
+        used = keys.client.hgetall(f"{keys.prefix}used:{name}")
+        if "breaker" in limit:
+            circuits = keys.client.hgetall(f"{keys.prefix}circuit:{name}")
+            assert circuits.keys() == keys.members(f"rest:{name}").keys()
+        counts: Counter[str] = Counter()
+        if "concurrency" in limit or limit["per_key"]:
+            for job_id in _of(keys, states=(RUNNING,), roles=(SINGLE, ITEM)):
+                row = keys.jobs[job_id]
+                if all(limit.get(each) in (None, row[each]) for each in ("queue", "kind")):
+                    at = row.get("key") if limit["per_key"] else ""
+                    if at is not None:
+                        counts[at] += 1
+        assert {at: int(n) for at, n in used.items()} == counts, name
 
 
 def _check_batches(keys: Keyspace) -> None:

@@ -17,6 +17,7 @@ from haulier.stores.checking import (
     ok,
     problem,
     skew,
+    slots,
     under_way,
     waiting,
     warning,
@@ -51,7 +52,9 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("HDEL", 1, "f", "g"),
     ("ZADD", 2, 1, "m", 2, "n"),
     ("ZCARD", 2),
+    ("ZCOUNT", 2, 0, 1),
     ("ZSCORE", 2, "m"),
+    ("ZMSCORE", 2, "m", "n"),
     ("ZRANGE", 2, 0, 0),
     ("ZREVRANGE", 2, 0, 0),
     ("ZRANGEBYSCORE", 2, 0, 1),
@@ -60,6 +63,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("ZREVRANGEBYLEX", 2, "+", "-"),
     ("ZREM", 2, "m"),
     ("ZPOPMIN", 2, 1),
+    ("RENAME", 2, 2),
     ("SADD", 3, "m"),
     ("SCARD", 3),
     ("SISMEMBER", 3, "m"),
@@ -82,6 +86,8 @@ PROBES: tuple[tuple[Any, ...], ...] = (
 )
 """Every command that scripts use, each on the probe's own key or channel of that number."""
 
+ONLY_KEYS = frozenset({"DEL", "RENAME"})
+
 
 async def look(history: History, transfer: RedisTransfer, now: int | None) -> list[Finding]:
     """All findings."""
@@ -100,6 +106,7 @@ async def look(history: History, transfer: RedisTransfer, now: int | None) -> li
         ok("indexes", f"part of the store: {len(KEYS)} families of keys"),
         await _clock(history, now),
         counters(counts, jobs),
+        slots(*await history.script("recount")),
         *waiting(counts, int(oldest) if oldest else None, await reading.workers(history), at),
         *_inbox(await inbox.waiting(history), rejected),
         under_way(standing.under_way),
@@ -160,8 +167,8 @@ async def _denied(history: History) -> list[str]:
     """Commands of the scripts that we may not use."""
     flat: list[Any] = [len(PROBES)]
     for command, key, *rest in PROBES:
-        keys = [key, *rest] if command == "DEL" else [key]
-        values = [] if command == "DEL" else rest
+        keys = [key, *rest] if command in ONLY_KEYS else [key]
+        values = [] if command in ONLY_KEYS else rest
         flat += (1 + len(keys) + len(values), command)
         flat += (history.key(f"check:{each}") for each in keys)
         flat += values

@@ -25,6 +25,22 @@ KEYS = (
     Key("below", "zset", "all items by number"),
     Key("dead", "zset", "failed jobs by number"),
     Key("ready:<queue>:<kind>", "zset", "the line of one kind in one queue, by rank"),
+    Key(
+        "lane:<queue>:<kind>:<batch>:<key>",
+        "zset",
+        "the same of a limited line: the jobs of one key and batch, or its heads",
+    ),
+    Key("open:<queue>:<kind>", "zset", "the lanes of a line that claims take from, in turn"),
+    Key("waits", "zset", "lanes that wait for room of their key, by until when if that is known"),
+    Key("again", "zset", "those of them that are to be opened, since a limit was changed"),
+    Key("held", "hash", "all of these by key"),
+    Key("shut:<id>", "zset", "lanes that wait for room in their batch"),
+    Key("turns", "hash", "when each lane was served last"),
+    Key("limits", "hash", "limits by name, as JSON; empty for one that was dropped"),
+    Key("limit:<name>", "hash", "who changed a limit and when, and what was declared"),
+    Key("used:<name>", "hash", "running jobs that count against a limit, by key"),
+    Key("rest:<name>", "zset", "keys by when they are at rest: bucket full, window empty"),
+    Key("circuit:<name>", "hash", "how a breaker stands, by key"),
     Key("scheduled", "zset", "pending jobs that are not due, by when they are"),
     Key("alone", "zset", "jobs to be run alone, by when they are due"),
     Key("batch:<id>", "hash", "one batch: counters, policy, what is done to it"),
@@ -65,7 +81,15 @@ KEYS = (
 CHANNELS = ("events", "wake:ready", "wake:settled")
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+", "name": "[^:]+"}
+_PARTS = {
+    "id": _ID,
+    "state": "[234]",
+    "queue": "[^:]+",
+    "kind": "[^:]+",
+    "batch": f"(?:{_ID}|head|)",
+    "key": "(?s:.*)",
+    "name": "(?:[^:]+|[A-Za-z0-9_.:/-]+)",
+}
 
 
 _FAMILIES = [

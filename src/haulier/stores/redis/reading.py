@@ -15,7 +15,15 @@ from haulier.domain.step import Step
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
-from haulier.stores.codes import ROLE_CODE, ROLES, STATE_CODE, STATES, error_from_text
+from haulier.stores.codes import (
+    PARKED,
+    PENDING,
+    ROLE_CODE,
+    ROLES,
+    STATE_CODE,
+    STATES,
+    error_from_text,
+)
 from haulier.stores.packed import configured, parsed_cursor, said_by
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
@@ -31,6 +39,8 @@ from haulier.stores.redis.rows import (
 )
 
 _PAYLOAD = JOB_FIELDS.index("payload")
+_STATE = JOB_FIELDS.index("state")
+_GATE = JOB_FIELDS.index("gate")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _FAILED = frozenset({JobState.FAILED})
 _RUNNING = frozenset({JobState.RUNNING})
@@ -38,12 +48,19 @@ _RUNNING = frozenset({JobState.RUNNING})
 
 async def get(history: History, job_id: str) -> Job:
     known = known_id(job_id)
-    row = await history.call("HMGET", history.key(f"job:{known}"), *JOB_FIELDS)
+    row, limited = await history.pipeline(
+        [
+            ("HMGET", history.key(f"job:{known}"), *JOB_FIELDS),
+            ("EXISTS", history.key("limits")),
+        ]
+    )
     if row[_PAYLOAD] is None:
         row[_PAYLOAD] = await history.call("GET", history.key(f"payload:{known}"))
     if row[_PAYLOAD] is None:
         # Never there, or removed just now.
         raise JobNotFoundError(job_id)
+    if limited and row[_STATE] == b"%d" % PENDING and row[_GATE] is None:
+        row[_GATE] = PARKED if await history.script("parked", known) else None
     return job_from_row([*row, known.encode()])
 
 

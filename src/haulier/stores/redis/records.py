@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from haulier.domain.job import JobError, JobState
+from haulier.domain.limits import Limit
 from haulier.domain.transfer import BatchRecord, EventRecord, Gate, JobRecord, NameRecord
 from haulier.stores.codes import (
     FAILED,
@@ -149,8 +150,9 @@ def _lease(error: JobError) -> int:
     return error.lease
 
 
-def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
+def write_jobs(writer: Writer, records: Sequence[JobRecord], limits: Sequence[Limit]) -> None:
     counts: Counter[str] = Counter()
+    lanes = Lanes(writer, limits)
     let_in: Counter[str] = Counter()
     for record in records:
         writer.add("HSET", f"job:{record.id}", *_job_fields(record))
@@ -162,13 +164,14 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord]) -> None:
         writer.hash(f"steps:{record.id}", steps)
         lines = {f"{each.lease}:{each.number}": f"{each.at} {each.text}" for each in record.lines}
         writer.hash(f"lines:{record.id}", lines)
-        _index(writer, record)
+        _index(writer, record, lanes)
         line = f"{escaped(record.queue)}:{escaped(record.kind)}"
         counts[f"{line}:{ROLE_CODE[record.role]}:{STATE_CODE[record.state]}"] += 1
         if record.gate is Gate.LET_IN and record.batch_id is not None:
             let_in[record.batch_id] += 1
     for field, count in counts.items():
         writer.add("HINCRBY", "counts", field, count)
+    lanes.open()
     for batch, count in let_in.items():
         writer.add("HINCRBY", f"batch:{batch}", "let_in", count)
 
@@ -219,7 +222,7 @@ def _uniq(names: Iterable[tuple[str, int]]) -> str:
     return json.dumps([list(each) for each in names], separators=(",", ":"), ensure_ascii=False)
 
 
-def _index(writer: Writer, record: JobRecord) -> None:
+def _index(writer: Writer, record: JobRecord, lanes: Lanes) -> None:
     """Enter a job where it stands, and into all that it is found by."""
     seq, job_id, batch = record.seq, record.id, record.batch_id
     if ROLE_CODE[record.role] >= ITEM:
@@ -228,7 +231,7 @@ def _index(writer: Writer, record: JobRecord) -> None:
     else:
         writer.rank("top", seq, job_id)
     if record.state is JobState.PENDING:
-        _stand(writer, record)
+        _stand(writer, record, lanes)
         return
     if record.state is JobState.RUNNING:
         return
@@ -245,17 +248,52 @@ def _index(writer: Writer, record: JobRecord) -> None:
         writer.rank(f"results:{kind}", ended, job_id)
 
 
-def _stand(writer: Writer, record: JobRecord) -> None:
+def _stand(writer: Writer, record: JobRecord, lanes: Lanes) -> None:
     rank = rank_of(record.run_at, record.priority)
     place = place_of(record.seq, record.id)
     if record.gate is Gate.ALONE:
         writer.rank("alone", record.run_at, record.id)
     elif record.gate is Gate.PARKED:
         writer.rank(f"parked:{record.batch_id}", rank, place)
+    elif record.ready and record.gate is None and lanes.limited(record):
+        writer.rank(f"lane:{lanes.enter(record)}", rank, place)
     elif record.ready:
         writer.rank(f"ready:{escaped(record.queue)}:{escaped(record.kind)}", rank, place)
     else:
         writer.rank("scheduled", record.run_at, record.id)
+
+
+class Lanes:
+    """Lanes are made anew from the jobs of limited lines, with turns in the order of these."""
+
+    def __init__(self, writer: Writer, limits: Sequence[Limit]) -> None:
+        self._writer = writer
+        self._limits = limits
+        self._places: dict[str, int] = {}
+        self._turns: dict[str, int] = {}
+
+    def limited(self, record: JobRecord) -> bool:
+        return any(limit.concerns(record.queue, record.kind) for limit in self._limits)
+
+    def enter(self, record: JobRecord) -> str:
+        """The lane of a job."""
+        line = f"{escaped(record.queue)}:{escaped(record.kind)}"
+        name = f"{line}:{record.batch_id or ''}:{record.key or ''}"
+        if record.role.heads:
+            name = f"{line}:head:"
+        turn = self._turns.setdefault(name, record.seq)
+        place = rank_of(turn, record.priority)
+        self._places[name] = min(self._places.get(name, place), place)
+        if record.priority:
+            self._writer.add("HSET", "history", "urgent", 1)
+        return name
+
+    def open(self) -> None:
+        """Each stands where it did before this page, or further in front."""
+        for name, place in self._places.items():
+            self._writer.add("HSETNX", "turns", name, self._turns[name])
+            line = ":".join(name.split(":", 2)[:2])
+            self._writer.add("ZADD", f"open:{line}", "LT", place, name)
 
 
 # ── Batches ──────────────────────────────────────────────────────────────────────────────────

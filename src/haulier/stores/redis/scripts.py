@@ -21,9 +21,9 @@ from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
 SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, batches
-within batches, whose heads have a role that one that knows only 2 would not understand, and a
-configuration: it would take jobs of paused queues."""
+haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, limits,
+batches within batches, whose heads have a role that one that knows only 2 would not understand, and
+a configuration: it would go past limits, and take jobs of paused queues."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -88,6 +88,13 @@ CONSTANTS: dict[str, int] = {
     "FOUND_AT_ONCE": 500,
     # Jobs that are promoted or let in by one claim.
     "AT_ONCE": 1000,
+    # Jobs that one claim moves from the plain line to their lanes, lanes that it opens, and lanes
+    # that it looks at: some milliseconds in all.
+    "STRAGGLERS": 300,
+    "LANES_AT_ONCE": 500,
+    "LANES_LOOKED_AT": 1000,
+    # When a lane is looked at again that waits for the end of a run: a number that scores can hold.
+    "FAR": 9_000_000_000_000_000,
     # Ended incarnations are listed for a day; events are kept for a day, at most a million.
     "FORGET_AFTER": 24 * 3600 * 1_000_000,
     "EVENTS_AGE": 24 * 3600 * 1_000_000,
@@ -109,13 +116,15 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "nesting", "slices")
+_LANES = ("base", "ledger", "limits", "slots", "lanes")
+_CORE = (*_LANES, "uniques", "lines", "settling", "nesting", "slices")
 _TRANSFER = ("base", "ledger", "transfer")
 _SCHEDULES = ("base", "ledger", "schedules")
 _MOVING = (*_CORE, "moving")
+_LIMITING = (*_LANES, "limiting")
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "exchange": (*_MOVING, "claiming"),
+    "exchange": (*_MOVING, "serving", "claiming"),
     "insert": (*_CORE, "inserts"),
     "open_batch": (*_CORE, "inserts"),
     "inbox": (*_CORE, "inserts"),
@@ -138,7 +147,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
     "regress": ("base", "ledger"),
-    "find": ("base", "ledger", "indexes"),
+    "find": (*_LANES, "indexes"),
+    "parked": _LANES,
     "errors": ("base", "ledger"),
     "beside": ("base", "ledger"),
     "batches": ("base", "ledger"),
@@ -156,8 +166,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "receive": _TRANSFER,
     "advance": _TRANSFER,
     "thaw": _TRANSFER,
-    "read_jobs": (*_TRANSFER, "indexes"),
+    "read_jobs": (*_TRANSFER, "limits", "slots", "lanes", "indexes"),
     "read_events": _TRANSFER,
+    "put_limit": _LIMITING,
+    "drop_limit": _LIMITING,
+    "reset_breaker": _LANES,
+    "recount": _LIMITING,
+    "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),
     "probe": ("base", "ledger"),
 }
@@ -168,7 +183,7 @@ OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
         "alter",
-        *("retry", "prune", "enlist", "configure"),
+        *("retry", "prune", "enlist", "configure", "put_limit", "drop_limit", "reset_breaker"),
         *("schedule_put", "schedule_delete", "schedule_fire"),
     }
 )
@@ -189,14 +204,25 @@ def script(verb: str) -> Script:
     files = resources.files("haulier.stores.schema").joinpath("redis")
     guard = ("open_only",) if verb in OPEN_ONLY else ()
     parts = (*PARTS[verb], *guard, verb)
-    bodies = [files.joinpath(f"{part}.lua").read_text("utf-8") for part in parts]
-    text = _tables() + "\n".join(map(_without_comments, bodies))
+    bodies = [_body(part, files.joinpath(f"{part}.lua").read_text("utf-8")) for part in parts]
+    text = _tables() + "\n".join(bodies)
     source = _CONSTANT.sub(lambda found: str(CONSTANTS[found.group()]), text).encode()
     return Script(verb, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 
 _CONSTANT = re.compile(rf"\b(?:{'|'.join(sorted(CONSTANTS, key=len, reverse=True))})\b")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+
+
+WHEN_LIMITED = frozenset({"slots", "lanes", "serving"})
+"""Parts that are made only in stores that have limits: to make a function takes time each time."""
+
+
+def _body(part: str, text: str) -> str:
+    text = _without_comments(text)
+    if part not in WHEN_LIMITED:
+        return text
+    return f"limits.parts[#limits.parts + 1] = function()\n{text}\nend"
 
 
 def _without_comments(text: str) -> str:

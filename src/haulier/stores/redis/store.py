@@ -39,6 +39,7 @@ from haulier.stores.redis.address import Address
 from haulier.stores.redis.configuring import RedisConfigurable
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History, Loss
+from haulier.stores.redis.limits import RedisLimits
 from haulier.stores.redis.packing import (
     canonical,
     known_id,
@@ -299,6 +300,11 @@ class RedisStore:
         events: bool = False,
     ) -> AbstractContextManager[None]:
         return self._listener.watch(notify, Change.of(ready=ready, settled=settled, events=events))
+
+    # ── Limits ───────────────────────────────────────────────────────────────────────────────
+
+    def limits(self) -> RedisLimits:
+        return RedisLimits(self._history, self._listener.tell, self._time)
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────
 

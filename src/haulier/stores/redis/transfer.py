@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from haulier.domain.limits import Limit
 from haulier.domain.transfer import (
     Mark,
     NameRecord,
@@ -18,7 +20,7 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
-from haulier.stores.redis import configuring, schedule_records
+from haulier.stores.redis import configuring, meters, schedule_records
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
@@ -107,10 +109,14 @@ class RedisTransfer:
 
     async def _write(self, writer: rows.Writer, section: Section, records: Sequence[Any]) -> None:
         match section:
+            case Section.LIMITS:
+                meters.write_limits(writer, records)
+            case Section.METERS:
+                meters.write_meters(writer, records)
             case Section.BATCHES:
                 rows.write_batches(writer, records)
             case Section.JOBS:
-                rows.write_jobs(writer, records)
+                rows.write_jobs(writer, records, await self._limits())
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
             case Section.SCHEDULES:
@@ -122,6 +128,10 @@ class RedisTransfer:
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
+    async def _limits(self) -> list[Limit]:
+        texts = await self._history.call("HVALS", self._key("limits"))
+        return [Limit.from_json(json.loads(text)) for text in texts if text]
+
     async def _held(self, records: Sequence[NameRecord]) -> dict[str, bytes | None]:
         holders = list(dict.fromkeys(record.job_id for record in records))
         looks = [("HGET", self._key(f"job:{job_id}"), "uniq") for job_id in holders]
@@ -131,6 +141,10 @@ class RedisTransfer:
 
     async def read(self, section: Section, after: str | None = None) -> Records:
         match section:
+            case Section.LIMITS:
+                return await meters.read_limits(self._history, after)
+            case Section.METERS:
+                return await meters.read_meters(self._history, await self._limits(), after)
             case Section.BATCHES:
                 return await self._read_batches(after)
             case Section.JOBS:

@@ -11,6 +11,18 @@
 --   lines:<id>            hash    <lease>:<number> -> when and text of a log line
 --   top below dead        zset    number -> id: all jobs but items; all items; all that failed
 --   ready:<queue>:<kind>  zset    rank -> place: the line that claims take from
+--   lane:<queue>:<kind>:<batch>:<key>  zset  rank -> place: the same where the line is limited, a lane
+--                         for each key and batch; `head` in place of a batch: the heads
+--   open:<queue>:<kind>   zset    order of turns -> lane: those that claims take from
+--   waits                 zset    FAR, or until when -> lane: closed for want of room for its key
+--   again                 zset    the same of lanes that are to be opened: a limit was changed
+--   held                  hash    key -> the lanes that are closed for want of its room
+--   shut:<batch>          zset    order of turns -> lane: closed for want of room in their batch
+--   turns                 hash    lane -> when it was served last, of all that have jobs
+--   limits limit:<name>   hash    name -> a limit as JSON, '' for one that was dropped; who changed it
+--   used:<limit>          hash    key, or '' for all -> running jobs that count against it
+--   rest:<limit>          zset    when its bucket is full again, or its window empty -> key, or ''
+--   circuit:<limit>       hash    key -> how its breaker stands
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
 --   batch:<id>            hash    one batch, beside its head's job
@@ -116,6 +128,8 @@ end
 local function id_of(place) return string.sub(place, 17) end
 local function rank_of(run_at, priority) return run_at - priority * POINT end
 
+local function is_head(role) return role == HEAD or role == INNER end
+
 local function num(value) return tonumber(value or 0) end
 
 -- A command with any number of arguments; Lua's stack holds some thousands.
@@ -123,6 +137,16 @@ local function many(command, at, values)
   for i = 1, #values, 1000 do
     call(command, at, unpack(values, i, math.min(i + 999, #values)))
   end
+end
+
+-- The answers to a question about any number of members.
+local function ask(command, at, members)
+  local found = {}
+  for i = 1, #members, 1000 do
+    local part = call(command, at, unpack(members, i, math.min(i + 999, #members)))
+    for j = 1, #part do found[i + j - 1] = part[j] end
+  end
+  return found
 end
 
 -- All of a job, in the order of JOB_FIELDS. Most jobs have few fields, so that to ask for all there
@@ -144,14 +168,15 @@ end
 -- What the rest of a script has to know of a job; nil for one that is not there.
 local function look(id)
   local h = call('HMGET', job_key(id), 'state', 'seq', 'queue', 'kind', 'role', 'batch', 'attempt',
-    'lease', 'worker', 'priority', 'cancel', 'gate', 'uniq', 'run_at', 'lost', 'finished', 'on_lost')
+    'lease', 'worker', 'priority', 'cancel', 'gate', 'uniq', 'run_at', 'lost', 'finished', 'on_lost',
+    'key')
   if not h[1] then return nil end
   return {
     id = id, state = tonumber(h[1]), seq = tonumber(h[2]), queue = h[3], kind = h[4],
     role = num(h[5]), batch = h[6] or nil, attempt = num(h[7]), lease = num(h[8]),
     worker = tonumber(h[1]) == RUNNING and h[9] or nil, priority = num(h[10]), cancel = num(h[11]),
     gate = num(h[12]), uniq = h[13] or nil, run_at = tonumber(h[14]), lost = num(h[15]),
-    finished = h[16] or nil, on_lost = num(h[17]),
+    finished = h[16] or nil, on_lost = num(h[17]), key = h[18] or nil,
   }
 end
 

@@ -121,8 +121,9 @@ local function has_no_room(batch)
   return num(b[1]) > 0 or (b[2] and num(b[3]) + num(b[4]) >= tonumber(b[2]))
 end
 
--- Whether a claim stopped looking before the end of what it may find something in.
-local unlooked = false
+local function is_admitted(h)
+  return not limits.known() or limits.admit(h[1], h[2], num(h[5]), h[6])
+end
 
 -- The first job to be run alone that this worker could take, or is to run dry for. Those of other
 -- workers' kinds, or of paused batches, may be many: the next claim goes on where this one stops.
@@ -133,8 +134,8 @@ local function suitable_loner(worker, demands)
   local from = num(call('HGET', at, 'looked'))
   local ids = call('ZRANGEBYSCORE', key('alone'), '-inf', now, 'LIMIT', from, LONERS_AT_ONCE)
   for _, id in ipairs(ids) do
-    local h = call('HMGET', job_key(id), 'queue', 'kind', 'batch', 'waiter')
-    if asked_for(demands, h[1], h[2]) and not has_no_room(h[3]) then
+    local h = call('HMGET', job_key(id), 'queue', 'kind', 'batch', 'waiter', 'role', 'key')
+    if asked_for(demands, h[1], h[2]) and not has_no_room(h[3]) and is_admitted(h) then
       local mine = h[4] == worker
       if idle or mine or not (h[4] and is_alive(h[4])) then return id, idle, mine end
     end
@@ -159,25 +160,35 @@ local function claim_loner(worker, demands, floor, running)
   end
   call('ZREM', key('alone'), id)
   call('HSET', key('worker:' .. worker), 'loner', id)
+  local h = call('HMGET', job_key(id), 'queue', 'kind', 'role', 'key')
+  local found = not is_head(num(h[3])) and limits.of(h[1], h[2])
+  if found then limits.start(found, h[4] or nil) end
   return {claim_job(id, worker, floor, running)}
 end
 
 -- In the line
 
--- The lines in which something stands that a demand asks for.
+-- The lines in which something stands that a demand asks for, and those that have lanes.
 local function lines_of(demand)
-  local lines = {}
+  local lines, laned = {}, {}
   for n, portion in ipairs(demand.portions) do
     for _, queue in ipairs(demand.queues) do
       for _, kind in ipairs(portion.kinds) do
         local at = ready_key(queue, kind)
         if call('EXISTS', at) == 1 then
-          lines[#lines + 1] = {key = at, queue = queue, portion = n, sound = demand.slots}
+          if not limits.of(queue, kind) then
+            lines[#lines + 1] = {key = at, queue = queue, portion = n, sound = demand.slots}
+          elseif serving.fetch_stragglers(queue, kind) then
+            unlooked = true
+          end
+        end
+        if limits.known() and call('EXISTS', lanes.open_key(queue, kind)) == 1 then
+          laned[#laned + 1] = serving.line(queue, kind, n, math.min(demand.slots, portion.slots))
         end
       end
     end
   end
-  return lines
+  return lines, laned
 end
 
 -- A batch that is just being paused still has items in the line. A claim takes those away that it
@@ -215,27 +226,9 @@ local function pausing_batches()
   return found
 end
 
-local function by_rank(a, b)
-  if a.rank ~= b.rank then return a.rank < b.rank end
-  return a.place < b.place
-end
-
--- Jobs that stand in line by rank, ordered by the times of their queues instead: the n-th of a queue
--- by its time after n jobs.
-local function in_turn(waiting, times)
-  local nth = {}
-  for _, each in ipairs(waiting) do
-    local queue = each.line.queue
-    nth[queue] = (nth[queue] or 0) + 1
-    each.rank = times[queue].ahead + nth[queue] * times[queue].step
-  end
-  table.sort(waiting, by_rank)
-end
-
--- The first jobs of several lines merged into one, so that none of them starves another.
-local function line_up(demand, lines)
-  local room, waiting, chosen, leaving = {}, {}, {}, {}
-  for n, portion in ipairs(demand.portions) do room[n] = portion.slots end
+-- The first jobs of plain lines, in the order of their ranks.
+local function first_of(demand, lines, room)
+  local waiting = {}
   for _, line in ipairs(lines) do
     local slots = math.min(demand.slots, room[line.portion], line.sound)
     local first = slots > 0 and call('ZRANGE', line.key, 0, slots - 1, 'WITHSCORES') or {}
@@ -244,27 +237,102 @@ local function line_up(demand, lines)
     end
   end
   table.sort(waiting, by_rank)
-  if demand.times then in_turn(waiting, demand.times) end
-  for _, each in ipairs(waiting) do
-    local n = each.line.portion
-    if room[n] > 0 and #chosen < demand.slots then
-      room[n] = room[n] - 1
-      chosen[#chosen + 1] = each.place
-      local places = leaving[each.line.key] or {}
-      leaving[each.line.key] = places
-      places[#places + 1] = each.place
+  return waiting
+end
+
+-- The lines of a demand, together where ranks alone decide, by queue where these are taken from by
+-- weight: the n-th job of a queue comes by its time after n jobs.
+local function sets_of(demand, lines, laned, room)
+  local sets = {}
+  local function set_of(queue)
+    local time = demand.times and demand.times[queue]
+    local set = sets[time and queue or '']
+    if not set then
+      set = {lines = {}, laned = {}, next = 1, rank = 0, step = 0}
+      if time then set.rank, set.step = time.ahead + time.step, time.step end
+      sets[time and queue or ''] = set
+      sets[#sets + 1] = set
+    end
+    return set
+  end
+  for _, line in ipairs(lines) do table.insert(set_of(line.queue).lines, line) end
+  for _, line in ipairs(laned) do table.insert(set_of(line.queue).laned, line) end
+  for _, set in ipairs(sets) do set.waiting = first_of(demand, set.lines, room) end
+  return sets
+end
+
+-- Of lines with lanes the one whose next job goes first, and before `other`.
+local function earlier_lane(laned, room, other)
+  local best
+  if #laned == 1 and not other then
+    return room[laned[1].portion] > 0 and serving.find(laned[1]) and laned[1]
+  end
+  for _, line in ipairs(laned) do
+    local first = room[line.portion] > 0 and serving.next_of(line)
+    if first and (not other or by_rank(first, other)) then best, other = line, first end
+  end
+  return best
+end
+
+-- What comes next of a set: a line with lanes, or else the first of the plain ones, if there is any.
+local function next_of(set, room)
+  local waiting = set.waiting
+  while waiting[set.next] and room[waiting[set.next].line.portion] <= 0 do set.next = set.next + 1 end
+  local each = waiting[set.next]
+  return earlier_lane(set.laned, room, each), each
+end
+
+-- The set whose turn it is, and what comes next of it.
+local function choose(sets, room)
+  if #sets == 1 then return sets[1], next_of(sets[1], room) end
+  local best, best_line, best_each, first
+  for _, set in ipairs(sets) do
+    local line, each = next_of(set, room)
+    if line or each then
+      local other = {rank = set.rank, place = (line and serving.next_of(line) or each).place}
+      if not best or by_rank(other, first) then
+        best, best_line, best_each, first = set, line, each, other
+      end
     end
   end
+  return best, best_line, best_each
+end
+
+-- The first jobs of several lines merged into one, so that none of them starves another.
+local function line_up(demand, lines, laned)
+  local room, chosen, leaving = {}, {}, {}
+  for n, portion in ipairs(demand.portions) do room[n] = portion.slots end
+  if #lines + #laned > 1 then
+    for _, line in ipairs(laned) do serving.compare(line) end
+  end
+  local sets = sets_of(demand, lines, laned, room)
+  while #chosen < demand.slots and #sets > 0 do
+    local set, line, each = choose(sets, room)
+    if line then
+      chosen[#chosen + 1] = serving.take(line)
+    elseif each then
+      line, set.next = each.line, set.next + 1
+      chosen[#chosen + 1] = each.place
+      local places = leaving[line.key] or {}
+      leaving[line.key] = places
+      places[#places + 1] = each.place
+    else
+      break
+    end
+    set.rank = set.rank + set.step
+    room[line.portion] = room[line.portion] - 1
+  end
   for at, places in pairs(leaving) do many('ZREM', at, places) end
+  for _, line in ipairs(laned) do serving.put_back(line) end
   return chosen
 end
 
 local function take_out(demand, pausing)
-  local lines = lines_of(demand)
+  local lines, laned = lines_of(demand)
   if pausing then
     for _, line in ipairs(lines) do line.sound = park_ahead(line.key, pausing) end
   end
-  if #lines ~= 1 then return line_up(demand, lines) end
+  if #lines ~= 1 or #laned > 0 then return line_up(demand, lines, laned) end
   local slots = math.min(demand.slots, demand.portions[lines[1].portion].slots, lines[1].sound)
   local places = {}
   if slots > 0 then
@@ -277,6 +345,7 @@ end
 -- Claim what the demands ask for and may start now. `more`: there may be others by now.
 local function claim(worker, demands)
   promote()
+  if limits.known() and lanes.promote() then unlooked = true end
   local floor = num(call('HGET', key('history'), 'generation')) * GENERATION
   local running = {}
   local jobs = claim_loner(worker, demands, floor, running)
@@ -290,18 +359,22 @@ local function claim(worker, demands)
     end
   end
   many('ZADD', key('running:' .. worker), running)
-  local more = unlooked
-  for _, touched in ipairs(write_ledger()) do
-    if let_in(touched.batch) > 0 then more = true end
+  for _, touched in ipairs(write_ledger()) do serving.touched[touched.batch] = true end
+  for batch in pairs(serving.touched) do
+    if let_in(batch) > 0 then unlooked = true end
   end
-  return jobs, more
+  return jobs, unlooked
 end
 
 -- When the next job becomes due that is not in the line yet.
 local function next_due()
   local scheduled = call('ZRANGE', key('scheduled'), 0, 0, 'WITHSCORES')[2]
   local alone = call('ZRANGEBYSCORE', key('alone'), '(' .. whole(now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
-  scheduled, alone = tonumber(scheduled), tonumber(alone)
-  if scheduled and alone then return math.min(scheduled, alone) end
-  return scheduled or alone
+  local held = limits.known() and call('ZRANGEBYSCORE', key('waits'), '(' .. whole(now), '(' .. whole(FAR),
+    'WITHSCORES', 'LIMIT', 0, 1)[2]
+  local due = limits.due
+  for _, at in pairs({tonumber(scheduled or nil), tonumber(alone or nil), tonumber(held or nil)}) do
+    if not due or at < due then due = at end
+  end
+  return due
 end

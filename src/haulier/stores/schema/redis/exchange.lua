@@ -29,6 +29,7 @@ return run(function()
   local _, drain_later = conclude()
   local jobs, more, due = {}, false, nil
   if alive and wanted > 0 then jobs, more = claim(worker, demands) end
+  if limits.known() then lanes.finish() end
   if #jobs < wanted then due = more and now or next_due() end
   local inbox = 0
   for _, demand in ipairs(asked) do

@@ -1,8 +1,15 @@
 -- One stretch of an index of jobs, or of two merged into one, filtered: the rows that fit, where to go
 -- on, and whether there is anything beyond.
--- Keys: those of indexes, job:<id>, payload:<id>.
+-- Keys: those of indexes and of lanes, job:<id>, payload:<id>.
 
 local FILTERED = {'state', 'kind', 'queue', 'role', 'key', 'worker', 'batch', 'error'}
+
+local function is_parked(row, id)
+  if not limits.known() then return false end
+  local _, closed = lanes.stand_of(row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), row[F_BATCH], row[F_KEY],
+    place_of(tonumber(row[F_SEQ]), id))
+  return closed
+end
 
 return run(function()
   local index, second, cursor = arg(), optional(), optional()
@@ -24,6 +31,7 @@ return run(function()
       and (not batch or h[7] == batch)
       and (not err or string.sub(h[8] or '', 1, #err) == err) then
       local row = row_of(id, job_key(id), payloads == 0)
+      if h[1] == '0' and not row[F_GATE] and is_parked(row, id) then row[F_GATE] = PARKED end
       row[#row + 1] = id
       rows[#rows + 1] = row
     end

@@ -108,8 +108,10 @@ end
 -- What writing the jobs of a run has to know, found out once. `lines` and `indexes` gather what goes
 -- into sorted sets, so that each is written by one command.
 local function prepare(run, state, lines, indexes)
+  run.laned = run.due and state == PENDING and limits.of(run.queue, run.kind) and true
   local lease = run.batch and num(call('HGET', batch_key(run.batch), 'leases')) or 0
-  local gated = run.due and run.batch and is_gated(run.batch)
+  local gated = run.due and run.batch and (run.role == INNER or not run.laned) and is_gated(run.batch)
+  if gated then run.laned = false end
   run.score = type(run.run_at) == 'number' and whole(run.run_at) or run.run_at
   run.fields = common_fields(run, state, lease, gated)
   run.group = group('insert', run.queue, run.kind, run.role, run.batch, nil, state)
@@ -117,7 +119,7 @@ local function prepare(run, state, lines, indexes)
   run.index = member_of(indexes, key(run.role >= ITEM and 'below' or 'top'))
   run.items = run.batch and member_of(indexes, key('items:' .. run.batch))
   if run.due then run.score = whole(rank_of(run.run_at, run.priority)) end
-  run.line = state == PENDING and member_of(lines, gated and key('parked:' .. run.batch)
+  run.line = state == PENDING and not run.laned and member_of(lines, gated and key('parked:' .. run.batch)
     or run.due and ready_key(run.queue, run.kind) or key('scheduled'))
 end
 
@@ -139,7 +141,10 @@ local function write_job(job, run, number)
     items[#items + 1] = seq
     items[#items + 1] = job.id
   end
-  if line then
+  if run.laned then
+    local lane = lanes.name(run.queue, run.kind, run.role, run.batch, job.key)
+    lanes.add(lane, run.score, place_of(number, job.id), run.priority)
+  elseif line then
     line[#line + 1] = run.score
     line[#line + 1] = run.due and place_of(number, job.id) or job.id
   end
@@ -167,6 +172,7 @@ local function write_jobs(jobs, state)
   end
   for index, members in pairs(indexes) do many('ZADD', index, members) end
   for line, members in pairs(lines) do many('ZADD', line, members) end
+  if lanes.order[1] then lanes.enter() end
   follow_up(write_ledger())
   return total
 end

@@ -1,8 +1,13 @@
--- Where a job stands: in the line, scheduled, parked, alone, running, or finished; and the gates of
+-- Where a job stands: in the line or a lane of it, scheduled, parked, alone, running, or finished; and the gates of
 -- batches that may not run as fast as they could. A claim never meets a job that it must not take.
 -- Keys: ready:<queue>:<kind>, scheduled, alone, parked:<batch>, gated, batch:<id>, job:<id>,
 -- running:<worker>, cancels:<worker>, active:<batch>, failed:<batch>, dead, finished:<state>:<kind>,
 -- results:<kind>.
+
+local function by_rank(a, b)
+  if a.rank ~= b.rank then return a.rank < b.rank end
+  return a.place < b.place
+end
 
 local gates = {}
 
@@ -21,7 +26,13 @@ local function set_gated(batch, gated)
   call(gated and 'SADD' or 'SREM', key('gated'), batch)
 end
 
-local function enter_line(job) 
+local function enter_line(job)
+  if limits.of(job.queue, job.kind) then
+    lanes.add(lanes.name_of(job), rank_of(job.run_at, job.priority), place_of(job.seq, job.id),
+      job.priority)
+    lanes.enter()
+    return
+  end
   call('ZADD', ready_key(job.queue, job.kind), rank_of(job.run_at, job.priority),
     place_of(job.seq, job.id))
 end
@@ -32,6 +43,12 @@ local function park(job)
   call('HSET', job_key(job.id), 'gate', PARKED)
 end
 
+-- Take a job that waits at the gate of its batch out of the line; false if it is in none.
+local function leave_line(job)
+  if call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 1 then return true end
+  return job.role == INNER and limits.known() and lanes.leave(job)
+end
+
 -- Put a pending job where it belongs; `run_at` is its own already.
 local function stand(job, due, alone)
   if alone then
@@ -39,7 +56,8 @@ local function stand(job, due, alone)
     call('HSET', job_key(job.id), 'gate', ALONE)
     return
   end
-  if due and job.batch and is_gated(job.batch) then
+  if due and job.batch and is_gated(job.batch)
+    and (job.role == INNER or not limits.of(job.queue, job.kind)) then
     park(job)
     return
   end
@@ -59,7 +77,7 @@ local function step_out(job)
   elseif job.gate == PARKED then
     call('ZREM', key('parked:' .. job.batch), place_of(job.seq, job.id))
   elseif call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 0 then
-    call('ZREM', key('scheduled'), job.id)
+    if not (limits.known() and lanes.leave(job)) then call('ZREM', key('scheduled'), job.id) end
   elseif job.gate == LET_IN then
     call('HINCRBY', batch_key(job.batch), 'let_in', -1)
   end
@@ -116,24 +134,51 @@ local function room_in(batch)
   return room
 end
 
+-- Let some parked items of a batch into the line, those of limited lines into their lanes; how many of
+-- each.
+local function admit_parked(batch, most, gate)
+  if most <= 0 then return 0, 0 end
+  local popped = call('ZPOPMIN', key('parked:' .. batch), most)
+  local count, laned, entered = 0, 0, false
+  for i = 1, #popped, 2 do
+    local id = id_of(popped[i])
+    local h = call('HMGET', job_key(id), 'queue', 'kind', 'key', 'priority', 'role')
+    local role, limited = num(h[5]), limits.of(h[1], h[2])
+    local free = limited and role ~= INNER
+    if limited then
+      lanes.add(lanes.name(h[1], h[2], role, batch, h[3]), popped[i + 1], popped[i], h[4])
+      entered = true
+    else
+      call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
+    end
+    if free then laned = laned + 1 else count = count + 1 end
+    if gate and not free then
+      call('HSET', job_key(id), 'gate', gate)
+    else
+      call('HDEL', job_key(id), 'gate')
+    end
+  end
+  if entered then lanes.enter() end
+  return count, laned
+end
+
 -- Let parked items of a batch into the line as far as its limits allow; how many. Those in the line
 -- count against `concurrency` as if they ran already, and are never more than `batch_size`: so no
 -- claim can take too many, and none has to count.
 local function let_in(batch)
   local room = is_gated(batch) and room_in(batch) or 0
   if room <= 0 then return 0 end
-  local popped = call('ZPOPMIN', key('parked:' .. batch), room)
-  for i = 1, #popped, 2 do
-    local id = id_of(popped[i])
-    local h = call('HMGET', job_key(id), 'queue', 'kind')
-    call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
-    call('HSET', job_key(id), 'gate', LET_IN)
+  local count, laned = admit_parked(batch, room, LET_IN)
+  -- Those in lanes take no place before they are claimed: all of them go there, however many fit.
+  while laned > 0 and count + laned < AT_ONCE do
+    local more, more_laned = admit_parked(batch, room - count, LET_IN)
+    if more + more_laned == 0 then break end
+    count, laned = count + more, laned + more_laned
   end
-  if #popped > 0 then
-    call('HINCRBY', batch_key(batch), 'let_in', #popped / 2)
-    wakes_ready = true
-  end
-  return #popped / 2
+  local opened = limits.known() and lanes.unshut(batch, room - count) or 0
+  if count > 0 then call('HINCRBY', batch_key(batch), 'let_in', count) end
+  if count + laned + opened > 0 then wakes_ready = true end
+  return count + laned + opened
 end
 
 -- Park an item that stands in the line of a batch which gets limits just now, unless it was let in and
@@ -144,7 +189,7 @@ local function take_back(job)
   elseif job.gate ~= 0 then
     return false
   end
-  if call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 0 then return false end
+  if not leave_line(job) then return false end
   if job.gate == LET_IN then
     call('HINCRBY', batch_key(job.batch), 'let_in', -1)
     call('HINCRBY', batch_key(job.batch), 'excess', -1)

@@ -1,5 +1,7 @@
 -- What waits: when the first job of each line was ready, how many jobs there are, and how many entries
--- of inboxes were refused. Keys: counts, top, below, ready:<queue>:<kind>, scheduled, job:<id>, rejected.
+-- of inboxes were refused. Of lanes only those next in turn are asked.
+-- Keys: counts, top, below, ready:<queue>:<kind>, open:<queue>:<kind>, lane:<queue>:<kind>:<batch>:<key>,
+-- scheduled, job:<id>, rejected.
 
 return run(function()
   local oldest
@@ -12,6 +14,9 @@ return run(function()
     if state == '0' then
       local first = call('ZRANGE', key('ready:' .. queue .. ':' .. kind), 0, 0)[1]
       if first then at(id_of(first)) end
+      for _, lane in ipairs(call('ZRANGE', key('open:' .. queue .. ':' .. kind), 0, 99)) do
+        at(id_of(call('ZRANGE', key('lane:' .. lane), 0, 0)[1]))
+      end
     end
   end
   local due = call('ZRANGEBYSCORE', key('scheduled'), '-inf', now, 'LIMIT', 0, 1)[1]

@@ -4,6 +4,9 @@
 
 local lost, handed_over, ended = {}, {}, {}
 
+-- Whether a claim stopped looking before the end of what it may find something in.
+local unlooked = false
+
 -- After a loss of history two workers may hold one job by the same number, until the loss is noticed:
 -- so whoever names its worker is asked whether it is that one.
 
@@ -13,10 +16,11 @@ local function complete_group()
   local queue, kind, role, batch, worker = arg(), arg(), number(), optional(), optional()
   local g
   local ids, filed, results = {}, {}, {}
+  local keys, limited = {}, not is_head(role) and limits.of(queue, kind)
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
-    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker')
+    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker', 'key')
     if h[1] == '1' and h[2] == lease and (not worker or h[6] == worker) then
       call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
@@ -25,6 +29,7 @@ local function complete_group()
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, ',' .. attempt .. ',' .. lease)
       ids[#ids + 1] = id
+      if limited and h[7] then keys[#keys + 1] = h[7] end
       filed[#filed + 1] = NOW
       filed[#filed + 1] = id
       if result ~= 'null' and role == SINGLE then
@@ -36,6 +41,7 @@ local function complete_group()
     end
   end
   if not g then return end
+  if limited then limits.finish(queue, kind, #ids, keys, false) end
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
   if role < ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
@@ -90,6 +96,11 @@ local function apply(job, move, delay, result, err, class)
   end
   local worker, old_lease = job.worker, job.lease
   stop_running(job)
+  if not is_head(job.role) and limits.of(job.queue, job.kind) then
+    local failed = nil
+    if move == 'fail' or move == 'retry' then failed = true end
+    limits.finish(job.queue, job.kind, 1, {job.key}, failed)
+  end
   if not yielded then
     job.attempt = job.attempt + rule.attempt
     job.lease = job.lease + rule.lease
@@ -131,6 +142,7 @@ end
 
 -- After all transitions: what they mean for their batches; whether one settled, what is to drain.
 local function conclude()
+  if limits.known() and lanes.reopen() then unlooked = true end
   local touched = write_ledger()
   for _, batch in ipairs(ended) do begin_cancel(batch, BY_REQUEST) end
   for _, each in ipairs(handed_over) do touched[#touched + 1] = each end

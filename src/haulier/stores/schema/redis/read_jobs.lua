@@ -1,9 +1,15 @@
 -- A page of all jobs in their order, each with the errors of its attempts, whether it stands in its
 -- line, its steps and its log lines; where to go on, or false at the end.
--- Keys: top, below, job:<id>, payload:<id>, errors:<id>, steps:<id>, lines:<id>, ready:<queue>:<kind>.
+-- Keys: top, below, job:<id>, payload:<id>, errors:<id>, steps:<id>, lines:<id>, ready:<queue>:<kind>,
+-- and those of lanes.
+
+local function in_lane(row, place)
+  return limits.known() and (lanes.stand_of(row[F_QUEUE], row[F_KIND], num(row[F_ROLE]), row[F_BATCH], row[F_KEY], place))
+end
 
 local function is_ready(row, id)
-  return call('ZSCORE', ready_key(row[F_QUEUE], row[F_KIND]), place_of(tonumber(row[F_SEQ]), id))
+  local place = place_of(tonumber(row[F_SEQ]), id)
+  return call('ZSCORE', ready_key(row[F_QUEUE], row[F_KIND]), place) or in_lane(row, place)
 end
 
 local function size_of(values)

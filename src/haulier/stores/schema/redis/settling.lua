@@ -18,8 +18,6 @@ local function look_at_batch(id)
   }
 end
 
-local function is_head(role) return role == HEAD or role == INNER end
-
 local function within(batch) return call('HGET', batch_key(batch), 'within') or nil end
 
 -- Whether a batch has settled, as it tells the one around it too.

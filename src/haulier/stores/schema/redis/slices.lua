@@ -99,7 +99,7 @@ slices[PAUSING] = function(batch, cursor)
     if not is_pending(id) then return false end
     local job = look(id)
     if job.gate ~= LET_IN and job.gate ~= 0 then return false end
-    if call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, id)) == 0 then return false end
+    if not leave_line(job) then return false end
     if job.gate == LET_IN then call('HINCRBY', batch_key(batch), 'let_in', -1) end
     park(job)
     return true
@@ -122,16 +122,11 @@ slices[LIMITING] = function(batch, cursor)
 end
 
 slices[RESUMING] = function(batch)
-  local popped = call('ZPOPMIN', key('parked:' .. batch), SLICE)
-  for i = 1, #popped, 2 do
-    local id = id_of(popped[i])
-    local h = call('HMGET', job_key(id), 'queue', 'kind')
-    call('ZADD', ready_key(h[1], h[2]), popped[i + 1], popped[i])
-    call('HDEL', job_key(id), 'gate')
-  end
-  if #popped > 0 then wakes_ready = true end
-  if #popped < 2 * SLICE then return #popped / 2, nil end
-  return SLICE, 0
+  local count, laned = admit_parked(batch, SLICE)
+  local opened = limits.known() and lanes.unshut(batch, SLICE) or 0
+  if count + laned + opened > 0 then wakes_ready = true end
+  if count + laned < SLICE and opened < SLICE then return count + laned, nil end
+  return count + laned, 0
 end
 
 local function delete_items(batch, uncounted, with_periods)

@@ -1,5 +1,5 @@
 -- How the store stands before, during and after a copy. Keys: history, top, below, batches, uniques, events,
--- workers, running:<worker>, draining, schedules, ticks:<name>.
+-- limits, rest:<limit>, workers, running:<worker>, draining, schedules, ticks:<name>.
 
 local function mark()
   local h = call('HMGET', key('history'), 'stage', 'mark')
@@ -34,8 +34,21 @@ local function ticks_kept()
   return count
 end
 
+-- Of keys: rates that are kept, breakers that are not closed.
+local function count_meters()
+  local count, flat = 0, call('HGETALL', key('limits'))
+  for i = 1, #flat, 2 do
+    local l = flat[i + 1] ~= '' and cjson.decode(flat[i + 1]) or {}
+    if l.per_key and not l.concurrency then
+      count = count + call('ZCOUNT', key('rest:' .. l.name), l.breaker and whole(FAR) or '-inf', '+inf')
+    end
+  end
+  return count
+end
+
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')),
+  return {call('HLEN', key('limits')), count_meters(),
+    call('ZCARD', key('top')) + call('ZCARD', key('below')),
     call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
     call('HLEN', key('uniques')), call('ZCARD', key('schedules')), ticks_kept(),
     call('HEXISTS', key('history'), 'configured'), call('XLEN', key('events'))}
