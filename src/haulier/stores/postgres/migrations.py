@@ -20,6 +20,9 @@ FUNCTIONS = (
     "settling",
     "moving",
     "claiming",
+    "lanes",
+    "admitting",
+    "limits",
     "inserting",
     "bulk",
     "control",
@@ -59,6 +62,8 @@ _VERBS = (
     "prune_jobs",
     "prune_results",
     "prune_rest",
+    "prune_lanes",
+    "tell_new_lanes",
     "enqueue",
 )
 
