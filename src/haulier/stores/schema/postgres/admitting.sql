@@ -100,7 +100,6 @@ CREATE OR REPLACE FUNCTION survey(p_now bigint, p_lines demand[], p_hurdles hurd
     p_taken bigint[], OUT fits fit[], OUT looked integer, OUT closed integer, OUT passed boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    met lanes[];
     held lanes[];
     ids uuid[];
     keys text[];
@@ -110,11 +109,11 @@ DECLARE
 BEGIN
     closed := 0;
     passed := false;
-    SELECT array_agg(n::lanes), array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL),
+    SELECT array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL),
            array_agg(DISTINCT n.batch) FILTER (WHERE n.batch IS NOT NULL)
-    INTO met, ids, keys, batches
+    INTO ids, keys, batches
     FROM unnest(p_lines) WITH ORDINALITY d, LATERAL (
-        SELECT * FROM lanes o
+        SELECT o.id, o.key, o.batch FROM lanes o
         WHERE o.queue = d.queue AND o.kind = d.kind AND o.place IS NOT NULL
         ORDER BY o.place, o.id LIMIT p_width) n
     WHERE (p_hurdles[d.ordinality]).room > 0;
@@ -144,7 +143,9 @@ BEGIN
     END IF;
     fits := judge(p_now, held, foreign_keys, ids, batches, rooms);
     closed := close_lanes(fits);
-    fits := ARRAY(SELECT f FROM unnest(fits) f WHERE f.room > 0);
+    IF EXISTS (SELECT FROM unnest(fits) f WHERE f.room <= 0) THEN
+        fits := ARRAY(SELECT f FROM unnest(fits) f WHERE f.room > 0);
+    END IF;
 END $$;
 
 -- The room of each batch; NULL: it has no gate, -1: another claim holds it.
@@ -208,7 +209,10 @@ BEGIN
                 LEFT JOIN limits l ON l.per_key AND NOT l.deleted AND n.key IS NOT NULL
                      AND (l.queue IS NULL OR l.queue = n.queue)
                      AND (l.kind IS NULL OR l.kind = n.kind)
-                LEFT JOIN key_states k ON l.concurrency IS NULL AND k.name = l.name AND k.key = n.key
+                -- A LIMIT, or the planner might read all keys of the limit for each.
+                LEFT JOIN LATERAL (SELECT * FROM key_states s
+                                   WHERE s.name = l.name AND s.key = n.key LIMIT 1) k
+                     ON l.concurrency IS NULL
                 WINDOW w AS (PARTITION BY l.name, n.key)) p
             WHERE p.place IS NOT NULL AND p.id = ANY (p_met)
             GROUP BY p.id, p.queue, p.kind, p.key, p.batch, p.turn, p.floor) g);
@@ -291,6 +295,55 @@ BEGIN
     END IF;
 END $$;
 
+-- The same at less cost where it is plain to see: one line whose lanes share nothing, more of them than
+-- jobs are asked for, and none so urgent that it goes twice. NULL: else.
+CREATE OR REPLACE FUNCTION draw_firsts(p_now bigint, p_lines demand[], p_hurdles hurdle[], p_fits fit[],
+    OUT chosen candidate[], OUT cut boolean, OUT empty uuid[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    most integer := least((p_hurdles[1]).room, p_lines[1].slots, p_lines[1].portion_slots);
+    last bigint;
+    seconds bigint;
+BEGIN
+    cut := false;
+    IF cardinality(p_lines) > 1 OR cardinality(p_fits) < most OR (p_hurdles[1]).names IS NOT NULL
+        OR EXISTS (SELECT FROM unnest(p_fits) n WHERE n.names IS NOT NULL)
+    THEN
+        RETURN;
+    END IF;
+    WITH f AS (
+        SELECT n.lane, n.key, n.turn, n.queue, n.kind, j.seqs[1] AS seq, j.ranks[1] AS rank,
+               j.priorities[2] AS follows, n.turn - j.priorities[1] * 360000000::bigint AS due,
+               CASE WHEN n.room > 1
+                    THEN greatest(p_now, n.turn + 1) - j.priorities[2] * 360000000::bigint END AS due_2
+        FROM unnest(p_fits) n, LATERAL (
+            SELECT array_agg(i.seq) AS seqs, array_agg(i.rank) AS ranks,
+                   array_agg(i.priority) AS priorities
+            FROM (SELECT i.seq, i.run_at - i.priority * 360000000::bigint AS rank, i.priority
+                  FROM jobs_live i
+                  WHERE i.lane = n.lane AND i.state = 0 AND i.gate = 4
+                    AND i.run_at - i.priority * 360000000::bigint >= n.floor
+                  ORDER BY i.run_at - i.priority * 360000000::bigint, i.seq LIMIT 2) i) j),
+    o AS (SELECT *, row_number() OVER (ORDER BY due, turn, lane)::integer AS pos FROM f
+          WHERE seq IS NOT NULL)
+    SELECT array_agg((1, p_lines[1].portion, p_lines[1].portion_slots, lane, key, queue, kind, seq, 1, rank,
+                      follows, rank, pos, NULL, NULL)::candidate ORDER BY pos),
+           max(due) FILTER (WHERE pos <= most), min(due_2) INTO chosen, last, seconds
+    FROM o;
+    -- Each has one more, so the first ones of all are looked at before any second one.
+    IF cardinality(chosen) < cardinality(p_fits) OR seconds < last THEN
+        chosen := NULL;
+        RETURN;
+    END IF;
+    chosen := chosen[:most];
+    -- As draw() says: the oldest rank for the first in turn, and so on.
+    chosen := (
+        SELECT array_agg((c.line, c.portion, c.portion_slots, c.lane, c.key, c.queue, c.kind, c.seq, c.nth,
+                          c.rank, c.follows, r.ranks[c.pos], c.pos, NULL, NULL)::candidate ORDER BY c.pos)
+        FROM unnest(chosen) c,
+             (SELECT array_agg(u.rank ORDER BY u.rank) AS ranks FROM unnest(chosen) u) r);
+END $$;
+
 -- Whether some line could be given more than what is chosen, as far as what it shares goes.
 CREATE OR REPLACE FUNCTION wants_more(p_lines demand[], p_hurdles hurdle[], p_chosen candidate[])
 RETURNS boolean LANGUAGE plpgsql AS $$
@@ -324,7 +377,10 @@ BEGIN
         chosen := NULL;
         IF cardinality(seen.fits) > 0 THEN
             depth := greatest(coalesce(depth, 0), slots / cardinality(seen.fits) + 2);
-            drawn := draw(p_now, p_lines, limits_of, seen.fits, depth);
+            drawn := draw_firsts(p_now, p_lines, limits_of, seen.fits);
+            IF drawn.chosen IS NULL THEN
+                drawn := draw(p_now, p_lines, limits_of, seen.fits, depth);
+            END IF;
             IF drawn.empty IS NOT NULL THEN
                 UPDATE lanes SET place = NULL WHERE id = ANY (drawn.empty);
                 seen.closed := seen.closed + cardinality(drawn.empty);
@@ -472,9 +528,10 @@ CREATE OR REPLACE FUNCTION take_lanes(p_now bigint, p_chosen candidate[]) RETURN
 DECLARE
     seqs bigint[];
 BEGIN
+    -- In these words it is the condition of no index but that of the numbers.
     seqs := ARRAY(SELECT j.seq FROM jobs_live j
                   WHERE j.seq = ANY (ARRAY(SELECT c.seq FROM unnest(p_chosen) c))
-                    AND j.state = 0 AND j.gate = 4 FOR UPDATE SKIP LOCKED);
+                    AND j.state < 1 AND j.gate > 3 FOR UPDATE SKIP LOCKED);
     UPDATE lanes n SET running = n.running + t.n, turn = greatest(p_now, n.turn + t.n),
         floor = CASE WHEN t.whole THEN t.rank ELSE n.floor END,
         place = CASE WHEN t.whole

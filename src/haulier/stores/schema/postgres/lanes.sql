@@ -38,7 +38,7 @@ CREATE OR REPLACE FUNCTION tell_lanes(p_now bigint, p_seqs bigint[]) RETURNS voi
 BEGIN
     INSERT INTO lane_news (lane, queue, kind, key, batch, at, rank)
     SELECT lane, queue, kind, key, batch, p_now, min(rank_of(run_at, priority))
-    FROM jobs_live WHERE seq = ANY (p_seqs) AND gate = 4 AND state = 0
+    FROM jobs_live WHERE seq = ANY (p_seqs) AND gate > 3 AND state < 1
     GROUP BY lane, queue, kind, key, batch;
 END $$;
 
@@ -107,10 +107,11 @@ BEGIN
 END $$;
 
 -- Open what the end of a run of the same key may have made room for. Lanes in other hands get news.
-CREATE OR REPLACE FUNCTION open_keys(p_now bigint, p_keys text[]) RETURNS void LANGUAGE plpgsql AS $$
+-- False if nothing was closed.
+CREATE OR REPLACE FUNCTION open_keys(p_now bigint, p_keys text[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM lanes WHERE why = 1 AND key = ANY (p_keys)) THEN
-        RETURN;
+        RETURN false;
     END IF;
     PERFORM open_lanes(ARRAY(
         SELECT id FROM lanes
@@ -119,6 +120,7 @@ BEGIN
     INSERT INTO lane_news (lane, queue, kind, key, batch, at, reopens)
     SELECT id, queue, kind, key, batch, p_now, true FROM lanes
     WHERE why = 1 AND key = ANY (p_keys) AND (wake_at IS NULL OR wake_at <= p_now);
+    RETURN true;
 END $$;
 
 -- Open locked lanes; those without a ready job are left without a place.
@@ -132,25 +134,33 @@ BEGIN
     WHERE n.id = ANY (p_ids);
 END $$;
 
--- Runs ended: give back what they held. No tokens: these were for the start.
-CREATE OR REPLACE FUNCTION free_lanes(p_now bigint, p_freed freed[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Runs ended: give back what they held. No tokens: these were for the start. True if that may have opened
+-- lanes to those who wait.
+CREATE OR REPLACE FUNCTION free_lanes(p_now bigint, p_freed freed[]) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
+    opened boolean := false;
+    left_over integer;
     held uuid[];
     keys text[];
 BEGIN
-    held := ARRAY(SELECT id FROM lanes WHERE id = ANY (ARRAY(SELECT f.lane FROM unnest(p_freed) f))
-                  FOR UPDATE SKIP LOCKED);
     WITH f AS (SELECT lane, count(*) AS ended FROM unnest(p_freed) GROUP BY lane),
     u AS (
         UPDATE lanes n SET running = n.running - f.ended FROM f
-        WHERE n.id = f.lane AND n.id = ANY (held) RETURNING n.key)
-    SELECT array_agg(DISTINCT key) INTO keys FROM u WHERE key IS NOT NULL;
-    INSERT INTO lane_news (lane, queue, kind, key, batch, at, ended)
-    SELECT n.id, n.queue, n.kind, n.key, n.batch, p_now, f.ended
-    FROM (SELECT lane, count(*) AS ended FROM unnest(p_freed) GROUP BY lane) f
-    JOIN lanes n ON n.id = f.lane WHERE f.lane <> ALL (held);
+        WHERE n.id = f.lane AND n.id = ANY (ARRAY(
+            SELECT id FROM lanes WHERE id = ANY (ARRAY(SELECT g.lane FROM unnest(p_freed) g))
+            FOR UPDATE SKIP LOCKED))
+        RETURNING n.id, n.key)
+    SELECT array_agg(id), array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL),
+           (SELECT count(*) FROM f) - count(*)
+    INTO held, keys, left_over FROM u;
+    IF left_over > 0 THEN
+        INSERT INTO lane_news (lane, queue, kind, key, batch, at, ended)
+        SELECT n.id, n.queue, n.kind, n.key, n.batch, p_now, f.ended
+        FROM (SELECT lane, count(*) AS ended FROM unnest(p_freed) GROUP BY lane) f
+        JOIN lanes n ON n.id = f.lane WHERE f.lane <> ALL (coalesce(held, '{}'));
+    END IF;
     IF keys IS NOT NULL THEN
-        PERFORM open_keys(p_now, keys);
+        opened := open_keys(p_now, keys);
     END IF;
     IF EXISTS (SELECT FROM slots) THEN
         INSERT INTO slot_deltas
@@ -159,7 +169,9 @@ BEGIN
           ON NOT l.deleted AND NOT l.per_key AND l.concurrency IS NOT NULL
          AND (l.queue IS NULL OR l.queue = n.queue) AND (l.kind IS NULL OR l.kind = n.kind)
         GROUP BY l.name;
+        opened := true;
     END IF;
+    RETURN opened OR left_over > 0 OR EXISTS (SELECT FROM lanes WHERE why = 2);
 END $$;
 
 -- ── Into lanes ───────────────────────────────────────────────────────────────────────────────

@@ -114,7 +114,7 @@ END $$;
 -- Apply all that one worker hands in, then do what follows for the batches. Places count from 1.
 -- `drain` names batches that are to be gone on with. With `p_due` also lock jobs that are due, and
 -- their batches: after the jobs that are waited for and before all batches, as the one order says.
--- `freed`: there were jobs under limits.
+-- `freed`: what ended may have made room under limits for others.
 CREATE OR REPLACE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
     p_moves jsonb, p_due boolean, OUT lost_done integer[], OUT lost_moves integer[],
     OUT settled boolean, OUT ready boolean, OUT drain uuid[], OUT due_seqs bigint[],
@@ -199,9 +199,9 @@ BEGIN
         END IF;
         settled := true;
     END LOOP;
-    freed := lanes_freed IS NOT NULL;
-    IF freed THEN
-        PERFORM free_lanes(p_now, lanes_freed);
+    freed := false;
+    IF lanes_freed IS NOT NULL THEN
+        freed := free_lanes(p_now, lanes_freed);
         IF given IS NOT NULL THEN
             PERFORM tell_lanes(p_now, ARRAY(SELECT t.seq FROM unnest(given) t));
         END IF;
