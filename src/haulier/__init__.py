@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from haulier.domain.batch import Batch, Counts
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
+    from haulier.domain.limits import Breaker, Circuit, KeyState, Limit, LimitState, Rate
     from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
     from haulier.domain.retry import Backoff, RetryPolicy
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
     from haulier.services.context import Context
+    from haulier.services.limits import TaskLimit
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
@@ -54,7 +56,9 @@ _HOME = {
     "BaseTaskRunner": "runners.base",
     "Batch": "domain.batch",
     "BatchFinished": "runners.base",
+    "Breaker": "domain.limits",
     "CancelJob": "exceptions",
+    "Circuit": "domain.limits",
     "ConfigurationError": "exceptions",
     "Conflict": "domain.unique",
     "Context": "services.context",
@@ -74,12 +78,16 @@ _HOME = {
     "JobStateError": "exceptions",
     "JobTimeoutError": "exceptions",
     "Keep": "domain.retention",
+    "KeyState": "domain.limits",
     "LeaseLostError": "exceptions",
+    "Limit": "domain.limits",
+    "LimitState": "domain.limits",
     "Line": "domain.line",
     "Middleware": "services.middleware",
     "OnLost": "domain.job",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
+    "Rate": "domain.limits",
     "ResultExpiredError": "exceptions",
     "Retention": "domain.retention",
     "RetryLater": "exceptions",
@@ -90,6 +98,7 @@ _HOME = {
     "Step": "domain.step",
     "StoreError": "exceptions",
     "Task": "app",
+    "TaskLimit": "services.limits",
     "Unique": "services.options",
     "ValidationError": "exceptions",
     "WorkerOptions": "worker.lanes",
@@ -106,7 +115,9 @@ __all__ = [
     "BaseTaskRunner",
     "Batch",
     "BatchFinished",
+    "Breaker",
     "CancelJob",
+    "Circuit",
     "ConfigurationError",
     "Conflict",
     "Context",
@@ -126,12 +137,16 @@ __all__ = [
     "JobStateError",
     "JobTimeoutError",
     "Keep",
+    "KeyState",
     "LeaseLostError",
+    "Limit",
+    "LimitState",
     "Line",
     "Middleware",
     "OnLost",
     "PermanentError",
     "Priority",
+    "Rate",
     "ResultExpiredError",
     "Retention",
     "RetryLater",
@@ -142,6 +157,7 @@ __all__ = [
     "Step",
     "StoreError",
     "Task",
+    "TaskLimit",
     "Unique",
     "ValidationError",
     "WorkerOptions",

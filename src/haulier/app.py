@@ -19,12 +19,18 @@ from haulier.domain.event import Event
 from haulier.domain.job import Job, JobError, JobState
 from haulier.domain.line import Line
 from haulier.domain.step import Step
-from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpiredError
+from haulier.exceptions import (
+    ConfigurationError,
+    JobExecutionError,
+    ResultExpiredError,
+    ValidationError,
+)
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
+from haulier.services.limits import LimitOptions, Limits, limit_from
 from haulier.services.middleware import Middleware
 from haulier.services.options import Options
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
@@ -180,6 +186,19 @@ class App:
         chosen = None if kinds is None else frozenset(_kind(task) for task in kinds)
         for layer in layers:
             self.registry.put_around(layer, chosen)
+
+    def limit(self, name: str, **options: Unpack[LimitOptions]) -> None:
+        """Declare a limit on all jobs, or on those of a queue or a kind; see LimitOptions.
+
+        A worker puts it into the store when it starts, unless the same was declared before: what an
+        operator has changed since stays. Raises ConfigurationError for what is no limit, and for a
+        name that is taken.
+        """
+        try:
+            limit = limit_from(name, **options)
+        except ValidationError as error:
+            raise ConfigurationError(str(error)) from None
+        self.registry.limit(limit)
 
     # ── Enqueue ──────────────────────────────────────────────────────────────────────────────
 
@@ -346,6 +365,11 @@ class App:
     async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Delete the finished jobs that a filter finds; returns how many."""
         return await self.jobs.delete_all(where, limit=limit)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the store, to be looked at and changed while everything runs."""
+        return Limits(self.store)
 
     async def errors(self, job_id: str) -> list[JobError]:
         """The errors of a job's attempts, the latest first."""

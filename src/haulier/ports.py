@@ -257,10 +257,6 @@ class Limiting(Protocol):
         """Delete a limit; False if there is none of that name."""
         ...
 
-    async def list(self) -> list[LimitState]:
-        """All limits by name."""
-        ...
-
     async def keys(
         self, name: str, *, limit: int = 100, cursor: str | None = None
     ) -> list[KeyState]:
@@ -276,6 +272,10 @@ class Limiting(Protocol):
 
         Raises JobNotFoundError if there is no such limit, JobStateError if it is no breaker.
         """
+        ...
+
+    async def list(self) -> list[LimitState]:
+        """All limits by name."""
         ...
 
 

@@ -8,6 +8,12 @@ from conformance.batches import (
     TestRetryFailed,
     TestSettling,
 )
+from conformance.breakers import (
+    TestBreakerHalfOpen,
+    TestBreakerOpen,
+    TestBreakerOpens,
+    TestBreakerState,
+)
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
@@ -63,6 +69,10 @@ __all__ = [
     "TestBaggageOfBatches",
     "TestBatchSize",
     "TestBatchesUnderLimits",
+    "TestBreakerHalfOpen",
+    "TestBreakerOpen",
+    "TestBreakerOpens",
+    "TestBreakerState",
     "TestBrokenOff",
     "TestCancel",
     "TestCancelBatch",

@@ -9,7 +9,7 @@ runs `finish` once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.services.code import code_of_runner
 from haulier.services.context import Context
+from haulier.services.limits import TaskLimit, limits_of_task
 from haulier.services.registry import (
     Executor,
     Registry,
@@ -48,8 +49,8 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     `run_item` may be a coroutine function (runs on the event loop) or a plain one (runs in a
     thread, or in a process with `executor = "process"`: then the class is at the top level of its
     module, and each process makes an instance of its own). `per_worker` is the most items that one
-    worker process runs at once. `timeout`, `hard_timeout` and `on_lost` are those of an item,
-    `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
+    worker process runs at once. `timeout`, `hard_timeout`, `on_lost` and `limits` are those of an
+    item, `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
     `item_version` that of the item model; upcasts are for the kinds `task_type` and
     `<task_type>.item`.
     """
@@ -67,6 +68,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     hard_timeout: ClassVar[float | None] = None
     on_lost: ClassVar[OnLost] = OnLost.RETRY
     retention: ClassVar[Retention] = Retention()
+    limits: ClassVar[Sequence[TaskLimit | str]] = ()
 
     @abstractmethod
     def expand(self, ctx: Context, start: StartT) -> Iterable[ItemT]:
@@ -122,6 +124,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
                 hard_timeout=self.hard_timeout,
                 on_lost=self.on_lost,
                 retention=self.retention,
+                limits=limits_of_task(item_kind, self.limits),
                 code=code_of_runner(self) if executor is Executor.PROCESS else None,
             ),
             TaskDefinition(

@@ -19,7 +19,8 @@ from haulier.domain.retry import RetryPolicy
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.exceptions import ConfigurationError, Problem, ValidationError
 from haulier.services.ids import new_id
-from haulier.services.registry import TaskDefinition, check_name
+from haulier.services.names import check_name
+from haulier.services.registry import TaskDefinition
 from haulier.services.selection import MOST
 
 HIGHEST_PRIORITY = 10_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,18 +16,17 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
 from haulier.domain.job import OnLost, Role
+from haulier.domain.limits import Limit
 from haulier.domain.retention import Removal, Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
 from haulier.services.code import Code, code_of
 from haulier.services.context import Context
+from haulier.services.limits import TaskLimit, limits_of_task
 from haulier.services.middleware import Middleware
+from haulier.services.names import check_name
 from haulier.services.secrets import SCHEMA_FORMAT
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
-"""What kinds look like: a dotted name."""
-
-MAX_NAME = 200
 MAX_PAYLOAD = 256 * 1024
 
 
@@ -61,9 +59,9 @@ class TaskDefinition:
     kind that one worker process runs at once, None means as many as the worker has slots.
     `timeout` (seconds) asks the task to stop, `hard_timeout` stops it; None means no timeout and
     `LONGEST_RUN`. `on_lost` and `retention` say what becomes of a job whose worker died, and how
-    long a finished one is kept. `version` is that of the payloads enqueued from now on; `upcasts`
-    bring those of each older version to the next one. `code` is where a child process finds the
-    function.
+    long a finished one is kept. `limits` are put into the store by workers. `version` is that of
+    the payloads enqueued from now on; `upcasts` bring those of each older version to the next one.
+    `code` is where a child process finds the function.
     `expand` instead of `call` makes this the kind of a head job: it yields the payloads of the
     batch's items, whose kind is `item_kind`; `finish_kind` runs when the batch has settled.
     """
@@ -87,6 +85,7 @@ class TaskDefinition:
     hard_timeout: float | None = None
     on_lost: OnLost = OnLost.RETRY
     retention: Retention = field(default_factory=Retention)
+    limits: tuple[Limit, ...] = ()
     code: Code | None = None
 
     def __post_init__(self) -> None:
@@ -137,7 +136,8 @@ class TaskOptions(TypedDict, total=False):
     is stopped, 24 h unless told. on_lost: "retry", or "fail" for a job that must not run again when
     its worker died. retention: how long its finished jobs are kept; in short remove_on_complete
     and remove_on_fail (True: at once, False: never, a number: all but the latest so many, or
-    {"age": seconds, "count": jobs}).
+    {"age": seconds, "count": jobs}). limits: how many of its jobs run at once and how often one
+    starts, over all workers, and circuit breakers: each a TaskLimit, or a rate such as "30/m".
     """
 
     kind: str | None
@@ -154,6 +154,7 @@ class TaskOptions(TypedDict, total=False):
     retention: Retention | None
     remove_on_complete: Removal | None
     remove_on_fail: Removal | None
+    limits: Iterable[TaskLimit | str] | None
 
 
 def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinition:
@@ -163,6 +164,8 @@ def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinit
         raise ConfigurationError(f"a task has no option {', '.join(sorted(unknown))}")
     short = {name: given.pop(name, None) for name in ("remove_on_complete", "remove_on_fail")}
     given["retry"] = given.get("retry") or RetryPolicy()
+    kind = given.get("kind") or function.__name__
+    given["limits"] = limits_of_task(kind, given.get("limits"))
     try:
         given["retention"] = Retention.of(given.get("retention"), **short)
     except ValueError as error:
@@ -177,6 +180,7 @@ class Registry:
         self._definitions: dict[str, TaskDefinition] = {}
         self._missing: dict[str, str] = {}
         self._middleware: list[tuple[Middleware, frozenset[str] | None]] = []
+        self._limits: dict[str, Limit] = {}
 
     def missing(self, kind: str, remedy: str) -> None:
         """Remember that a kind exists but lacks a library, and what to do about it."""
@@ -188,7 +192,19 @@ class Registry:
         check_name("queue", definition.queue)
         if definition.kind in self._definitions:
             raise ConfigurationError(f"the kind {definition.kind!r} is registered twice")
+        self.limit(*definition.limits)
         self._definitions[definition.kind] = definition
+
+    def limit(self, *limits: Limit) -> None:
+        """Declare limits; raises ConfigurationError if there is one of such a name already."""
+        for limit in limits:
+            if limit.name in self._limits:
+                raise ConfigurationError(f"the limit {limit.name!r} is declared twice")
+        self._limits |= {limit.name: limit for limit in limits}
+
+    def limits(self) -> tuple[Limit, ...]:
+        """All limits that are declared, those of tasks too."""
+        return tuple(self._limits.values())
 
     def upcast(self, kind: str, from_version: int, function: Upcast) -> None:
         """Bring stored payloads of a version to the next one.
@@ -256,14 +272,6 @@ class Registry:
 
     def __iter__(self) -> Iterator[TaskDefinition]:
         return iter(self._definitions.values())
-
-
-def check_name(what: str, name: str) -> None:
-    """Refuse a kind or queue name that is not a dotted name of at most 200 characters."""
-    if len(name) > MAX_NAME or not NAME.match(name):
-        raise ConfigurationError(
-            f"{what} {name[:60]!r} is not a dotted name of letters, digits and underscores"
-        )
 
 
 def define_task(

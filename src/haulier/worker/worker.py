@@ -9,6 +9,7 @@ import structlog
 from haulier.exceptions import StoreError
 from haulier.services.baggage import carrying
 from haulier.services.jobs import JobManager
+from haulier.services.limits import declare
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors
 from haulier.worker.lanes import WorkerOptions
@@ -53,11 +54,15 @@ class Worker:
             Children(options.jobs_per_child, options.child_memory),
             self._abandoned,
         )
+        declared = False
         try:
             while not self._stopped.is_set():
                 self._session = Session(self._manager, options, executors, self._first_id)
                 self._first_id = None
                 try:
+                    if not declared:
+                        await declare(self._manager.store, self._manager.registry.limits())
+                        declared = True
                     # What the program around carries is no job's.
                     with carrying(None):
                         await self._session.run()

@@ -16,9 +16,10 @@ from haulier.domain.job import LONGEST_DELAY, MICROSECOND, NewJob, OnLost
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ValidationError
 from haulier.services.baggage import baggage_text
+from haulier.services.names import MAX_NAME, NAME
 from haulier.services.options import LONGEST_KEY
 from haulier.services.payload import MAX_DEPTH
-from haulier.services.registry import MAX_NAME, MAX_PAYLOAD, NAME
+from haulier.services.registry import MAX_PAYLOAD
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, pack_jobs
 

@@ -64,7 +64,8 @@ RETURNING seq, {SUBJECT}
 
 _PARK = f"""
 UPDATE jobs SET rank = NULL, gate = {PARKED}
-WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} AND rank IS NOT NULL ORDER BY seq LIMIT {SLICE})
+WHERE seq IN (SELECT seq FROM jobs WHERE {_WALK} AND rank IS NOT NULL AND lane IS NULL
+              ORDER BY seq LIMIT {SLICE})
 RETURNING seq
 """
 
@@ -76,7 +77,8 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
 
 _REQUEUE = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
-    run_at = :now, rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
+    lane = NULL, run_at = :now,
+    rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
               WHERE batch = :batch AND state = {FAILED}
@@ -381,7 +383,8 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
     ((state, *_), head) = _head(db, batch)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        f"cancel = 0, run_at = ?1, rank = ?1 - priority * {_POINT}, gate = NULL WHERE id = ?2",
+        f"cancel = 0, run_at = ?1, rank = ?1 - priority * {_POINT}, gate = NULL, lane = NULL "
+        "WHERE id = ?2",
         (now, batch),
     )
     ledger = Ledger()

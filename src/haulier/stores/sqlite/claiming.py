@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections import deque
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from haulier.domain.job import Job
 from haulier.domain.worker import Demand
 from haulier.stores.codes import (
     ALONE,
+    HEAD,
     LET_IN,
     PARKED,
     PENDING,
@@ -20,7 +23,8 @@ from haulier.stores.codes import (
     RUNNING,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite import gates, lanes, uniques
+from haulier.stores.sqlite.admission import Admission, LaneLine, next_room
 from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     JOB_COLUMNS,
@@ -28,12 +32,14 @@ from haulier.stores.sqlite.rows import (
     fetch,
     job_from_row,
 )
+from haulier.stores.sqlite.rules import Rules
 from haulier.stores.sqlite.settling import PAUSING
 
 Boot = tuple[str, int]
 
 _READY = (
-    f"FROM jobs WHERE queue = :queue AND kind = :kind AND state = {PENDING} AND rank IS NOT NULL"
+    f"FROM jobs WHERE queue = :queue AND kind = :kind AND state = {PENDING} AND rank IS NOT NULL "
+    "AND lane IS NULL"
 )
 # From the counters: as short as there are kinds, however long the lines are.
 _PENDING_KINDS = f"SELECT DISTINCT kind FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
@@ -50,6 +56,7 @@ RETURNING {JOB_COLUMNS}, rank
 
 
 _RANK_AND_SEQ = itemgetter(-1, 1)
+_LOWEST = -(1 << 63)
 
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
 _FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
@@ -80,7 +87,7 @@ SELECT min(at) FROM (
 
 # Those in the line count as if they ran already: nobody counts again when they are claimed.
 _LONERS = f"""
-SELECT j.seq, j.queue, j.kind, j.waiter,
+SELECT j.seq, j.queue, j.kind, j.key, j.role, j.waiter,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = j.waiter AND w.ended_at IS NULL
                AND w.boot = :boot AND w.expires > :since)
 FROM jobs j
@@ -99,56 +106,81 @@ _RUNS_ANYTHING = f"SELECT 1 FROM jobs WHERE worker = ? AND state = {RUNNING} LIM
 
 
 class Claimed(NamedTuple):
-    """What a claim found; `more`: others were let into the line by it."""
+    """What a claim found; `more`: others were let into the line by it, or not looked at."""
 
     jobs: list[Job]
     more: bool
 
 
-def claim(
-    db: apsw.Connection,
-    now: int,
-    boot: Boot,
-    worker: bytes,
-    demands: Sequence[Demand],
-) -> Claimed:
+class Asker(NamedTuple):
+    """Who asks, when, and under what limits."""
+
+    now: int
+    boot: Boot
+    worker: bytes
+    rules: Rules | None
+
+
+def claim(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> Claimed:
     """Claim what the demands ask for and may start now."""
+    now = asker.now
     gated = gates.gated_batches(db)
     gates.promote(db, now, gated)
+    admission = None
+    if asker.rules is not None:
+        lanes.wake(db, now)
+        admission = Admission(db, now, asker.rules)
     ledger = Ledger()
-    jobs = _claim_loner(db, now, boot, worker, demands, ledger)
+    more = False
+    jobs = _claim_loner(db, asker, demands, ledger, admission)
     if jobs is None:
         jobs = []
         pausing = bool(gated) and bool(fetch(db, _PAUSING))
         for demand in demands:
-            jobs.extend(_claim(db, now, worker, demand, ledger, pausing=pausing))
+            if admission is None:
+                jobs.extend(_claim(db, asker, demand, ledger, pausing=pausing))
+            else:
+                found = _claim_limited(db, asker, demand, ledger, admission, pausing=pausing)
+                jobs.extend(found.jobs)
+                more = more or found.more
+    if admission is not None:
+        admission.write()
     let_in = sum(
         gates.let_in(db, now, touched.batch)
         for touched in ledger.write(db, now)
         if touched.batch in gated
     )
-    return Claimed(jobs, let_in > 0)
+    return Claimed(jobs, more or let_in > 0)
 
 
-def next_due(db: apsw.Connection, now: int) -> int | None:
-    """When the next job becomes due that is not in the line yet."""
-    ((due,),) = fetch(db, NEXT_DUE, (now,))
-    return None if due is None else int(due)
+def next_due(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> int | None:
+    """When the next job becomes due, or may start by its limits, that cannot be claimed yet."""
+    ((due,),) = fetch(db, NEXT_DUE, (asker.now,))
+    dues = [] if due is None else [int(due)]
+    if asker.rules is not None:
+        dues += next_room(db, asker.now, asker.rules, _asked_lines(demands))
+    return min(dues, default=None)
 
 
-def anything_to_claim(
-    db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
-) -> bool:
+def anything_to_claim(db: apsw.Connection, asker: Asker, demands: Sequence[Demand]) -> bool:
     """Whether a claim would find something, asked without the write lock."""
-    if fetch(db, _RUNS_A_LONER, (worker,)):
+    if fetch(db, _RUNS_A_LONER, (asker.worker,)):
         return False
-    loner = _suitable_loner(db, now, boot, worker, demands)
+    rules = asker.rules
+    admission = None if rules is None else Admission(db, asker.now, rules)
+    loner = _suitable_loner(db, asker, demands, admission)
     if loner is not None:
         return not loner.reserved
+    lines = [line for demand in demands for line in _lines(db, demand)]
     return any(
-        fetch(db, _FIRST, {"queue": line.queue, "kind": line.kind, "slots": 1})
-        for demand in demands
-        for line in _lines(db, demand)
+        fetch(db, _FIRST, {"queue": line.queue, "kind": line.kind, "slots": 1}) for line in lines
+    ) or (
+        admission is not None
+        and any(
+            source.rank() is not None or source.changed or source.cut
+            for line in lines
+            for source in _lanes_of(admission, line, 1)
+        )
     )
 
 
@@ -156,18 +188,12 @@ def anything_to_claim(
 
 
 def _claim(
-    db: apsw.Connection,
-    now: int,
-    worker: bytes,
-    demand: Demand,
-    ledger: Ledger,
-    *,
-    pausing: bool,
+    db: apsw.Connection, asker: Asker, demand: Demand, ledger: Ledger, *, pausing: bool
 ) -> list[Job]:
     lines = _lines(db, demand)
     if not lines:
         return []
-    bindings: dict[str, Any] = {"worker": worker, "now": now}
+    bindings: dict[str, Any] = {"worker": asker.worker, "now": asker.now}
     if len(lines) == 1 and not pausing:
         (line,) = lines
         slots = min(demand.slots, demand.portions[line.portion].slots)
@@ -178,7 +204,7 @@ def _claim(
         rows = fetch(db, _CLAIM_THESE, bindings | {"seqs": seqs})
     # RETURNING gives no order of its own; rank, then seq, is the order of the line.
     rows.sort(key=_RANK_AND_SEQ)
-    return _claimed(db, rows, worker, ledger)
+    return _claimed(db, rows, asker.worker, ledger)
 
 
 def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Ledger) -> list[Job]:
@@ -230,10 +256,7 @@ def _line_up(
     waiting: list[tuple[int, int, int]] = []
     for line in lines:
         slots = min(demand.slots, room[line.portion])
-        place = {"queue": line.queue, "kind": line.kind, "slots": slots}
-        if pausing:
-            db.execute(_PARK_AHEAD, place)
-        first = fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
+        first = _first(db, line, slots, pausing=pausing)
         waiting.extend((rank, seq, line.portion) for rank, seq in first)
     chosen: list[int] = []
     for _, seq, number in sorted(waiting):
@@ -243,33 +266,134 @@ def _line_up(
     return chosen
 
 
+def _first(db: apsw.Connection, line: _Line, slots: int, *, pausing: bool) -> list[Row]:
+    """Rank and seq of the first jobs of a plain line."""
+    place = {"queue": line.queue, "kind": line.kind, "slots": slots}
+    if pausing:
+        db.execute(_PARK_AHEAD, place)
+    return fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
+
+
+# ── Under limits ─────────────────────────────────────────────────────────────────────────────
+
+
+class _Plain:
+    """The first jobs of a plain line, for as long as they are merged with those of lanes."""
+
+    def __init__(self, jobs: Sequence[Row]) -> None:
+        self._jobs = deque(jobs)
+
+    def rank(self) -> int | None:
+        return self._jobs[0][0] if self._jobs else None
+
+    def take(self) -> int | None:
+        return int(self._jobs.popleft()[1]) if self._jobs else None
+
+
+def _lanes_of(admission: Admission, line: _Line, slots: int) -> list[LaneLine]:
+    return [
+        LaneLine(admission, line.queue, line.kind, slots, heads=heads) for heads in (False, True)
+    ]
+
+
+def _claim_limited(
+    db: apsw.Connection,
+    asker: Asker,
+    demand: Demand,
+    ledger: Ledger,
+    admission: Admission,
+    *,
+    pausing: bool,
+) -> Claimed:
+    """Claim from lines of which some jobs stand in lanes."""
+    more = False
+    in_lanes: list[LaneLine] = []
+    sources: list[tuple[int, _Plain | LaneLine]] = []
+    for line in _lines(db, demand):
+        slots = min(demand.slots, demand.portions[line.portion].slots)
+        if admission.rules.of(line.queue, line.kind):
+            more = lanes.gather(db, asker.now, admission.rules, line.queue, line.kind) or more
+        else:
+            first = _first(db, line, slots, pausing=pausing)
+            sources.append((line.portion, _Plain(first)))
+        found = _lanes_of(admission, line, slots)
+        in_lanes += found
+        sources += [(line.portion, source) for source in found]
+    seqs = _merged(demand, sources)
+    for source in in_lanes:
+        source.write()
+        more = more or source.cut
+    if not seqs:
+        return Claimed([], more)
+    bindings = {"worker": asker.worker, "now": asker.now, "seqs": json.dumps(seqs)}
+    rows = fetch(db, _CLAIM_THESE, bindings)
+    rows.sort(key=_RANK_AND_SEQ)
+    return Claimed(_claimed(db, rows, asker.worker, ledger), more)
+
+
+def _merged(demand: Demand, sources: Sequence[tuple[int, _Plain | LaneLine]]) -> list[int]:
+    """The jobs of several sources in the order of their age, within the slots of each portion."""
+    room = [portion.slots for portion in demand.portions]
+    chosen: list[int] = []
+    line_up = [(_LOWEST, number) for number in range(len(sources))]
+    while len(line_up) > 1 and len(chosen) < demand.slots:
+        said, number = line_up[0]
+        portion, source = sources[number]
+        rank = source.rank() if room[portion] > 0 else None
+        if rank is None:
+            heapq.heappop(line_up)
+        elif rank > said:
+            # What another has taken may have left it less than it had.
+            heapq.heapreplace(line_up, (rank, number))
+        else:
+            room[portion] -= 1
+            chosen.append(_taken(source))
+    for _, number in line_up:
+        # One is left alone in most cases, and need not be compared with others.
+        portion, source = sources[number]
+        for _ in range(min(room[portion], demand.slots - len(chosen))):
+            seq = source.take()
+            if seq is None:
+                break
+            chosen.append(seq)
+    return chosen
+
+
+def _taken(source: _Plain | LaneLine) -> int:
+    seq = source.take()
+    assert seq is not None
+    return seq
+
+
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _claim_loner(
     db: apsw.Connection,
-    now: int,
-    boot: Boot,
-    worker: bytes,
+    asker: Asker,
     demands: Sequence[Demand],
     ledger: Ledger,
+    admission: Admission | None,
 ) -> list[Job] | None:
     """A job that runs alone, for a worker without any other; None: claim as usual.
 
     A worker that is busy gets nothing more until it has run dry, so that one that never would be
     idle takes it too. An idle one comes first.
     """
+    worker = asker.worker
     if fetch(db, _RUNS_A_LONER, (worker,)):
         return []
-    loner = _suitable_loner(db, now, boot, worker, demands)
+    loner = _suitable_loner(db, asker, demands, admission)
     if loner is None:
         return None
     if not loner.idle:
         if not loner.reserved:
             db.execute("UPDATE jobs SET waiter = ? WHERE seq = ?", (worker, loner.seq))
         return []
+    if admission is not None:
+        _take_alone(db, admission, loner.seq)
     seqs = json.dumps([loner.seq])
-    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": now, "seqs": seqs})
+    rows = fetch(db, _CLAIM_THESE, {"worker": worker, "now": asker.now, "seqs": seqs})
     return _claimed(db, rows, worker, ledger)
 
 
@@ -282,7 +406,7 @@ class _Loner(NamedTuple):
 
 
 def _suitable_loner(
-    db: apsw.Connection, now: int, boot: Boot, worker: bytes, demands: Sequence[Demand]
+    db: apsw.Connection, asker: Asker, demands: Sequence[Demand], admission: Admission | None
 ) -> _Loner | None:
     """The first job to be run alone that this worker could take, or is to run dry for."""
     if not fetch(db, _ANY_LONER):
@@ -290,14 +414,43 @@ def _suitable_loner(
     kinds = {k for demand in demands for portion in demand.portions for k in portion.kinds}
     queues = {queue for demand in demands for queue in demand.queues}
     place = {"queues": json.dumps(sorted(queues)), "kinds": json.dumps(sorted(kinds))}
-    waiting = fetch(db, _LONERS, {"now": now, "boot": boot[0], "since": boot[1], **place})
+    (boot, since), worker = asker.boot, asker.worker
+    waiting = fetch(db, _LONERS, {"now": asker.now, "boot": boot, "since": since, **place})
     if not waiting:
         return None
     idle = not fetch(db, _RUNS_ANYTHING, (worker,))
-    for seq, queue, kind, waiter, waits in waiting:
-        if (idle or waiter == worker or not waits) and _asked_for(demands, queue, kind):
+    for seq, queue, kind, key, role, waiter, waits in waiting:
+        if (
+            (idle or waiter == worker or not waits)
+            and _asked_for(demands, queue, kind)
+            and (admission is None or role == HEAD or admission.admits(queue, kind, key))
+        ):
             return _Loner(seq, idle, waiter == worker)
     return None
+
+
+def _take_alone(db: apsw.Connection, admission: Admission, seq: int) -> None:
+    """A job to be run alone takes its slots and tokens like any other, and counts in its lane."""
+    ((queue, kind, key, batch, role),) = fetch(
+        db, "SELECT queue, kind, key, batch, role FROM jobs WHERE seq = ?", (seq,)
+    )
+    concern = admission.rules.of(queue, kind)
+    if role == HEAD or not concern:
+        return
+    lane = lanes.Lanes(db, admission.now, admission.rules).of(queue, kind, key, batch, role)
+    admission.take(key, None, concern)
+    db.execute("UPDATE lanes SET running = running + 1 WHERE id = ?", (lane,))
+    db.execute("UPDATE jobs SET lane = ? WHERE seq = ?", (lane, seq))
+
+
+def _asked_lines(demands: Sequence[Demand]) -> list[tuple[str, str]]:
+    return [
+        (queue, kind)
+        for demand in demands
+        for portion in demand.portions
+        for kind in portion.kinds
+        for queue in demand.queues
+    ]
 
 
 def _asked_for(demands: Sequence[Demand], queue: str, kind: str) -> bool:

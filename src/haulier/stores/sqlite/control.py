@@ -154,7 +154,7 @@ def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     rank = None if gated else rank_of(now, found.priority)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        "cancel = 0, run_at = ?, rank = ?, gate = ? WHERE seq = ?",
+        "cancel = 0, run_at = ?, rank = ?, gate = ?, lane = NULL WHERE seq = ?",
         (now, rank, PARKED if gated else None, found.seq),
     )
     ledger = Ledger()

@@ -13,11 +13,20 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import (
     RUNNING,
 )
-from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
+from haulier.stores.sqlite.claiming import (
+    Asker,
+    Boot,
+    Claimed,
+    anything_to_claim,
+    claim,
+    next_due,
+)
+from haulier.stores.sqlite.lanes import left_over
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
     fetch,
 )
+from haulier.stores.sqlite.rules import rules_of
 
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}"
 _ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? AND expires > ?"
@@ -25,10 +34,15 @@ _ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? A
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer, whether a batch settled (which may have brought a new job), what is to drain."""
+    """The answer, what is to drain, and what others may want to know.
+
+    `settled`: a batch did, which may have brought a new job. `left_over`: there is room now for
+    jobs that this worker did not take.
+    """
 
     reply: Exchange
     settled: bool = False
+    left_over: bool = False
     drain: list[bytes] = field(default_factory=list)
 
 
@@ -42,10 +56,11 @@ def nothing_to_do(
     worker = raw_id(worker_id)
     if not fetch(db, _ALIVE, (worker, *boot)):
         return Result(Exchange(alive=False))
-    due = next_due(db, now)
+    asker = Asker(now, boot, worker, rules_of(db))
+    due = next_due(db, asker, demands)
     if due is not None and due <= now:
         return None
-    if anything_to_claim(db, now, boot, worker, demands):
+    if anything_to_claim(db, asker, demands):
         return None
     due_in = None if due is None else due - now
     return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in))
@@ -62,15 +77,16 @@ def exchange(
     """Apply the transitions that still hold their lease, then claim what the demands ask for."""
     worker = raw_id(worker_id)
     alive = bool(fetch(db, _ALIVE, (worker, *boot)))
+    asker = Asker(now, boot, worker, rules_of(db))
     # Applied before the claim, so that a finish callback is among what it finds.
-    applied = apply_all(db, now, finished)
+    applied = apply_all(db, now, finished, asker.rules)
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
     if alive and wanted:
-        claimed = claim(db, now, boot, worker, demands)
+        claimed = claim(db, asker, demands)
     due = None
     if len(claimed.jobs) < wanted:
-        due = now if claimed.more else next_due(db, now)
+        due = now if claimed.more else next_due(db, asker, demands)
     reply = Exchange(
         jobs=tuple(claimed.jobs),
         lost=tuple(applied.lost),
@@ -78,7 +94,8 @@ def exchange(
         due_in=None if due is None else max(due - now, 0),
         alive=alive,
     )
-    return Result(reply, applied.settled, applied.drain)
+    left = applied.freed is not None and left_over(db, applied.freed)
+    return Result(reply, applied.settled, left, applied.drain)
 
 
 def _cancels(db: apsw.Connection, worker: bytes) -> tuple[str, ...]:

@@ -48,8 +48,7 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
 """
 
 _ROOM = (
-    "SELECT paused, concurrency, batch_size, running FROM batches "
-    "WHERE id = ? AND gated = 1 AND cancel = 0"
+    "SELECT gated, paused OR cancel > 0, concurrency, batch_size, running FROM batches WHERE id = ?"
 )
 _WAITING = (
     f"SELECT total(gate = {LET_IN}), total(gate = {ALONE} AND run_at <= ?) FROM jobs "
@@ -77,21 +76,29 @@ def promote(db: apsw.Connection, now: int, gated: frozenset[bytes]) -> None:
 
 
 def let_in(db: apsw.Connection, now: int, batch: bytes) -> int:
-    """Let parked items of a batch into the line as far as its limits allow; how many.
+    """Let parked items of a batch into the line as far as its limits allow; how many."""
+    left = room(db, now, batch)
+    if left is None or left <= 0:
+        return 0
+    db.execute(_LET_IN, (batch, left))
+    return db.changes()
+
+
+def room(db: apsw.Connection, now: int, batch: bytes) -> int | None:
+    """How many more items of a batch may come into the line; None: it has no gate.
 
     Those in the line count against `concurrency` as if they ran already, and are never more than
     `batch_size`: so no claim can take too many, and none has to count. Those that are due to be
     run alone have a place kept for them.
     """
     rows = fetch(db, _ROOM, (batch,))
-    if not rows or rows[0][0]:
+    if not rows or not rows[0][0]:
+        return None
+    _, shut, concurrency, batch_size, running = rows[0]
+    if shut:
         return 0
-    _, concurrency, batch_size, running = rows[0]
     ((waiting, alone),) = fetch(db, _WAITING, (now, batch))
-    room = [batch_size - waiting] if batch_size is not None else []
+    left = [batch_size - waiting] if batch_size is not None else []
     if concurrency is not None:
-        room.append(concurrency - running - waiting - alone)
-    if not room or min(room) <= 0:
-        return 0
-    db.execute(_LET_IN, (batch, int(min(room))))
-    return db.changes()
+        left.append(concurrency - running - waiting - alone)
+    return int(min(left)) if left else None

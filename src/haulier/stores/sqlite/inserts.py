@@ -26,11 +26,13 @@ from haulier.stores.codes import (
 )
 from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite import control, gates, uniques
+from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     Row,
     fetch,
 )
+from haulier.stores.sqlite.rules import rules_of
 from haulier.stores.sqlite.settling import (
     CANCELLED_BY_REQUEST,
     CUT_SHORT,
@@ -40,8 +42,8 @@ from haulier.stores.sqlite.settling import (
 
 _INSERT = (
     "INSERT INTO jobs (id, kind, queue, role, version, payload, state, rank, priority, run_at, "
-    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease, baggage) "
-    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
+    "key, batch, position, retry, created_at, gate, on_lost, uniq, lease, baggage, lane) "
+    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -142,7 +144,11 @@ def _insert_rows(
 ) -> Sequence[NewJob]:
     """Insert the rows and account for them; returns the jobs that were new."""
     leases = _leases(db, jobs)
-    rows = [_row(job, now, state, gated, leases) for job in jobs]
+    rules = rules_of(db)
+    lanes = Lanes(db, now, rules) if rules is not None and state == PENDING else None
+    rows = [_row(job, now, state, gated, leases, lanes) for job in jobs]
+    if lanes is not None:
+        lanes.open()
     before = db.total_changes()
     db.executemany(_INSERT, rows)
     new: Sequence[NewJob] = jobs
@@ -192,12 +198,19 @@ def _row(
     state: int,
     gated: frozenset[bytes],
     leases: dict[bytes | None, int],
+    lanes: Lanes | None,
 ) -> Row:
     # An instant in the past counts as now, or a producer could jump the line by naming one.
     run_at = now + job.delay if job.run_at is None else max(job.run_at, now)
     ready = run_at <= now
     batch = raw_once(job.batch_id) if job.batch_id is not None else None
-    parked = ready and batch in gated
+    lane = None
+    if lanes is not None and ready and lanes.limited(job.queue, job.kind):
+        # What its batch allows is looked at when it is its lane's turn.
+        lane = lanes.ready(
+            lanes.of(job.queue, job.kind, job.key, batch, ROLE_CODE[job.role]), job.priority
+        )
+    parked = ready and lane is None and batch in gated
     return (
         raw_id(job.id),
         job.kind,
@@ -219,6 +232,7 @@ def _row(
         uniques.names_to_text(job.unique),
         leases.get(batch, 0),
         job.baggage,
+        lane,
     )
 
 

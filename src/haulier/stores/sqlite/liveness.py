@@ -17,7 +17,7 @@ from haulier.stores.codes import (
     REQUESTED,
     RUNNING,
 )
-from haulier.stores.sqlite import kept
+from haulier.stores.sqlite import kept, limits
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
@@ -25,6 +25,7 @@ from haulier.stores.sqlite.rows import (
     fetch,
     job_from_row,
 )
+from haulier.stores.sqlite.rules import rules_of
 
 FORGET_AFTER = 24 * 3600 * MICROSECOND
 """How long an ended incarnation stays listed."""
@@ -82,7 +83,7 @@ def retire(db: apsw.Connection, now: int, worker: bytes) -> int:
         db, f"SELECT {JOB_COLUMNS} FROM jobs WHERE worker = ? AND state = {RUNNING}", (worker,)
     )
     jobs = [job_from_row(row) for row in rows]
-    apply_all(db, now, [after_loss(job) for job in jobs])
+    apply_all(db, now, [after_loss(job) for job in jobs], rules_of(db))
     return len(jobs)
 
 
@@ -93,12 +94,13 @@ def sweep(db: apsw.Connection, now: int, boot: Boot) -> int:
     )
     released = sum(retire(db, now, row[0]) for row in expired)
     db.execute("DELETE FROM workers WHERE ended_at < ?", (now - FORGET_AFTER,))
+    limits.forget_at_rest(db, now)
     return released
 
 
-def sweep_needed(db: apsw.Connection, boot: Boot) -> bool:
+def sweep_needed(db: apsw.Connection, now: int, boot: Boot) -> bool:
     """Whether a sweep would find anything, without taking the write lock."""
-    return bool(
+    return limits.any_at_rest(db, now) or bool(
         fetch(
             db,
             "SELECT 1 FROM workers WHERE ended_at IS NULL AND (boot <> ? OR expires <= ?) "

@@ -24,12 +24,13 @@ from haulier.stores.codes import (
     raw_once,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import gates, uniques
+from haulier.stores.sqlite import gates, lanes, uniques
 from haulier.stores.sqlite.batches import first_slices
 from haulier.stores.sqlite.ledger import Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
     fetch,
 )
+from haulier.stores.sqlite.rules import Rules
 from haulier.stores.sqlite.settling import CANCELLED_BY_REQUEST, begin_cancel, follow_up
 
 KEPT_ERRORS = 100
@@ -47,6 +48,7 @@ FROM (SELECT CAST(substr(value, 1, 19) AS INTEGER) AS seq,
 WHERE jobs.seq = g.seq AND jobs.lease = g.lease AND jobs.state = 1
 RETURNING jobs.seq, jobs.id
 """
+_COMPLETE_IN_LANES = f"{_COMPLETE.rstrip()}, jobs.lane"
 
 _YIELDS = "(cancel > 0 OR :doomed) AND :yields"
 
@@ -61,7 +63,7 @@ UPDATE jobs SET
     run_at = coalesce(:run_at, run_at), worker = NULL,
     cancel = CASE WHEN :target = {RUNNING} THEN cancel ELSE 0 END,
     finished_at = CASE WHEN :target > {RUNNING} OR ({_YIELDS}) THEN :now END,
-    error = coalesce(:error, error)
+    error = coalesce(:error, error), lane = NULL
 WHERE seq = :seq AND lease = :lease AND state = {RUNNING}
 RETURNING state, attempt, lease
 """
@@ -76,46 +78,68 @@ class _Applied:
     """What came of transitions: those that were `lost`, and what is next for batches.
 
     `handed_over` may have nothing left to wait for; `ended` go, and take their items with them.
+    `lanes`: how many runs of each have ended, and one of their jobs.
     """
 
-    __slots__ = ("ended", "handed_over", "lost")
+    __slots__ = ("ended", "handed_over", "lanes", "lost")
 
     def __init__(self) -> None:
+        self.lanes: dict[int, tuple[int, Job]] = {}
         self.lost: list[Transition] = []
         self.handed_over: list[bytes] = []
         self.ended: list[bytes] = []
 
+    def ended_in(self, lane: int | None, job: Job) -> None:
+        """A run of a job of this lane has ended. Heads are not counted."""
+        if lane is not None and job.role is not Role.HEAD:
+            count, _ = self.lanes.get(lane, (0, job))
+            self.lanes[lane] = count + 1, job
+
 
 @dataclass(slots=True)
 class Applied:
-    """What transitions came to: those not applied, whether a batch settled, what is to drain."""
+    """What transitions came to: those not applied, whether a batch settled, what is to drain.
+
+    `freed`: what they made room for under limits.
+    """
 
     lost: list[Transition]
     settled: bool
     drain: list[bytes]
+    freed: lanes.Freed | None
 
 
-def apply_all(db: apsw.Connection, now: int, transitions: Sequence[Transition]) -> Applied:
-    """Apply transitions, and do what follows from them for their batches."""
+def apply_all(
+    db: apsw.Connection, now: int, transitions: Sequence[Transition], rules: Rules | None
+) -> Applied:
+    """Apply transitions, and do what follows from them for their batches and limits."""
     ledger = Ledger()
-    applied = _apply(db, now, transitions, ledger)
+    applied = _apply(db, now, transitions, ledger, rules)
+    freed = lanes.free(db, rules, applied.lanes) if rules and applied.lanes else None
     touched = ledger.write(db, now) + [Touched(batch, 0) for batch in applied.handed_over]
     after = follow_up(db, now, touched)
-    return Applied(applied.lost, after.settled, first_slices(db, now, applied.ended + after.cut))
+    drain = first_slices(db, now, applied.ended + after.cut)
+    return Applied(applied.lost, after.settled, drain, freed)
 
 
 def _apply(
-    db: apsw.Connection, now: int, transitions: Sequence[Transition], ledger: Ledger
+    db: apsw.Connection,
+    now: int,
+    transitions: Sequence[Transition],
+    ledger: Ledger,
+    rules: Rules | None,
 ) -> _Applied:
     result = _Applied()
     completions = [t for t in transitions if t.move is Move.COMPLETE]
     if completions:
-        _complete(db, now, completions, ledger, result)
+        _complete(db, now, completions, ledger, result, in_lanes=rules is not None)
     if len(completions) < len(transitions):
         gated = gates.gated_batches(db)
         for transition in transitions:
             if transition.move is not Move.COMPLETE:
-                _move(db, now, transition, ledger, gated, result)
+                lane = None if rules is None else _lane(db, transition.job)
+                if _move(db, now, transition, ledger, gated, result):
+                    result.ended_in(lane, transition.job)
     return result
 
 
@@ -125,9 +149,17 @@ def _complete(
     completions: list[Transition],
     ledger: Ledger,
     result: _Applied,
+    *,
+    in_lanes: bool,
 ) -> None:
     given = tuple(_GIVEN % (t.job.seq, t.job.lease, t.result or b"") for t in completions)
-    applied: dict[int, bytes] = dict(db.execute(_COMPLETE, (now, apsw.carray(given))))
+    if in_lanes:
+        rows = fetch(db, _COMPLETE_IN_LANES, (now, apsw.carray(given)))
+        applied: dict[int, bytes] = {seq: raw for seq, raw, _ in rows}
+        lanes_of = {seq: lane for seq, _, lane in rows if lane is not None}
+    else:
+        applied = dict(db.execute(_COMPLETE, (now, apsw.carray(given))))
+        lanes_of = {}
     alike, group = None, []
     for transition in completions:
         job = transition.job
@@ -145,6 +177,8 @@ def _complete(
         group.append(ENTRY.pack(raw, job.attempt, job.lease))
         if job.unique:
             uniques.release_ended(db, raw)
+        if lanes_of:
+            result.ended_in(lanes_of.get(job.seq), job)
 
 
 def _move(
@@ -154,8 +188,8 @@ def _move(
     ledger: Ledger,
     gated: frozenset[bytes],
     result: _Applied,
-) -> None:
-    """Apply one transition with all it brings along, if its lease holds."""
+) -> bool:
+    """Apply one transition with all it brings along, if its lease holds; whether it did."""
     job, rule, delay = transition.job, RULES[transition.move], transition.delay
     target = STATE_CODE[rule.target]
     run_at = None if delay is None else now + delay
@@ -184,10 +218,17 @@ def _move(
     )
     if not rows:
         result.lost.append(transition)
-        return
+        return False
     if error is not None and rule.records:
         _record(db, now, transition)
     _account(db, now, transition, rows[0], ledger, result)
+    return True
+
+
+def _lane(db: apsw.Connection, job: Job) -> int | None:
+    """The lane that a run counts in."""
+    rows = fetch(db, "SELECT lane FROM jobs WHERE seq = ?", (job.seq,))
+    return rows[0][0] if rows else None
 
 
 def _is_doomed(db: apsw.Connection, job: Job) -> bool:

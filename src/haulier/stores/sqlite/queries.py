@@ -14,12 +14,15 @@ from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import (
     HEAD,
+    PARKED,
+    PENDING,
     ROLE_CODE,
     RUNNING,
     STATE_CODE,
     STATES,
     key_of,
 )
+from haulier.stores.sqlite.lanes import BATCH, KEY
 from haulier.stores.sqlite.rows import (
     BATCH_COLUMNS,
     JOB_COLUMNS,
@@ -29,13 +32,20 @@ from haulier.stores.sqlite.rows import (
     worker_from_row,
 )
 
-_WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " CAST('null' AS BLOB),")
+# By the way its lane stands, of a job that is in one.
+_PARKED = (
+    f"CASE WHEN state = {PENDING} AND rank IS NOT NULL AND lane IS NOT NULL THEN "
+    f"iif((SELECT why FROM lanes WHERE id = jobs.lane) IN ({KEY}, {BATCH}), {PARKED}, NULL) "
+    "ELSE gate END"
+)
+_COLUMNS = JOB_COLUMNS.replace(" gate,", f" {_PARKED},")
+_WITHOUT_PAYLOAD = _COLUMNS.replace(" payload,", " CAST('null' AS BLOB),")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _FAILED = frozenset({JobState.FAILED})
 
 
 def get(db: apsw.Connection, job_id: str) -> Job:
-    rows = fetch(db, f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?", (key_of(job_id),))
+    rows = fetch(db, f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (key_of(job_id),))
     if not rows:
         raise JobNotFoundError(job_id)
     return job_from_row(rows[0])
@@ -83,7 +93,7 @@ def find(
     condition = f"WHERE {' AND '.join(terms)}" if terms else ""
     rows = fetch(
         db,
-        f"SELECT {JOB_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_source(where)} {condition} "
+        f"SELECT {_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_source(where)} {condition} "
         f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ?",
         (*values, limit + 1),
     )

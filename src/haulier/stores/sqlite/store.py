@@ -32,6 +32,7 @@ from haulier.ports import (
     Heartbeat,
     Inserted,
     JobFilter,
+    Limiting,
     Page,
     Transferable,
 )
@@ -45,6 +46,7 @@ from haulier.stores.sqlite import (
     events,
     inserts,
     kept,
+    limits,
     liveness,
     queries,
     retention,
@@ -275,7 +277,8 @@ class SqliteStore:
             if not finished:
                 return Change.NOTHING
             put_back = any(transition.move is not Move.COMPLETE for transition in finished)
-            return Change.ANY if result.settled or put_back else Change.SETTLED
+            ready = result.settled or result.left_over or put_back
+            return Change.ANY if ready else Change.SETTLED
 
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
@@ -308,7 +311,9 @@ class SqliteStore:
         return released
 
     async def sweep(self) -> int:
-        if not await self._read(lambda db: liveness.sweep_needed(db, self._clock.boot())):
+        if not await self._read(
+            lambda db: liveness.sweep_needed(db, self._clock.now(), self._clock.boot())
+        ):
             return 0
         released = await self._write(
             lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.ANY
@@ -334,6 +339,11 @@ class SqliteStore:
     ) -> AbstractContextManager[None]:
         wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._writer.watch(notify, wanted)
+
+    # ── Limits ───────────────────────────────────────────────────────────────────────────────
+
+    def limits(self) -> Limiting:
+        return limits.SqliteLimits(self._read, self._change, self._clock)
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────
 

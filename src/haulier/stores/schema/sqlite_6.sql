@@ -1,0 +1,52 @@
+-- The SQLite store, schema step 6: limits, flows, schedules, configuration of what runs.
+
+-- ── Limits ───────────────────────────────────────────────────────────────────────────────────
+
+-- told: the limit as JSON; NULL: it was deleted, and one that is declared stays away.
+CREATE TABLE limits (
+    name       TEXT    NOT NULL PRIMARY KEY,
+    told       TEXT,
+    declared   TEXT,                                -- what code has declared last
+    by_code    INTEGER NOT NULL,                    -- 1: told comes from there
+    changed_by TEXT    NOT NULL,
+    changed_at INTEGER NOT NULL,
+    used       INTEGER NOT NULL DEFAULT 0,          -- jobs that run, of a concurrency for all keys
+    full_at    INTEGER NOT NULL DEFAULT 0           -- when the bucket is full, of a rate for all keys
+) STRICT;
+
+-- The state of keys under limits that are per key: rates and breakers.
+CREATE TABLE meters (
+    name    TEXT    NOT NULL,                       -- of the limit
+    key     TEXT    NOT NULL,
+    full_at INTEGER NOT NULL DEFAULT 0,
+    circuit TEXT,                                   -- of a breaker, as JSON
+    PRIMARY KEY (name, key)
+) STRICT, WITHOUT ROWID;
+
+-- Ready jobs that all have the same limits. why: 0 open, 1 no job is ready, 2 its key has no room,
+-- 3 its batch has none. An id is never used twice, since finished jobs still name theirs.
+CREATE TABLE lanes (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue   TEXT    NOT NULL,
+    kind    TEXT    NOT NULL,
+    key     TEXT,
+    batch   BLOB,
+    head    INTEGER NOT NULL,
+    why     INTEGER NOT NULL DEFAULT 1,
+    turn    INTEGER NOT NULL,                       -- when it was served last, or made
+    place   INTEGER NOT NULL,                       -- turn, and before it by the priority of its first
+    wake_at INTEGER,                                -- when only time opens it
+    running INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE INDEX lanes_which ON lanes (key, queue, kind, batch, head);
+CREATE INDEX lanes_open  ON lanes (queue, kind, head, place, id) WHERE why = 0;
+CREATE INDEX lanes_empty ON lanes (id)                           WHERE why = 1 AND running = 0;
+CREATE INDEX lanes_batch ON lanes (queue, kind, batch, place)    WHERE why = 3;
+CREATE INDEX lanes_wake  ON lanes (wake_at)                      WHERE wake_at IS NOT NULL;
+
+ALTER TABLE jobs ADD COLUMN lane INTEGER;                        -- NULL: in the plain line, if in any
+
+DROP INDEX jobs_ready;
+CREATE INDEX jobs_ready ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL AND lane IS NULL;
+CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;

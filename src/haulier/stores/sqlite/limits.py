@@ -1,0 +1,246 @@
+"""Limits as operators and code change them, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import apsw
+
+from haulier.domain.limits import KeyState, Limit, LimitState
+from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.ports import Clock
+from haulier.stores.sqlite import lanes
+from haulier.stores.sqlite.rows import fetch
+from haulier.stores.sqlite.rules import rules_of
+from haulier.stores.watching import Change
+
+T = TypeVar("T")
+
+FORGOTTEN_AT_ONCE = 500
+
+_LIMIT = "SELECT told, declared, full_at FROM limits WHERE name = ?"
+_PUT = (
+    "INSERT INTO limits (name, told, declared, by_code, changed_by, changed_at, used, full_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET told = excluded.told, "
+    "declared = coalesce(excluded.declared, declared), by_code = excluded.by_code, "
+    "changed_by = excluded.changed_by, changed_at = excluded.changed_at, used = excluded.used, "
+    "full_at = excluded.full_at"
+)
+_LIST = (
+    "SELECT told, changed_by, changed_at, by_code, used FROM limits WHERE told IS NOT NULL "
+    "ORDER BY name"
+)
+_RESTING = "FROM meters WHERE full_at <= ? AND circuit IS NULL"
+
+
+# ── Changes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def put(db: apsw.Connection, now: int, limit: Limit, by: str, *, declared: bool) -> bool:
+    """Store a limit; whether anything changed."""
+    told = json.dumps(limit.as_json(), separators=(",", ":"), sort_keys=True)
+    rows = fetch(db, _LIMIT, (limit.name,))
+    was, was_declared, full_at = rows[0] if rows else (None, None, 0)
+    if declared and was_declared == told:
+        return False
+    if was == told:
+        if declared:
+            db.execute("UPDATE limits SET declared = ? WHERE name = ?", (told, limit.name))
+        return False
+    if limit.rate is not None:
+        # Of another rate there may be more missing than this one's bucket holds.
+        full_at = min(full_at, now + limit.rate.depth * limit.rate.interval)
+    told_declared = told if declared else None
+    db.execute(_PUT, (limit.name, told, told_declared, declared, by, now, 0, full_at))
+    if was is not None and _measures(was) != _measures(told):
+        db.execute("DELETE FROM meters WHERE name = ?", (limit.name,))
+    rules = rules_of(db)
+    assert rules is not None
+    lanes.count_running(db, now, rules)
+    if limit.concurrency is not None and not limit.per_key:
+        running = lanes.used(db, limit)
+        db.execute("UPDATE limits SET used = ? WHERE name = ?", (running, limit.name))
+    return True
+
+
+def _measures(told: str) -> tuple[str, ...]:
+    """What is kept per key under a limit depends on."""
+    fields = json.loads(told)
+    return tuple(name for name in ("rate", "breaker") if name in fields and fields["per_key"])
+
+
+def drop(db: apsw.Connection, now: int, name: str, by: str) -> bool:
+    """Delete a limit. What code declared is kept, so that the same is not put again by it."""
+    db.execute(
+        "UPDATE limits SET told = NULL, by_code = 0, used = 0, full_at = 0, changed_by = ?, "
+        "changed_at = ? WHERE name = ? AND told IS NOT NULL",
+        (by, now, name),
+    )
+    if not db.changes():
+        return False
+    db.execute("DELETE FROM meters WHERE name = ?", (name,))
+    return True
+
+
+# ── Questions ────────────────────────────────────────────────────────────────────────────────
+
+
+def listed(db: apsw.Connection) -> list[LimitState]:
+    """All limits by name."""
+    found = []
+    for told, changed_by, changed_at, by_code, used in fetch(db, _LIST):
+        limit = Limit.from_json(json.loads(told))
+        found.append(
+            LimitState(
+                limit=limit,
+                changed_by=changed_by,
+                changed_at=changed_at,
+                declared=bool(by_code),
+                running=used if limit.concurrency is not None else 0,
+            )
+        )
+    return found
+
+
+def _limit(db: apsw.Connection, name: str) -> Limit:
+    for told, *_ in fetch(db, _LIMIT, (name,)):
+        if told is not None:
+            return Limit.from_json(json.loads(told))
+    raise JobNotFoundError(name)
+
+
+def keys(
+    db: apsw.Connection, now: int, name: str, limit: int, cursor: str | None
+) -> list[KeyState]:
+    """How keys stand under a limit that is per key."""
+    rule = _limit(db, name)
+    if not rule.per_key:
+        return []
+    after = "" if cursor is None else cursor
+    terms, values = _concerned(rule)
+    running: dict[str, int] = dict(
+        fetch(
+            db,
+            f"SELECT key, sum(running) FROM lanes WHERE key > ? AND running > 0 {terms} "
+            "GROUP BY key ORDER BY key LIMIT ?",
+            (after, *values, limit),
+        )
+    )
+    ready: dict[str, int] = {}
+    if rule.rate is not None:
+        rows = fetch(
+            db,
+            "SELECT key, full_at FROM meters WHERE name = ? AND key > ? AND full_at > ? "
+            "ORDER BY key LIMIT ?",
+            (name, after, now, limit),
+        )
+        ready = {key: rule.rate.next_token(full_at) for key, full_at in rows}
+    return [
+        KeyState(
+            key=key,
+            running=running.get(key, 0),
+            ready_at=ready[key] if ready.get(key, now) > now else None,
+        )
+        for key in sorted(running.keys() | ready.keys())[:limit]
+    ]
+
+
+def _concerned(limit: Limit) -> tuple[str, list[Any]]:
+    """The condition for the lanes that a limit concerns, and its values."""
+    pairs = [
+        (column, value)
+        for column, value in (("queue", limit.queue), ("kind", limit.kind))
+        if value is not None
+    ]
+    return "".join(f"AND {column} = ? " for column, _ in pairs), [value for _, value in pairs]
+
+
+def reset(db: apsw.Connection, name: str, key: str) -> bool:
+    """Close the breaker of a key."""
+    if _limit(db, name).breaker is None:
+        raise JobStateError(f"limit {name} is no circuit breaker")
+    db.execute("DELETE FROM meters WHERE name = ? AND key = ?", (name, key))
+    return bool(db.changes())
+
+
+# ── What is at rest ──────────────────────────────────────────────────────────────────────────
+
+
+def any_at_rest(db: apsw.Connection, now: int) -> bool:
+    """Whether there are lanes or states of keys that say nothing any more."""
+    if rules_of(db) is None:
+        return False
+    return lanes.any_at_rest(db) or bool(fetch(db, f"SELECT 1 {_RESTING} LIMIT 1", (now,)))
+
+
+def forget_at_rest(db: apsw.Connection, now: int) -> None:
+    """Remove a slice of them."""
+    lanes.remove_at_rest(db)
+    db.execute(
+        f"DELETE FROM meters WHERE (name, key) IN (SELECT name, key {_RESTING} "
+        f"LIMIT {FORGOTTEN_AT_ONCE})",
+        (now,),
+    )
+
+
+# ── The verbs ────────────────────────────────────────────────────────────────────────────────
+
+
+class _Read(Protocol):
+    def __call__(self, run: Callable[[apsw.Connection], T], /) -> Awaitable[T]: ...
+
+
+class _Change(Protocol):
+    def __call__(self, run: Callable[[apsw.Connection], T], change: Change, /) -> Awaitable[T]: ...
+
+
+class SqliteLimits:
+    """The part of an SQLite store that is told of limits; it runs on the threads of its store."""
+
+    def __init__(self, read: _Read, change: _Change, clock: Clock) -> None:
+        self._read = read
+        self._change = change
+        self._clock = clock
+
+    async def put(self, limit: Limit, *, by: str, declared: bool = False) -> bool:
+        def run(db: apsw.Connection) -> tuple[bool, int | None]:
+            changed = put(db, self._clock.now(), limit, by, declared=declared)
+            return changed, lanes.open_slice(db, 0) if changed else None
+
+        changed, after = await self._change(run, Change.ANY)
+        await self._open(after)
+        return changed
+
+    async def drop(self, name: str, *, by: str) -> bool:
+        def run(db: apsw.Connection) -> tuple[bool, int | None]:
+            dropped = drop(db, self._clock.now(), name, by)
+            return dropped, lanes.open_slice(db, 0) if dropped else None
+
+        dropped, after = await self._change(run, Change.ANY)
+        await self._open(after)
+        return dropped
+
+    async def _open(self, after: int | None) -> None:
+        """Slice by slice: there may be as many lanes as keys."""
+        while after is not None:
+            start = after
+            after = await self._change(lambda db: lanes.open_slice(db, start), Change.ANY)  # noqa: B023
+
+    async def keys(
+        self, name: str, *, limit: int = 100, cursor: str | None = None
+    ) -> list[KeyState]:
+        return await self._read(lambda db: keys(db, self._clock.now(), name, limit, cursor))
+
+    async def reset(self, name: str, key: str, *, by: str) -> bool:
+        def run(db: apsw.Connection) -> bool:
+            done = reset(db, name, key)
+            lanes.open_keys(db, [key])
+            return done
+
+        del by
+        return await self._change(run, Change.ANY)
+
+    async def list(self) -> list[LimitState]:
+        return await self._read(listed)
