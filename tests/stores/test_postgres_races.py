@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -11,13 +12,15 @@ import psycopg
 import pytest
 
 import servers
+from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import JobState, Role
+from haulier.domain.limits import Limit, Rate
 from haulier.domain.moves import Move, Transition
 from haulier.domain.worker import Demand, Exchange, Portion
 from haulier.ports import JobFilter
 from haulier.stores.postgres import PostgresStore, exchanging, operations
 from haulier.stores.postgres.connection import Connection, Place
-from support import Hand, filled_batch, move, wait_until, work, works
+from support import Hand, filled_batch, head, items, move, wait_until, work, works
 
 
 @pytest.fixture
@@ -196,3 +199,118 @@ class TestTurns:
                 await blocked(admin)
             assert (await late).reply.jobs == ()
         assert (await store.find(JobFilter(worker=hand.id))).jobs == ()
+
+
+HAMMERS = 5
+KINDS = ("work", "play")
+KEYS = "abcdefgh"
+RUNNING = """
+SELECT (SELECT count(*) FROM {0}.jobs_live WHERE state = 1 AND role <> 1),
+    (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM {0}.jobs_live WHERE state = 1 AND key IS NOT NULL GROUP BY key) k),
+    (SELECT count(*) FROM {0}.jobs_live WHERE state = 1 AND kind = 'play'),
+    (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM {0}.jobs_live WHERE state = 1 AND batch IS NOT NULL GROUP BY batch) b)
+"""
+
+
+class TestLimits:
+    async def test_two_claims_at_once_make_lanes_of_one_key(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        one = await Hand.enlist(store, kinds=("work",))
+        two = await Hand.enlist(store, kinds=("play",))
+        await store.insert([work(key="a"), work("play", key="a")])
+        async with open_transaction(url) as db, open_transaction(url) as other:
+            first = await claim(db, one, 1)
+            second = asyncio.create_task(claim(other, two, 1))
+            await asyncio.wait({second}, timeout=0.2)
+            await db.execute("COMMIT AND CHAIN")
+            assert len(first.jobs) + len((await second).jobs) == 1
+
+    async def test_what_another_claim_holds_is_asked_for_again(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=2, per_key=True), by="test")
+        one, two = await Hand.enlist(store), await Hand.enlist(store)
+        await store.insert(works(5, key="a"))
+        await one.hand_in(await one.claim_one(), Move.COMPLETE)
+        async with open_transaction(url) as db:
+            assert len((await claim(db, one, 1)).jobs) == 1
+            reply = await two.exchange(slots=1)
+            assert (reply.jobs, reply.due_in) == ((), 0)
+        assert len(await two.claim(1)) == 1
+
+    async def test_a_run_that_ends_while_its_lane_is_held_frees_it(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        one, two = await Hand.enlist(store), await Hand.enlist(store)
+        await store.insert(works(2, key="a"))
+        job = await one.claim_one()
+        async with open_transaction(url) as db:
+            assert (await claim(db, two, 1)).jobs == ()
+            assert await one.hand_in(job, Move.COMPLETE)
+        assert len(await two.claim(1)) == 1
+
+    @pytest.mark.parametrize("seed", range(2))
+    async def test_many_at_once_keep_them_and_leave_nothing_behind(self, url, store, admin, seed):
+        """Several clients that claim, end, retry and are lost, while limits change and jobs come."""
+        dice = random.Random(seed)
+        limits = store.limits()
+        await limits.put(Limit(name="all", concurrency=9), by="test")
+        await limits.put(Limit(name="key", concurrency=2, per_key=True), by="test")
+        await limits.put(Limit(name="play", concurrency=4, kind="play"), by="test")
+        await limits.put(Limit(name="often", rate=Rate(2000), per_key=True), by="test")
+        tops = [head() for _ in range(3)]
+        for top in tops:
+            each = [job._replace(key=dice.choice(KEYS)) for job in items(top.id, 40)]
+            await store.open_batch(top, each, policy=BatchPolicy(concurrency=3), sealed=True)
+        total, ended = 400 + 3 * 40, 0
+        over: list[tuple[int, ...]] = []
+        finished = asyncio.Event()
+
+        async def produce() -> None:
+            for _ in range(40):
+                keyed = [work(dice.choice(KINDS), key=dice.choice(KEYS)) for _ in range(10)]
+                await store.insert(keyed)
+
+        async def hammer(number: int) -> None:
+            nonlocal ended
+            mine = random.Random(seed * 100 + number)
+            async with PostgresStore.from_url(url) as client:
+                hand = await Hand.enlist(client, kinds=KINDS)
+                held: list = []
+                while not finished.is_set():
+                    moves = [move(job, mine.choice([Move.COMPLETE, Move.RETRY]), delay=0)
+                             for job in held]
+                    reply = await hand.exchange(*moves, slots=mine.randint(1, 6))
+                    assert not reply.lost
+                    ended += sum(each.move is Move.COMPLETE for each in moves)
+                    held = list(reply.jobs)
+                    if not held and mine.random() < 0.05:
+                        await client.sweep()
+                    if held and mine.random() < 0.05:
+                        await client.retire(hand.id)
+                        hand, held = await Hand.enlist(client, kinds=KINDS), []
+                    if ended == total:
+                        finished.set()
+
+        async def look() -> None:
+            schema = url.rpartition("=")[2]
+            while not finished.is_set():
+                seen = await asyncio.to_thread(
+                    lambda: admin.execute(RUNNING.format(schema)).fetchone()
+                )
+                if seen[0] > 9 or seen[1] > 2 or seen[2] > 4 or seen[3] > 3:
+                    over.append(seen)
+
+        async def change() -> None:
+            while not finished.is_set():
+                await limits.put(Limit(name="extra", concurrency=dice.randint(3, 9)), by="test")
+                await asyncio.sleep(0.05)
+                await limits.drop("extra", by="test")
+
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+            for task in (produce(), look(), change(), *map(hammer, range(HAMMERS))):
+                group.create_task(task)
+        assert over == []
+        assert [state.running for state in await limits.list() if state.limit.name != "extra"] == [0] * 4
+        assert await limits.keys("key") == []
+        for top in tops:
+            assert (await store.batch(top.id)).state is JobState.COMPLETED

@@ -365,6 +365,7 @@ DECLARE
     limits_of hurdle[] := hurdles(p_now, p_lines);
     width integer := slots;
     depth integer;
+    cut boolean;
     looked integer := 0;
     seen record;
     drawn record;
@@ -375,12 +376,14 @@ BEGIN
         more := more OR seen.passed;
         looked := looked + seen.looked;
         chosen := NULL;
+        cut := false;
         IF cardinality(seen.fits) > 0 THEN
             depth := greatest(coalesce(depth, 0), slots / cardinality(seen.fits) + 2);
             drawn := draw_firsts(p_now, p_lines, limits_of, seen.fits);
             IF drawn.chosen IS NULL THEN
                 drawn := draw(p_now, p_lines, limits_of, seen.fits, depth);
             END IF;
+            cut := drawn.cut;
             IF drawn.empty IS NOT NULL THEN
                 UPDATE lanes SET place = NULL WHERE id = ANY (drawn.empty);
                 seen.closed := seen.closed + cardinality(drawn.empty);
@@ -402,7 +405,7 @@ BEGIN
         ELSIF seen.looked >= width THEN
             -- There may be lanes behind these.
             width := 2 * width;
-        ELSIF cardinality(seen.fits) > 0 AND drawn.cut THEN
+        ELSIF cut THEN
             depth := 2 * depth;
         ELSE
             EXIT;
