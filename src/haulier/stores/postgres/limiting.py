@@ -80,7 +80,13 @@ class PostgresLimits:
         ]
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
-        raise NotImplementedError
+        del by
+        done = await self._pool.run(
+            lambda db: db.fetchval("SELECT reset_circuit($1, $2, $3)", self._now, name, key)
+        )
+        if done:
+            self._tell(Change.ANY)
+        return bool(done)
 
     @property
     def _now(self) -> int | None:

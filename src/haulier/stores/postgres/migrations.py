@@ -23,6 +23,7 @@ FUNCTIONS = (
     "lanes",
     "admitting",
     "limits",
+    "breakers",
     "inserting",
     "bulk",
     "control",

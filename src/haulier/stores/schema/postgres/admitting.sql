@@ -20,7 +20,8 @@ BEGIN
         s AS (SELECT name, sum(freed) AS freed FROM gone GROUP BY name)
         UPDATE slots SET used = used - s.freed FROM s WHERE slots.name = s.name;
     END IF;
-    more := move_stragglers(p_now, p_lines);
+    more := fold_circuits();
+    more := move_stragglers(p_now, p_lines) OR more;
     IF EXISTS (SELECT FROM lanes WHERE wake_at <= p_now) THEN
         PERFORM open_lanes(ARRAY(SELECT id FROM lanes WHERE wake_at <= p_now
                                  ORDER BY wake_at LIMIT 1000 FOR UPDATE SKIP LOCKED));
@@ -663,7 +664,7 @@ END $$;
 -- Whether a claim would find something in lanes, or has to bring them up to date.
 CREATE OR REPLACE FUNCTION anything_in_lanes(p_now bigint, p_lines demand[]) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN EXISTS (SELECT FROM lane_news)
+    RETURN EXISTS (SELECT FROM lane_news) OR EXISTS (SELECT FROM key_news)
         OR any_open(p_now, p_lines)
         OR (EXISTS (SELECT FROM lanes WHERE why = 2) AND EXISTS (SELECT FROM held_lanes(p_lines)));
 END $$;

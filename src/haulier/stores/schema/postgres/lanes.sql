@@ -162,6 +162,9 @@ BEGIN
     IF keys IS NOT NULL THEN
         opened := open_keys(p_now, keys);
     END IF;
+    IF EXISTS (SELECT FROM limits WHERE failures IS NOT NULL AND NOT deleted) THEN
+        PERFORM tell_circuits(p_now, p_freed);
+    END IF;
     IF EXISTS (SELECT FROM slots) THEN
         INSERT INTO slot_deltas
         SELECT l.name, count(*)
@@ -227,6 +230,7 @@ BEGIN
     IF NOT heed_limits() THEN
         RETURN 0;
     END IF;
+    PERFORM fold_circuits();
     PERFORM fold_lanes(v_now);
     DELETE FROM lanes WHERE id = ANY (ARRAY(
         SELECT n.id FROM lanes n
@@ -236,9 +240,9 @@ BEGIN
         ORDER BY n.turn LIMIT 250 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     DELETE FROM key_states WHERE ctid = ANY (ARRAY(
-        SELECT k.ctid FROM key_states k
-        WHERE k.full_at <= v_now AND k.circuit = 0 AND k.since = 0
-        LIMIT 250 FOR UPDATE SKIP LOCKED));
+        SELECT k.ctid FROM key_states k LEFT JOIN limits l ON l.name = k.name
+        WHERE k.full_at <= v_now AND k.circuit = 0 AND k.since <= v_now - coalesce(l.span, 0)
+        LIMIT 250 FOR UPDATE OF k SKIP LOCKED));
     GET DIAGNOSTICS more = ROW_COUNT;
     RETURN count + more;
 END $$;

@@ -36,6 +36,10 @@ BEGIN
         span = excluded.span, pause = excluded.pause, probes = excluded.probes,
         spec = excluded.spec, was = coalesce(excluded.was, l.was), declared = excluded.declared,
         deleted = false, changed_by = excluded.changed_by, changed_at = excluded.changed_at;
+    IF (old.gap IS NULL, old.failures IS NULL) IS DISTINCT FROM (p_gap IS NULL, p_failures IS NULL) THEN
+        DELETE FROM key_states WHERE name = p_name;
+        DELETE FROM key_news WHERE name = p_name;
+    END IF;
     PERFORM count_running(v_now, p_queue, p_kind);
     PERFORM recount(v_now, p_name);
     PERFORM open_concerned(p_queue, p_kind);
@@ -60,6 +64,7 @@ BEGIN
     DELETE FROM slots WHERE name = p_name;
     DELETE FROM slot_deltas WHERE name = p_name;
     DELETE FROM key_states WHERE name = p_name;
+    DELETE FROM key_news WHERE name = p_name;
     PERFORM open_concerned(old.queue, old.kind);
     RETURN true;
 END $$;
@@ -87,7 +92,10 @@ BEGIN
     DELETE FROM slot_deltas WHERE name = p_name;
     IF l.per_key THEN
         DELETE FROM slots WHERE name = p_name;
+        UPDATE key_states SET full_at = p_now + l.depth * l.gap
+        WHERE name = p_name AND full_at > p_now + l.depth * l.gap;
     ELSE
+        DELETE FROM key_states WHERE name = p_name;
         INSERT INTO slots (name) VALUES (p_name) ON CONFLICT DO NOTHING;
         UPDATE slots SET used = (
                 SELECT count(*) FROM jobs_live j WHERE l.concurrency IS NOT NULL
@@ -96,12 +104,6 @@ BEGIN
             -- A bucket cannot lack more than it holds.
             full_at = CASE WHEN l.gap IS NOT NULL THEN least(full_at, p_now + l.depth * l.gap) ELSE 0 END
         WHERE name = p_name;
-    END IF;
-    IF l.per_key AND l.gap IS NOT NULL THEN
-        UPDATE key_states SET full_at = p_now + l.depth * l.gap
-        WHERE name = p_name AND full_at > p_now + l.depth * l.gap;
-    ELSIF NOT l.per_key OR l.failures IS NULL THEN
-        DELETE FROM key_states WHERE name = p_name;
     END IF;
 END $$;
 
@@ -129,21 +131,30 @@ BEGIN
     ELSIF NOT l.per_key THEN
         RETURN;
     END IF;
+    PERFORM fold_circuits();
     RETURN QUERY
         SELECT u.key, sum(u.running)::integer,
                CASE WHEN l.gap IS NOT NULL AND tokens(v_now, max(u.full_at), l.gap, l.depth) = 0
-                    THEN max(u.full_at) - (l.depth - 1) * l.gap END,
-               0::smallint, 0, 0
+                    THEN max(u.full_at) - (l.depth - 1) * l.gap
+                    WHEN max(u.opens_at) > v_now THEN max(u.opens_at) END,
+               CASE WHEN l.failures IS NULL THEN NULL WHEN max(u.circuit) = 0 THEN 0
+                    WHEN max(u.opens_at) > v_now THEN 1 ELSE 2 END::smallint,
+               sum(u.good)::integer, sum(u.bad)::integer
         FROM (
             SELECT n.key, sum(n.running - (SELECT coalesce(sum(m.ended), 0) FROM lane_news m
-                                           WHERE m.lane = n.id)) AS running, 0::bigint AS full_at
+                                           WHERE m.lane = n.id)) AS running,
+                   0::bigint AS full_at, 0::smallint AS circuit, 0::bigint AS opens_at, 0 AS good,
+                   0 AS bad
             FROM lanes n
             WHERE n.key IS NOT NULL AND (p_after IS NULL OR n.key > p_after)
               AND (l.queue IS NULL OR n.queue = l.queue) AND (l.kind IS NULL OR n.kind = l.kind)
             GROUP BY n.key
             UNION ALL
-            SELECT k.key, 0, k.full_at FROM key_states k
+            SELECT k.key, 0, k.full_at, k.circuit, k.opens_at, c.young_good + c.before_good,
+                   c.young_bad + c.before_bad
+            FROM key_states k, LATERAL counted(v_now, coalesce(l.span, 0), k) c
             WHERE k.name = p_name AND (p_after IS NULL OR k.key > p_after)) u
-        GROUP BY u.key HAVING sum(u.running) > 0 OR max(u.full_at) > v_now
+        GROUP BY u.key HAVING sum(u.running) > 0 OR max(u.full_at) > v_now OR max(u.circuit) > 0
+            OR sum(u.good + u.bad) > 0
         ORDER BY u.key COLLATE "C" LIMIT p_most;
 END $$;

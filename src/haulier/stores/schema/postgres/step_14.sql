@@ -44,8 +44,8 @@ CREATE TABLE key_states (
     name      text     COLLATE "C" NOT NULL,
     key       text     COLLATE "C" NOT NULL,
     full_at   bigint   NOT NULL DEFAULT 0,
-    circuit   smallint NOT NULL DEFAULT 0,          -- 0 closed, 1 open, 2 half-open
-    opens_at  bigint   NOT NULL DEFAULT 0,          -- when an open one lets probes through
+    circuit   smallint NOT NULL DEFAULT 0,          -- 0 closed, 1 open, and from
+    opens_at  bigint   NOT NULL DEFAULT 0,          -- on half-open
     since     bigint   NOT NULL DEFAULT 0,          -- where the younger half of the window began
     succeeded integer  NOT NULL DEFAULT 0,
     failed    integer  NOT NULL DEFAULT 0,
@@ -54,6 +54,18 @@ CREATE TABLE key_states (
     PRIMARY KEY (name, key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
+
+-- What breakers have to count and is not in these rows yet.
+CREATE TABLE key_news (
+    at   bigint  NOT NULL,
+    name text    COLLATE "C" NOT NULL,
+    key  text    COLLATE "C" NOT NULL,
+    good integer NOT NULL,
+    bad  integer NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX key_news_at  ON key_news (at);
+CREATE INDEX key_news_key ON key_news (name, key);
 
 -- Jobs that fall under limits stand in lanes: all jobs of a lane under the same ones. Its id follows
 -- from its queue, kind, batch and key, so who puts a job into it need not know whether it is there.
