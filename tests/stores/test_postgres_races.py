@@ -13,8 +13,8 @@ import pytest
 
 import servers
 from haulier.domain.batch import BatchPolicy
-from haulier.domain.job import JobState, Role
-from haulier.domain.limits import Limit, Rate
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.limits import Breaker, Limit, Rate
 from haulier.domain.moves import Move, Transition
 from haulier.domain.worker import Demand, Exchange, Portion
 from haulier.ports import JobFilter
@@ -201,19 +201,6 @@ class TestTurns:
         assert (await store.find(JobFilter(worker=hand.id))).jobs == ()
 
 
-HAMMERS = 5
-KINDS = ("work", "play")
-KEYS = "abcdefgh"
-RUNNING = """
-SELECT (SELECT count(*) FROM {0}.jobs_live WHERE state = 1 AND role <> 1),
-    (SELECT coalesce(max(n), 0) FROM (
-        SELECT count(*) AS n FROM {0}.jobs_live WHERE state = 1 AND key IS NOT NULL GROUP BY key) k),
-    (SELECT count(*) FROM {0}.jobs_live WHERE state = 1 AND kind = 'play'),
-    (SELECT coalesce(max(n), 0) FROM (
-        SELECT count(*) AS n FROM {0}.jobs_live WHERE state = 1 AND batch IS NOT NULL GROUP BY batch) b)
-"""
-
-
 class TestLimits:
     async def test_two_claims_at_once_make_lanes_of_one_key(self, url, store):
         await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
@@ -250,67 +237,105 @@ class TestLimits:
 
     @pytest.mark.parametrize("seed", range(2))
     async def test_many_at_once_keep_them_and_leave_nothing_behind(self, url, store, admin, seed):
-        """Several clients that claim, end, retry and are lost, while limits change and jobs come."""
-        dice = random.Random(seed)
-        limits = store.limits()
-        await limits.put(Limit(name="all", concurrency=9), by="test")
-        await limits.put(Limit(name="key", concurrency=2, per_key=True), by="test")
-        await limits.put(Limit(name="play", concurrency=4, kind="play"), by="test")
-        await limits.put(Limit(name="often", rate=Rate(2000), per_key=True), by="test")
+        """Clients that claim, end, retry and are lost, while limits change and jobs come."""
+        dice, limits, before = random.Random(seed), store.limits(), deadlocks(admin)
+        for limit in HELD:
+            await limits.put(limit, by="test")
         tops = [head() for _ in range(3)]
         for top in tops:
             each = [job._replace(key=dice.choice(KEYS)) for job in items(top.id, 40)]
             await store.open_batch(top, each, policy=BatchPolicy(concurrency=3), sealed=True)
-        total, ended = 400 + 3 * 40, 0
-        over: list[tuple[int, ...]] = []
-        finished = asyncio.Event()
-
-        async def produce() -> None:
-            for _ in range(40):
-                keyed = [work(dice.choice(KINDS), key=dice.choice(KEYS)) for _ in range(10)]
-                await store.insert(keyed)
-
-        async def hammer(number: int) -> None:
-            nonlocal ended
-            mine = random.Random(seed * 100 + number)
-            async with PostgresStore.from_url(url) as client:
-                hand = await Hand.enlist(client, kinds=KINDS)
-                held: list = []
-                while not finished.is_set():
-                    moves = [move(job, mine.choice([Move.COMPLETE, Move.RETRY]), delay=0)
-                             for job in held]
-                    reply = await hand.exchange(*moves, slots=mine.randint(1, 6))
-                    assert not reply.lost
-                    ended += sum(each.move is Move.COMPLETE for each in moves)
-                    held = list(reply.jobs)
-                    if not held and mine.random() < 0.05:
-                        await client.sweep()
-                    if held and mine.random() < 0.05:
-                        await client.retire(hand.id)
-                        hand, held = await Hand.enlist(client, kinds=KINDS), []
-                    if ended == total:
-                        finished.set()
-
-        async def look() -> None:
-            schema = url.rpartition("=")[2]
-            while not finished.is_set():
-                seen = await asyncio.to_thread(
-                    lambda: admin.execute(RUNNING.format(schema)).fetchone()
-                )
-                if seen[0] > 9 or seen[1] > 2 or seen[2] > 4 or seen[3] > 3:
-                    over.append(seen)
-
-        async def change() -> None:
-            while not finished.is_set():
-                await limits.put(Limit(name="extra", concurrency=dice.randint(3, 9)), by="test")
-                await asyncio.sleep(0.05)
-                await limits.drop("extra", by="test")
-
+        rush = Rush(url, seed, left=400 + 3 * 40)
         async with asyncio.timeout(90), asyncio.TaskGroup() as group:
-            for task in (produce(), look(), change(), *map(hammer, range(HAMMERS))):
-                group.create_task(task)
-        assert over == []
-        assert [state.running for state in await limits.list() if state.limit.name != "extra"] == [0] * 4
+            for _ in range(5):
+                group.create_task(rush.work_off())
+            group.create_task(rush.look(admin))
+            group.create_task(rush.change(store))
+            for _ in range(40):
+                await store.insert(
+                    [work(dice.choice(KINDS), key=dice.choice(KEYS)) for _ in range(10)]
+                )
+        assert rush.over == []
+        assert {state.running for state in await limits.list()} == {0}
         assert await limits.keys("key") == []
         for top in tops:
             assert (await store.batch(top.id)).state is JobState.COMPLETED
+        assert deadlocks(admin) == before
+
+
+KINDS = ("work", "play")
+KEYS = "abcdefgh"
+HELD = (
+    Limit(name="all", concurrency=9),
+    Limit(name="key", concurrency=2, per_key=True),
+    Limit(name="play", concurrency=4, kind="play"),
+    Limit(name="often", rate=Rate(2000), per_key=True),
+    Limit(
+        name="broken",
+        breaker=Breaker(failures=0.7, least=5, window=1.0, pause=0.05),
+        per_key=True,
+    ),
+)
+MOST = (9, 2, 4, 3)
+_RUNNING = """
+SELECT (SELECT count(*) FROM r), (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM r WHERE key IS NOT NULL GROUP BY key) k),
+    (SELECT count(*) FROM r WHERE kind = 'play'), (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM r WHERE batch IS NOT NULL GROUP BY batch) b)
+"""
+
+
+class Rush:
+    """Several clients at work at once, until so many jobs are done."""
+
+    def __init__(self, url: str, seed: int, left: int) -> None:
+        self.url = url
+        self.dice = random.Random(seed)
+        self.left = left
+        self.over: list[tuple[int, ...]] = []
+
+    async def work_off(self) -> None:
+        async with PostgresStore.from_url(self.url) as client:
+            hand, held = await Hand.enlist(client, kinds=KINDS), []
+            while self.left:
+                ends = [self._end(job) for job in held]
+                reply = await hand.exchange(*ends, slots=self.dice.randint(1, 6))
+                assert not reply.lost
+                self.left -= sum(end.move is Move.COMPLETE for end in ends)
+                held = list(reply.jobs)
+                if self.dice.random() < 0.02:
+                    await client.sweep()
+                if self.dice.random() < 0.02:
+                    await client.retire(hand.id)
+                    hand, held = await Hand.enlist(client, kinds=KINDS), []
+
+    def _end(self, job: Job) -> Transition:
+        # What lost its worker too often is to run alone, and then nothing else does.
+        how = Move.RETRY if self.dice.random() < 0.4 else Move.COMPLETE
+        return move(job, how, delay=0)
+
+    async def look(self, admin: psycopg.Connection) -> None:
+        """Note whatever is beyond the limits at any moment."""
+        schema = self.url.rpartition("=")[2]
+        running = f"SELECT * FROM {schema}.jobs_live WHERE state = 1 AND role <> 1"
+        while self.left:
+            seen = await asyncio.to_thread(
+                lambda: admin.execute(f"WITH r AS ({running}) {_RUNNING}").fetchone()
+            )
+            if any(n > most for n, most in zip(seen, MOST, strict=True)):
+                self.over.append(seen)
+
+    async def change(self, store: PostgresStore) -> None:
+        limits = store.limits()
+        while self.left:
+            limit = Limit(name="extra", concurrency=self.dice.randint(3, 9))
+            await limits.put(limit, by="test")
+            await asyncio.sleep(0)
+            await limits.drop("extra", by="test")
+
+
+def deadlocks(admin: psycopg.Connection) -> int:
+    """How many the server has broken so far; the store repeats what they ended."""
+    sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    (n,) = admin.execute(sql).fetchone()
+    return int(n)

@@ -213,8 +213,10 @@ def _raw_ids(jobs: Sequence[NewJob]) -> list[bytes]:
 def _shared(
     job: NewJob, now: int, batches: _Batches, limited: bool
 ) -> tuple[_Group, int | None, bytes]:
-    """What a job shares with others like it: the group of its event, its rank if it is ready, and
-    its later columns."""
+    """What a job shares with others like it: the group of its event, its rank, its later columns.
+
+    No rank if it is not due yet.
+    """
     gated, lease = batches[job.batch_id]
     # An instant in the past counts as now, or a producer could jump the line by it.
     due = max(now + job.delay if job.run_at is None else job.run_at, now)

@@ -20,9 +20,7 @@ SELECT l.spec, l.changed_by, l.changed_at, l.declared, CASE WHEN l.concurrency I
     )::integer END
 FROM limits l LEFT JOIN slots s ON s.name = l.name WHERE NOT l.deleted ORDER BY l.name
 """
-_KEYS = (
-    "SELECT key, running, ready_at, circuit, succeeded, failed FROM limit_keys($1, $2, $3, $4)"
-)
+_KEYS = "SELECT key, running, ready_at, circuit, succeeded, failed FROM limit_keys($1, $2, $3, $4)"
 
 
 class PostgresLimits:

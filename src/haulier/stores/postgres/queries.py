@@ -47,9 +47,7 @@ _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
 
 async def get(connection: Connection, job_id: str) -> Job:
-    row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM jobs WHERE id = $1", uuid_of(job_id)
-    )
+    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM jobs WHERE id = $1", uuid_of(job_id))
     if row is None:
         raise JobNotFoundError(job_id)
     return job_from_row(row)

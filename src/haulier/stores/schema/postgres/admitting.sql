@@ -582,7 +582,6 @@ DECLARE
     line demand[];
     home uuid;
     held lanes[];
-    room integer;
     fits fit[];
 BEGIN
     SELECT * INTO j FROM jobs_live WHERE seq = p_seq;
@@ -597,7 +596,9 @@ BEGIN
         VALUES (home, j.queue, j.kind, j.key, j.batch, p_now) ON CONFLICT DO NOTHING;
     END IF;
     held := ARRAY(SELECT n::lanes FROM (SELECT * FROM lanes WHERE id = home FOR UPDATE SKIP LOCKED) n);
-    IF j.key IS NOT NULL AND held <> '{}' THEN
+    IF held = '{}' THEN
+        RETURN false;
+    ELSIF j.key IS NOT NULL THEN
         held := ARRAY(SELECT n::lanes FROM (
             SELECT * FROM lanes WHERE key = j.key FOR UPDATE SKIP LOCKED) n);
         IF cardinality(held) < (SELECT count(*) FROM lanes WHERE key = j.key) THEN
@@ -608,8 +609,7 @@ BEGIN
     held := ARRAY(SELECT (n.id, n.queue, n.kind, n.key, n.batch, n.turn, 0, NULL, NULL, n.running,
                           n.floor)::lanes FROM unnest(held) n);
     fits := judge(p_now, held, '{}', ARRAY[home], '{}', '{}');
-    room := least((fits[1]).room, (hurdles(p_now, line))[1].room);
-    IF coalesce(room, 0) <= 0 THEN
+    IF (fits[1]).room <= 0 OR (hurdles(p_now, line))[1].room <= 0 THEN
         RETURN false;
     END IF;
     UPDATE lanes SET running = running + 1 WHERE id = home;
