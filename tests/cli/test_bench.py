@@ -15,7 +15,10 @@ import pytest
 import servers
 from processes import environment, haulier, haulier_json
 
-TINY = ("--jobs", "300", "--singles", "10", "--present", "500", "--rounds", "2")
+TINY = (
+    *("--jobs", "300", "--singles", "10", "--present", "500", "--rounds", "2"),
+    *("--seconds", "0.5"),
+)
 FIGURES = {
     "noop": ("enqueue_per_s", "run_per_s", "latency_p50_ms", "latency_p99_ms"),
     "batch": (
@@ -29,12 +32,16 @@ FIGURES = {
         "other_queues_ratio", "same_queue_ratio",
     ),
     "writers": ("enqueued", "counted", "slowest_ms"),
+    "limits": (
+        "free_noop_per_s", "held_noop_per_s", "noop_ratio", "free_busy_per_s", "held_busy_per_s",
+        "busy_ratio", "fresh_p50_ms", "fresh_max_ms", "rate_wanted", "rate_given",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("profile", FIGURES)
 def test_its_figures_are_there_and_positive(tmp_path, profile):
-    more = ("--writers", "2", "--seconds", "0.5") if profile == "writers" else ()
+    more = ("--writers", "2") if profile == "writers" else ()
     figures = haulier_json(tmp_path, "bench", "--profile", profile, *TINY, *more)
     for name in (*FIGURES[profile], "fsync_p50_ms", "peak_memory_mb", "cores"):
         assert figures[name] > 0, name
@@ -68,7 +75,7 @@ def test_all_profiles_want_a_store_each(tmp_path):
     assert "leave out --store" in done.stderr
 
 
-@pytest.mark.parametrize("profile", ["noop", "batch", "retry", "latency", "backlog"])
+@pytest.mark.parametrize("profile", ["noop", "batch", "retry", "latency", "backlog", "limits"])
 def test_a_store_that_is_no_file_has_the_same_figures_but_no_fsync(tmp_path, profile):
     figures = haulier_json(tmp_path, "bench", "--profile", profile, *TINY, "--store", "sqlite://")
     for name in FIGURES[profile]:
@@ -123,7 +130,8 @@ def server_url(server):
 
 
 @pytest.mark.parametrize(
-    "options", [("noop", "--processes", "1"), ("batch",), ("retry",), ("latency",), ("backlog",)]
+    "options",
+    [("noop", "--processes", "1"), ("batch",), ("retry",), ("latency",), ("backlog",), ("limits",)],
 )
 def test_a_store_on_a_server_has_the_same_figures_and_keeps_its_password(
     tmp_path, server_url, options

@@ -18,6 +18,7 @@ _COMMANDS = {
     "enqueue": ("haulier.cli.enqueue:enqueue", "Enqueue one job of any kind."),
     "events": ("haulier.cli.events:events", "Print what happens to jobs, one line an event."),
     "jobs": ("haulier.cli.jobs:jobs", "List, show, watch, cancel, retry, delete."),
+    "limits": ("haulier.cli.limits:limits", "List, set and delete limits and circuit breakers."),
     "queues": ("haulier.cli.queues:queues", "What waits where, and whether a worker takes it."),
     "run": ("haulier.cli.run:run", "Run a bulk kind over an input file."),
     "serve": ("haulier.cli.serve:serve", "Serve the HTTP API with one embedded worker."),

@@ -10,6 +10,7 @@ annex A). An empty bucket gains one token per `Rate.interval`; `full_at` is when
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -169,6 +170,10 @@ class Limit:
             names = ("failures", "least", "window", "pause", "probes")
             told["breaker"] = {name: getattr(self.breaker, name) for name in names}
         return told
+
+    def to_text(self) -> str:
+        """The one JSON text of it, by which stores compare limits."""
+        return json.dumps(self.as_json(), separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Limit:

@@ -22,8 +22,10 @@ from haulier.domain.unique import Scope
 
 
 class Section(StrEnum):
-    """The parts of a store, in the order in which they are copied."""
+    """The parts of a store, in the order in which they are copied: limits before their jobs."""
 
+    LIMITS = "limits"
+    METERS = "meters"
     JOBS = "jobs"
     BATCHES = "batches"
     NAMES = "names"
@@ -47,6 +49,36 @@ class Gate(StrEnum):
     PARKED = "parked"
     LET_IN = "let_in"
     ALONE = "alone"
+
+
+class LimitRecord(NamedTuple):
+    """A limit, or the trace of one that was deleted: then `told` is None.
+
+    `told` and `declared` (what code has declared last) are JSON texts as `Limit.to_text` makes
+    them. `by_code`: it is as it was declared. `full_at`: when the bucket of a rate that is not per
+    key is full.
+    """
+
+    name: str
+    told: str | None
+    declared: str | None
+    by_code: bool
+    changed_by: str
+    changed_at: int
+    full_at: int
+
+
+class MeterRecord(NamedTuple):
+    """How a key stands under a limit that is per key: a rate, or a breaker that is not closed.
+
+    `open_until`: when the breaker lets probes through, or since when it does. What closed breakers
+    have counted is no part of a copy.
+    """
+
+    limit: str
+    key: str
+    full_at: int
+    open_until: int | None
 
 
 class JobRecord(NamedTuple):
@@ -152,7 +184,7 @@ class EventRecord(NamedTuple):
     jobs: tuple[tuple[str, int, int], ...]
 
 
-Record = JobRecord | BatchRecord | NameRecord | EventRecord
+Record = LimitRecord | MeterRecord | JobRecord | BatchRecord | NameRecord | EventRecord
 
 
 @dataclass(frozen=True, slots=True)

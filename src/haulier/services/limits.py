@@ -135,9 +135,8 @@ def limits_of_task(kind: str, limits: Iterable[TaskLimit | str] | None) -> tuple
 
 async def declare(store: JobStore, limits: Iterable[Limit]) -> None:
     """Put what code declares into the store; what an operator has changed since stays."""
-    part, by = store.limits(), _here()
     for limit in limits:
-        await part.put(limit, by=by, declared=True)
+        await store.limits().put(limit, by=_here(), declared=True)
 
 
 class Limits:

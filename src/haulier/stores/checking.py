@@ -118,6 +118,15 @@ def counters(counts: Mapping[tuple[str, str, Role, JobState], int], jobs: int) -
     return problem("counters", what, "copy the store into a new one: they are made anew there")
 
 
+def slots(limits: int, running: int, wrong: int) -> Finding:
+    """Whether limits count what runs under them; `wrong`: counters that do not."""
+    if not wrong:
+        return ok("limits", f"{limits} limits, {running} jobs run under them, as counted")
+    what = f"{wrong} counters of what runs under limits are wrong"
+    advice = "copy the store into a new one: they are made anew there"
+    return problem("limits", what, advice)
+
+
 def under_way(batches: int) -> Finding:
     """Cancels, retries, pauses and deletes of whole batches that are not done yet."""
     what = f"{batches} with a cancel, retry, pause or delete under way"

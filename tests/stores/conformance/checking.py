@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from haulier.domain.finding import Level
+from haulier.domain.limits import Limit
+from haulier.domain.moves import Move
 from haulier.domain.transfer import Mark, Stage
 from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
     "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat", "indexes",
+    "limits",
 }  # fmt: skip
 
 
@@ -29,7 +32,8 @@ class TestCheck:
         assert found["oldest ready job"].what == "none waits"
         assert found["counters"].what == "0 jobs, as counted"
         assert found["workers"].level is Level.OK
-        for name in ("version", "schema", "indexes", "counters", "copy", "clock"):
+        assert found["limits"].what == "0 limits, 0 jobs run under them, as counted"
+        for name in ("version", "schema", "indexes", "counters", "copy", "clock", "limits"):
             assert found[name].level is Level.OK, found[name]
 
     async def test_every_finding_that_is_not_ok_has_advice(self, store):
@@ -53,6 +57,20 @@ class TestCheck:
         assert found["oldest ready job"].what == "waits for 0:00:05"
         clock.advance(3600)
         assert (await findings(store))["oldest ready job"].level is Level.WARNING
+
+    async def test_what_runs_under_limits(self, store, hand):
+        await store.limits().put(Limit(name="all", concurrency=2), by="test")
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        await store.insert([work(key=key) for key in "aabbcc"])
+        (first, _) = await hand.claim(9)
+        found = (await findings(store))["limits"]
+        assert (found.level, found.what) == (
+            Level.OK,
+            "2 limits, 2 jobs run under them, as counted",
+        )
+        await hand.hand_in(first, Move.COMPLETE)
+        found = (await findings(store))["limits"]
+        assert found.what == "2 limits, 1 jobs run under them, as counted"
 
     async def test_a_store_that_is_being_copied(self, store):
         mark = Mark(stage=Stage.FROZEN, token="t", peer="store://peer", source="e")

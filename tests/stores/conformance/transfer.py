@@ -14,6 +14,7 @@ import pytest
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.event import RESET
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost, Priority
+from haulier.domain.limits import Breaker, Circuit, Limit, Rate
 from haulier.domain.line import KEPT_LINES, Said
 from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
@@ -46,7 +47,28 @@ async def busy(store: JobStore, clock) -> None:
     await _single_jobs(store, hand, clock)
     await _batches(store, hand)
     await _loner(store, clock)
+    await _limits(store)
     await store.retire(hand.id)
+
+
+async def _limits(store: JobStore) -> None:
+    """Limits of each sort, one that was deleted, and keys that have used them up."""
+    limits = store.limits()
+    breaker = Breaker(least=1, pause=HOUR)
+    for limit in (
+        Limit(name="c", kind="tight", concurrency=1, per_key=True),
+        Limit(name="r", kind="tight", rate=Rate(1, 60.0), per_key=True),
+        Limit(name="s", kind="tight", rate=Rate(100, 60.0, burst=50)),
+        Limit(name="b", kind="tight", breaker=breaker, per_key=True),
+    ):
+        await limits.put(limit, by="somebody ü", declared=limit.name == "c")
+    await limits.put(Limit(name="gone", rate=Rate(1)), by="code", declared=True)
+    await limits.drop("gone", by="somebody")
+    tight = await Hand.enlist(store, kinds=("tight",))
+    await store.insert([work("tight", key=key) for key in "aabbü"])
+    done, failed, _ = await tight.claim(9)
+    await tight.exchange(move(done, Move.COMPLETE), move(failed, Move.FAIL))
+    await store.retire(tight.id)
 
 
 async def _names(store: JobStore, hand: Hand) -> None:
@@ -148,6 +170,7 @@ async def everything(store: JobStore) -> dict[str, Any]:
         "steps": {job.id: await store.steps(job.id) for job in jobs},
         "lines": {job.id: await store.lines(job.id) for job in jobs},
         "batches": await store.batches(limit=500),
+        "limits": await store.limits().list(),
         "counts": await store.counts(),
         "events": events,
         "last event": await store.last_event(),
@@ -210,6 +233,21 @@ class TestCopy:
         assert all(job.lease > last.get(job.id, 0) for job in there)
         assert {job.kind for job in there} == {"work", "after", "suspect"}
         assert await other.counts() == await store.counts()
+
+    async def test_limits_hold_on_in_the_new_store(self, home, other_home, store, other, clock):
+        await busy(store, clock)
+        began = clock.now()
+        await copied(store, other)
+        _turn_to(other_home.clock, began)
+        hand = await Hand.enlist(other, kinds=("tight",))
+        assert await hand.claim(9) == []
+        assert not await other.limits().put(Limit(name="gone", rate=Rate(1)), by="x", declared=True)
+        states = await other.limits().keys("b")
+        assert [state.circuit for state in states if state.ready_at] == [Circuit.OPEN]
+        other_home.clock.advance(70)
+        hand = await Hand.enlist(other, kinds=("tight",))
+        assert len(await hand.claim(9)) == 2
+        assert await hand.claim(9) == []
 
     async def test_new_jobs_come_after_the_old_ones(self, store, other, clock):
         jobs = works(3)

@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits")
 FOR_POSTGRES = "long-reader"
 
 
@@ -64,14 +64,15 @@ class Load:
     default=1_000_000,
     show_default=True,
     type=click.IntRange(100, 10_000_000),
-    help="batch, backlog: how many items or jobs there are beside those that run.",
+    help="batch, backlog: how many items or jobs there are beside those that run; limits: of one "
+    "key, at most 100,000.",
 )
 @click.option(
     "--rounds",
     default=5,
     show_default=True,
     type=click.IntRange(1, 100),
-    help="backlog: rounds on each store, in turn; the median counts.",
+    help="backlog, limits: rounds of each, in turn; the median counts.",
 )
 @click.option(
     "--writers",
@@ -85,7 +86,7 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader: for how long.",
+    help="writers, long-reader, limits (its rate): for how long.",
 )
 @click.option(
     "--store",
@@ -104,6 +105,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     latency   from enqueue to start, at 100 jobs/s on an idle worker
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
+    limits    10,000 jobs of 500 keys, one at a time; a fresh key in a crowd; a rate
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -141,6 +143,7 @@ Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
 async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.limits import limits
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
@@ -152,6 +155,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "latency": latency,
         "backlog": backlog,
         "writers": writers,
+        "limits": limits,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:

@@ -14,12 +14,17 @@ CREATE TABLE limits (
     full_at    INTEGER NOT NULL DEFAULT 0           -- when the bucket is full, of a rate for all keys
 ) STRICT;
 
--- The state of keys under limits that are per key: rates and breakers.
+-- How keys stand under limits that are per key: rates and breakers.
 CREATE TABLE meters (
-    name    TEXT    NOT NULL,                       -- of the limit
-    key     TEXT    NOT NULL,
-    full_at INTEGER NOT NULL DEFAULT 0,
-    circuit TEXT,                                   -- of a breaker, as JSON
+    name        TEXT    NOT NULL,                   -- of the limit
+    key         TEXT    NOT NULL,
+    rest_at     INTEGER NOT NULL,                   -- then it says no more; of a rate: is full
+    open_until  INTEGER,                            -- of a breaker; when that is over, half-open
+    half        INTEGER NOT NULL DEFAULT 0,         -- the half window that is counted, and what
+    good        INTEGER NOT NULL DEFAULT 0,         -- has succeeded and failed in it
+    bad         INTEGER NOT NULL DEFAULT 0,
+    good_before INTEGER NOT NULL DEFAULT 0,         -- and in the one before
+    bad_before  INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
 
@@ -49,4 +54,4 @@ ALTER TABLE jobs ADD COLUMN lane INTEGER;                        -- NULL: in the
 
 DROP INDEX jobs_ready;
 CREATE INDEX jobs_ready ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL AND lane IS NULL;
-CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;
+CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority, state) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;

@@ -14,7 +14,7 @@ import apsw
 
 from haulier.domain.limits import Limit
 from haulier.stores.codes import PENDING
-from haulier.stores.sqlite import gates
+from haulier.stores.sqlite import breakers, gates
 from haulier.stores.sqlite.lanes import BATCH, EMPTY, KEY, OPEN, POINT
 from haulier.stores.sqlite.rows import Row, fetch
 from haulier.stores.sqlite.rules import Concern, Rules
@@ -25,6 +25,9 @@ LOOKED_AT = 1000
 READ_FIRST, READ_AT_ONCE = 2, 64
 """Jobs of a lane: most give one, and the next one tells its turn. Others are read on in steps."""
 
+NOW, UNTIL_AN_END = -1, (1 << 63) - 1
+"""What a key has to wait: not at all, until a run of it has ended, or else until an instant."""
+
 Verdict = tuple[int, int | None]
 """Why a lane is to be closed, and when time opens it again, if time does."""
 
@@ -34,11 +37,11 @@ _RUNNING = (
     "WHERE key IN (SELECT value FROM json_each(?)) AND running > 0"
 )
 _METERS = (
-    "SELECT key, full_at FROM meters WHERE name = ? AND key IN (SELECT value FROM json_each(?))"
+    "SELECT key, rest_at FROM meters WHERE name = ? AND key IN (SELECT value FROM json_each(?))"
 )
 _ADD_METER = (
-    "INSERT INTO meters (name, key, full_at) VALUES (?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET full_at = excluded.full_at"
+    "INSERT INTO meters (name, key, rest_at) VALUES (?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET rest_at = excluded.rest_at"
 )
 
 
@@ -77,9 +80,12 @@ class Admission:
         self.rules = rules
         self._shared: dict[str, int] = {}
         self._spent: Counter[Limit] = Counter()
-        self._full_at: dict[str, int] = {}
+        self._shared_full_at: dict[str, int] = {}
+        # A plain mapping where it is read: a Counter takes thrice as long for what it has not.
         self._running: Counter[tuple[str, str]] = Counter()
-        self._meters: dict[tuple[str, str], int] = {}
+        self._full_at: dict[tuple[str, str], int] = {}
+        self._open_until: dict[tuple[str, str], int] = {}
+        self._keyed = [limit for limit in rules.limits if limit.per_key]
         self._changed: set[tuple[str, str]] = set()
         self._seen: set[str] = set()
         self.twice: set[str] = set()
@@ -90,7 +96,7 @@ class Admission:
             if limit is None:
                 continue
             if limit.rate is not None:
-                self._full_at[name] = full_at
+                self._shared_full_at[name] = full_at
                 self._shared[name] = limit.rate.tokens(full_at, now)
             elif limit.concurrency is not None:
                 self._shared[name] = limit.concurrency - used
@@ -101,19 +107,27 @@ class Admission:
         for key in keys:
             # What is taken for it in one lane is missing in its others.
             (self.twice if key in self._seen or key in new else new).add(key)
-        keyed = [limit for limit in self.rules.limits if limit.per_key]
-        if not new or not keyed:
+        if not new or not self._keyed:
             return
         self._seen |= new
         text = json.dumps(sorted(new))
-        if any(limit.rate is None for limit in keyed):
+        if any(limit.rate is None for limit in self._keyed):
             for key, queue, kind, running in fetch(self.db, _RUNNING, (text,)):
                 for limit in self.rules.of(queue, kind).keyed:
                     self._running[limit.name, key] += running
-        for limit in keyed:
-            if limit.rate is not None:
-                for key, full_at in fetch(self.db, _METERS, (limit.name, text)):
-                    self._meters[limit.name, key] = full_at
+        for limit in self._keyed:
+            self._read_meters(limit, text)
+
+    def _read_meters(self, limit: Limit, keys: str) -> None:
+        if limit.rate is not None:
+            # Of a slower rate before it, more may be missing than this bucket holds.
+            fullest = self.now + limit.rate.depth * limit.rate.interval
+            for key, full_at in fetch(self.db, _METERS, (limit.name, keys)):
+                self._full_at[limit.name, key] = min(full_at, fullest)
+        elif limit.breaker is not None:
+            for key, state in breakers.states(self.db, limit.name, keys).items():
+                if state.open_until is not None:
+                    self._open_until[limit.name, key] = state.open_until
 
     def room(self, concern: Concern) -> bool:
         """Whether the limits that are for all keys let one more start."""
@@ -127,16 +141,33 @@ class Admission:
                 return BATCH, None
         if lane.key is None or not concern.keyed:
             return None
-        wake_at = None
+        longest = NOW
         for limit in concern.keyed:
-            if limit.concurrency is not None:
-                if self._running[limit.name, lane.key] >= limit.concurrency:
-                    return KEY, None
-            elif limit.rate is not None:
-                full_at = self._meters.get((limit.name, lane.key), 0)
-                if limit.rate.tokens(full_at, self.now) <= 0:
-                    wake_at = max(wake_at or 0, limit.rate.next_token(full_at))
-        return None if wake_at is None else (KEY, wake_at)
+            wait = self._wait(limit, lane.key)
+            longest = max(longest, wait)
+        if longest == NOW:
+            return None
+        # Whatever else there is to wait for, the lane is looked at again when a run has ended.
+        return KEY, None if longest == UNTIL_AN_END else longest
+
+    def _wait(self, limit: Limit, key: str) -> int:
+        """Until when a key has no room under a limit."""
+        concurrency = limit.concurrency
+        if concurrency is not None:
+            return UNTIL_AN_END if self._running.get((limit.name, key), 0) >= concurrency else NOW
+        if limit.rate is not None:
+            full_at = self._full_at.get((limit.name, key), 0)
+            if limit.rate.tokens(full_at, self.now) > 0:
+                return NOW
+            return limit.rate.next_token(full_at)
+        assert limit.breaker is not None
+        open_until = self._open_until.get((limit.name, key))
+        if open_until is None:
+            return NOW
+        if open_until > self.now:
+            return open_until
+        probing = self._running[limit.name, key] >= limit.breaker.probes
+        return UNTIL_AN_END if probing else NOW
 
     def admits(self, queue: str, kind: str, key: str | None) -> bool:
         """Whether one more job of this key may start, its batch left aside."""
@@ -167,8 +198,8 @@ class Admission:
         for limit in concern.keyed:
             which = limit.name, key
             if limit.rate is not None:
-                full_at = self._meters.get(which, 0)
-                self._meters[which] = limit.rate.spent(full_at, self.now, 1)
+                full_at = self._full_at.get(which, 0)
+                self._full_at[which] = limit.rate.spent(full_at, self.now, 1)
                 self._changed.add(which)
             else:
                 self._running[which] += 1
@@ -177,7 +208,7 @@ class Admission:
         """Write what was taken of limits; lanes are written by who took from them."""
         for limit, count in self._spent.items():
             if limit.rate is not None:
-                full_at = limit.rate.spent(self._full_at[limit.name], self.now, count)
+                full_at = limit.rate.spent(self._shared_full_at[limit.name], self.now, count)
                 self.db.execute(
                     "UPDATE limits SET full_at = ? WHERE name = ?", (full_at, limit.name)
                 )
@@ -186,7 +217,7 @@ class Admission:
                     "UPDATE limits SET used = used + ? WHERE name = ?", (count, limit.name)
                 )
         self.db.executemany(
-            _ADD_METER, [(*which, self._meters[which]) for which in sorted(self._changed)]
+            _ADD_METER, [(*which, self._full_at[which]) for which in sorted(self._changed)]
         )
 
 
@@ -204,14 +235,8 @@ WHERE queue = ? AND kind = ? AND head = ? AND why = {OPEN} AND (place, id) > (?,
 ORDER BY place, id LIMIT ?
 """
 # From batch to batch, however many lanes each of them has.
-_CLOSED_BATCHES = f"""
-WITH RECURSIVE waiting (batch) AS (
-    SELECT min(batch) FROM lanes WHERE why = {BATCH} AND queue = ?1 AND kind = ?2
-    UNION ALL
-    SELECT (SELECT min(batch) FROM lanes WHERE why = {BATCH} AND queue = ?1 AND kind = ?2
-            AND batch > waiting.batch)
-    FROM waiting WHERE waiting.batch IS NOT NULL)
-SELECT batch FROM waiting WHERE batch IS NOT NULL
+_NEXT_CLOSED_BATCH = f"""
+SELECT min(batch) FROM lanes WHERE why = {BATCH} AND queue = ? AND kind = ? AND batch > ?
 """
 _LANES_OF_BATCH = f"""
 SELECT id, key, batch, turn, place, {_FIRST_JOBS} FROM lanes
@@ -261,12 +286,13 @@ class LaneLine:
         """Lanes whose batch had no room when a claim met them, and has some now."""
         queue, kind, _ = self._which
         db = self._admission.db
-        for (batch,) in fetch(db, _CLOSED_BATCHES, (queue, kind)):
-            left = self._admission.left_in(batch)
+        batch = b""
+        while batch is not None:
+            ((batch,),) = fetch(db, _NEXT_CLOSED_BATCH, (queue, kind, batch))
+            left = 0 if batch is None else self._admission.left_in(batch)
             count = self._slots if left is None else min(left, self._slots)
             if count > 0:
-                found = (*self._which[:2], batch, count)
-                self._add(fetch(db, _LANES_OF_BATCH, (READ_FIRST, *found)))
+                self._add(fetch(db, _LANES_OF_BATCH, (READ_FIRST, queue, kind, batch, count)))
                 for lane in self._lanes:
                     lane.touched = True
 

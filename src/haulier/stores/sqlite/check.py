@@ -17,11 +17,12 @@ from haulier.stores.checking import (
     ok,
     problem,
     skew,
+    slots,
     under_way,
     waiting,
     warning,
 )
-from haulier.stores.codes import PENDING
+from haulier.stores.codes import HEAD, PENDING, RUNNING
 from haulier.stores.sqlite import queries, transfer
 from haulier.stores.sqlite.connection import (
     MEMORY,
@@ -33,6 +34,8 @@ from haulier.stores.sqlite.connection import (
     snapshot,
     translated,
 )
+from haulier.stores.sqlite.lanes import used
+from haulier.stores.sqlite.limits import listed
 from haulier.stores.sqlite.rows import fetch
 
 OVER_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs"})
@@ -48,10 +51,18 @@ WASTE = 64 << 20
 
 _OLDEST = f"""
 SELECT min(at) FROM (
-    SELECT min(run_at) AS at FROM jobs WHERE state = {PENDING} AND rank IS NOT NULL
+    SELECT min(run_at) AS at FROM jobs
+    WHERE state = {PENDING} AND rank IS NOT NULL AND lane IS NULL
+    UNION ALL
+    SELECT min(run_at) FROM jobs
+    WHERE state = {PENDING} AND rank IS NOT NULL AND lane IS NOT NULL
     UNION ALL
     SELECT min(run_at) FROM jobs
     WHERE state = {PENDING} AND rank IS NULL AND gate IS NULL AND run_at <= ?)
+"""
+_IN_LANES = f"""
+SELECT lane, count(*) FROM jobs
+WHERE state = {RUNNING} AND role <> {HEAD} AND lane IS NOT NULL GROUP BY lane
 """
 _OBJECTS = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
 
@@ -86,6 +97,7 @@ def _look(db: apsw.Connection, path: str, now: int, boot: tuple[str, int]) -> li
         _bloat(db, path),
         _clock(db, now),
         counters(counts, standing.totals[Section.JOBS]),
+        _slots(db),
         *waiting(counts, oldest, queries.workers(db, boot), now),
         under_way(standing.under_way),
         copying(standing.mark),
@@ -215,6 +227,19 @@ def _bloat(db: apsw.Connection, path: str) -> Finding:
     if free * page > WASTE and free * 2 > size:
         return warning("bloat", what, "VACUUM while no worker runs gives the space back")
     return ok("bloat", what)
+
+
+def _slots(db: apsw.Connection) -> Finding:
+    there: dict[int, int] = dict(fetch(db, _IN_LANES))
+    counted: dict[int, int] = dict(fetch(db, "SELECT id, running FROM lanes WHERE running <> 0"))
+    wrong = sum(there.get(lane) != counted.get(lane) for lane in there.keys() | counted.keys())
+    limits = listed(db)
+    wrong += sum(
+        used(db, each.limit) != each.running
+        for each in limits
+        if each.limit.concurrency is not None and not each.limit.per_key
+    )
+    return slots(len(limits), sum(there.values()), wrong)
 
 
 def _clock(db: apsw.Connection, now: int) -> Finding:

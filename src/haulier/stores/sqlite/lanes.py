@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import apsw
 
 from haulier.domain.job import Job
 from haulier.domain.limits import Limit
+from haulier.domain.moves import Move
 from haulier.stores.codes import HEAD, PENDING, RUNNING, rank_of
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import Rules
@@ -50,6 +51,7 @@ ORDER BY rank, seq LIMIT {MOVED_AT_ONCE}
 """
 _MOVE_IN = "UPDATE jobs SET lane = ?, gate = NULL WHERE seq = ?"
 
+_ANY_WAKES = "SELECT 1 FROM lanes WHERE wake_at IS NOT NULL AND wake_at <= ? LIMIT 1"
 _WAKE = f"""
 UPDATE lanes SET why = {OPEN}, wake_at = NULL WHERE id IN (
     SELECT id FROM lanes WHERE wake_at IS NOT NULL AND wake_at <= ?
@@ -137,7 +139,8 @@ def gather(db: apsw.Connection, now: int, rules: Rules, queue: str, kind: str) -
 
 def wake(db: apsw.Connection, now: int) -> None:
     """Open the lanes whose time has come."""
-    db.execute(_WAKE, (now,))
+    if fetch(db, _ANY_WAKES, (now,)):
+        db.execute(_WAKE, (now,))
 
 
 # ── Runs that end ────────────────────────────────────────────────────────────────────────────
@@ -150,22 +153,20 @@ class Freed(NamedTuple):
     shared: bool
 
 
-def free(db: apsw.Connection, rules: Rules, ended: Mapping[int, tuple[int, Job]]) -> Freed:
-    """So many runs of each of these lanes have ended: give their slots back.
-
-    With each lane a job of it, which tells what limits it is under.
-    """
-    db.executemany(_GIVE_BACK, [(count, lane) for lane, (count, _) in ended.items()])
+def free(db: apsw.Connection, rules: Rules, ends: Sequence[tuple[int, Job, Move]]) -> Freed:
+    """Runs have ended, each of a lane: give their slots back."""
+    ended = Counter([lane for lane, _, _ in ends])
+    db.executemany(_GIVE_BACK, [(count, lane) for lane, count in ended.items()])
     used: Counter[Limit] = Counter()
     keys: set[str] = set()
     in_batch = False
-    for count, job in ended.values():
+    for _, job, _ in ends:
         in_batch = in_batch or job.batch_id is not None
-        concern = rules.of(job.queue, job.kind)
-        for limit in concern.shared:
+        shared, keyed = rules.of(job.queue, job.kind)
+        for limit in shared:
             if limit.concurrency is not None:
-                used[limit] += count
-        if job.key is not None and concern.keyed:
+                used[limit] += 1
+        if keyed and job.key is not None:
             keys.add(job.key)
     # Each of these lanes was opened just now; others of the same keys may be closed for them.
     if keys:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import apsw
 
-from haulier.domain.limits import KeyState, Limit, LimitState
+from haulier.domain.limits import KeyState, Limit, LimitState, Rate
+from haulier.domain.transfer import LimitRecord, MeterRecord, Records
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.ports import Clock
-from haulier.stores.sqlite import lanes
+from haulier.stores.marks import CLOSED, PAGE_RECORDS
+from haulier.stores.sqlite import breakers, lanes
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import rules_of
 from haulier.stores.watching import Change
@@ -32,7 +34,11 @@ _LIST = (
     "SELECT told, changed_by, changed_at, by_code, used FROM limits WHERE told IS NOT NULL "
     "ORDER BY name"
 )
-_RESTING = "FROM meters WHERE full_at <= ? AND circuit IS NULL"
+_METERS = (
+    "SELECT key, rest_at FROM meters WHERE name = ? AND key > ? AND rest_at > ? "
+    "ORDER BY key LIMIT ?"
+)
+_RESTING = "FROM meters WHERE rest_at <= ?"
 
 
 # ── Changes ──────────────────────────────────────────────────────────────────────────────────
@@ -40,7 +46,7 @@ _RESTING = "FROM meters WHERE full_at <= ? AND circuit IS NULL"
 
 def put(db: apsw.Connection, now: int, limit: Limit, by: str, *, declared: bool) -> bool:
     """Store a limit; whether anything changed."""
-    told = json.dumps(limit.as_json(), separators=(",", ":"), sort_keys=True)
+    told = limit.to_text()
     rows = fetch(db, _LIMIT, (limit.name,))
     was, was_declared, full_at = rows[0] if rows else (None, None, 0)
     if declared and was_declared == told:
@@ -128,23 +134,29 @@ def keys(
             (after, *values, limit),
         )
     )
-    ready: dict[str, int] = {}
-    if rule.rate is not None:
-        rows = fetch(
-            db,
-            "SELECT key, full_at FROM meters WHERE name = ? AND key > ? AND full_at > ? "
-            "ORDER BY key LIMIT ?",
-            (name, after, now, limit),
-        )
-        ready = {key: rule.rate.next_token(full_at) for key, full_at in rows}
+    rests: dict[str, int] = dict(fetch(db, _METERS, (name, after, now, limit)))
+    found = sorted(running.keys() | rests.keys())[:limit]
+    if rule.breaker is not None:
+        told = json.dumps([key for key in found if key in rests])
+        states = breakers.states(db, name, told)
+        return [
+            states.get(key, breakers.State()).told(key, running.get(key, 0), rule.breaker, now)
+            for key in found
+        ]
     return [
         KeyState(
             key=key,
             running=running.get(key, 0),
-            ready_at=ready[key] if ready.get(key, now) > now else None,
+            ready_at=None if rule.rate is None else _next_token(rule.rate, rests.get(key, 0), now),
         )
-        for key in sorted(running.keys() | ready.keys())[:limit]
+        for key in found
     ]
+
+
+def _next_token(rate: Rate, full_at: int, now: int) -> int | None:
+    """When the next may start, if not now."""
+    full_at = min(full_at, now + rate.depth * rate.interval)
+    return None if rate.tokens(full_at, now) else rate.next_token(full_at)
 
 
 def _concerned(limit: Limit) -> tuple[str, list[Any]]:
@@ -157,11 +169,11 @@ def _concerned(limit: Limit) -> tuple[str, list[Any]]:
     return "".join(f"AND {column} = ? " for column, _ in pairs), [value for _, value in pairs]
 
 
-def reset(db: apsw.Connection, name: str, key: str) -> bool:
-    """Close the breaker of a key."""
+def reset(db: apsw.Connection, now: int, name: str, key: str) -> bool:
+    """Close the breaker of a key; false if it had nothing to forget."""
     if _limit(db, name).breaker is None:
         raise JobStateError(f"limit {name} is no circuit breaker")
-    db.execute("DELETE FROM meters WHERE name = ? AND key = ?", (name, key))
+    db.execute("DELETE FROM meters WHERE name = ? AND key = ? AND rest_at > ?", (name, key, now))
     return bool(db.changes())
 
 
@@ -170,18 +182,71 @@ def reset(db: apsw.Connection, name: str, key: str) -> bool:
 
 def any_at_rest(db: apsw.Connection, now: int) -> bool:
     """Whether there are lanes or states of keys that say nothing any more."""
-    if rules_of(db) is None:
+    if rules_of(db) is None or _is_being_copied(db):
         return False
     return lanes.any_at_rest(db) or bool(fetch(db, f"SELECT 1 {_RESTING} LIMIT 1", (now,)))
 
 
 def forget_at_rest(db: apsw.Connection, now: int) -> None:
     """Remove a slice of them."""
+    if _is_being_copied(db):
+        return
     lanes.remove_at_rest(db)
     db.execute(
         f"DELETE FROM meters WHERE (name, key) IN (SELECT name, key {_RESTING} "
         f"LIMIT {FORGOTTEN_AT_ONCE})",
         (now,),
+    )
+
+
+def _is_being_copied(db: apsw.Connection) -> bool:
+    """Whether nothing may change, or the copy would not be the same."""
+    return any(stage in CLOSED for (stage,) in fetch(db, "SELECT stage FROM transfer"))
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+_COPIED = "name, told, declared, by_code, changed_by, changed_at, full_at"
+_READ_LIMITS = f"SELECT {_COPIED} FROM limits WHERE name > ? ORDER BY name LIMIT {PAGE_RECORDS + 1}"
+# Breakers have a half, and are only told of while they are not closed.
+_READ_METERS = (
+    "SELECT name, key, iif(open_until IS NULL, rest_at, 0), open_until FROM meters "
+    "WHERE (name, key) > (?, ?) AND (open_until IS NOT NULL OR half = 0) ORDER BY name, key "
+    f"LIMIT {PAGE_RECORDS + 1}"
+)
+
+
+def read_limits(db: apsw.Connection, after: str | None) -> Records:
+    """A page of limits, with those that were deleted."""
+    rows = fetch(db, _READ_LIMITS, (after or "",))
+    records = tuple(
+        LimitRecord._make((*row[:3], bool(row[3]), *row[4:])) for row in rows[:PAGE_RECORDS]
+    )
+    return Records(records, records[-1].name if len(rows) > PAGE_RECORDS else None)
+
+
+def read_meters(db: apsw.Connection, after: str | None) -> Records:
+    """A page of the states of keys."""
+    name, key = json.loads(after) if after else ("", "")
+    rows = fetch(db, _READ_METERS, (name, key))
+    records = tuple(MeterRecord(*row) for row in rows[:PAGE_RECORDS])
+    last = json.dumps(records[-1][:2]) if len(rows) > PAGE_RECORDS else None
+    return Records(records, last)
+
+
+def insert_limits(db: apsw.Connection, records: Sequence[LimitRecord]) -> None:
+    """Insert a page of a copy."""
+    db.executemany(f"INSERT INTO limits ({_COPIED}) VALUES (?, ?, ?, ?, ?, ?, ?)", records)
+
+
+def insert_meters(db: apsw.Connection, records: Sequence[MeterRecord]) -> None:
+    """Insert a page of a copy."""
+    db.executemany(
+        "INSERT INTO meters (name, key, rest_at, open_until) VALUES (?, ?, ?, ?)",
+        [
+            (r.limit, r.key, r.full_at if r.open_until is None else breakers.FAR, r.open_until)
+            for r in records
+        ],
     )
 
 
@@ -235,7 +300,7 @@ class SqliteLimits:
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
         def run(db: apsw.Connection) -> bool:
-            done = reset(db, name, key)
+            done = reset(db, self._clock.now(), name, key)
             lanes.open_keys(db, [key])
             return done
 

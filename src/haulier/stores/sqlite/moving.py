@@ -24,7 +24,7 @@ from haulier.stores.codes import (
     raw_once,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import gates, lanes, uniques
+from haulier.stores.sqlite import breakers, gates, lanes, uniques
 from haulier.stores.sqlite.batches import first_slices
 from haulier.stores.sqlite.ledger import Ledger, Subject, Touched
 from haulier.stores.sqlite.rows import (
@@ -78,22 +78,21 @@ class _Applied:
     """What came of transitions: those that were `lost`, and what is next for batches.
 
     `handed_over` may have nothing left to wait for; `ended` go, and take their items with them.
-    `lanes`: how many runs of each have ended, and one of their jobs.
+    `ends`: of the runs of jobs that stood in lanes.
     """
 
-    __slots__ = ("ended", "handed_over", "lanes", "lost")
+    __slots__ = ("ended", "ends", "handed_over", "lost")
 
     def __init__(self) -> None:
-        self.lanes: dict[int, tuple[int, Job]] = {}
+        self.ends: list[tuple[int, Job, Move]] = []
         self.lost: list[Transition] = []
         self.handed_over: list[bytes] = []
         self.ended: list[bytes] = []
 
-    def ended_in(self, lane: int | None, job: Job) -> None:
+    def ended_in(self, lane: int | None, job: Job, move: Move) -> None:
         """A run of a job of this lane has ended. Heads are not counted."""
         if lane is not None and job.role is not Role.HEAD:
-            count, _ = self.lanes.get(lane, (0, job))
-            self.lanes[lane] = count + 1, job
+            self.ends.append((lane, job, move))
 
 
 @dataclass(slots=True)
@@ -115,7 +114,11 @@ def apply_all(
     """Apply transitions, and do what follows from them for their batches and limits."""
     ledger = Ledger()
     applied = _apply(db, now, transitions, ledger, rules)
-    freed = lanes.free(db, rules, applied.lanes) if rules and applied.lanes else None
+    freed = None
+    if rules is not None and applied.ends:
+        freed = lanes.free(db, rules, applied.ends)
+        if rules.breakers:
+            breakers.count(db, now, rules, applied.ends)
     touched = ledger.write(db, now) + [Touched(batch, 0) for batch in applied.handed_over]
     after = follow_up(db, now, touched)
     drain = first_slices(db, now, applied.ended + after.cut)
@@ -138,8 +141,9 @@ def _apply(
         for transition in transitions:
             if transition.move is not Move.COMPLETE:
                 lane = None if rules is None else _lane(db, transition.job)
-                if _move(db, now, transition, ledger, gated, result):
-                    result.ended_in(lane, transition.job)
+                done = _move(db, now, transition, ledger, gated, result)
+                if done is not None:
+                    result.ended_in(lane, transition.job, done)
     return result
 
 
@@ -178,7 +182,7 @@ def _complete(
         if job.unique:
             uniques.release_ended(db, raw)
         if lanes_of:
-            result.ended_in(lanes_of.get(job.seq), job)
+            result.ended_in(lanes_of.get(job.seq), job, Move.COMPLETE)
 
 
 def _move(
@@ -188,8 +192,8 @@ def _move(
     ledger: Ledger,
     gated: frozenset[bytes],
     result: _Applied,
-) -> bool:
-    """Apply one transition with all it brings along, if its lease holds; whether it did."""
+) -> Move | None:
+    """Apply one transition with all it brings along, if its lease holds; what it came to."""
     job, rule, delay = transition.job, RULES[transition.move], transition.delay
     target = STATE_CODE[rule.target]
     run_at = None if delay is None else now + delay
@@ -218,11 +222,12 @@ def _move(
     )
     if not rows:
         result.lost.append(transition)
-        return False
+        return None
     if error is not None and rule.records:
         _record(db, now, transition)
-    _account(db, now, transition, rows[0], ledger, result)
-    return True
+    done = transition.move if rows[0][0] == target else Move.CANCEL
+    _account(db, now, transition, done, rows[0], ledger, result)
+    return done
 
 
 def _lane(db: apsw.Connection, job: Job) -> int | None:
@@ -259,17 +264,17 @@ def _account(
     db: apsw.Connection,
     now: int,
     transition: Transition,
+    done: Move,
     after: tuple[int, int, int],
     ledger: Ledger,
     result: _Applied,
 ) -> None:
     """Counters, event, unique names, and what becomes of a head's batch."""
     job, move, (state, attempt, lease) = transition.job, transition.move, after
-    yielded = state != STATE_CODE[RULES[move].target]
     raw = raw_id(job.id)
     role, batch = ROLE_CODE[job.role], _raw(job.batch_id)
     ledger.moved(
-        Move.CANCEL if yielded else move,
+        done,
         Subject(raw, attempt, lease, job.queue, job.kind, role, batch),
         RUNNING,
         state,

@@ -40,8 +40,10 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import kept
+from haulier.stores.sqlite import kept, limits
+from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.rows import Row, fetch
+from haulier.stores.sqlite.rules import rules_of
 
 GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
 GATE_CODE = {gate: code or None for code, gate in enumerate(GATES)}
@@ -144,6 +146,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
 
 def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
     db.executemany(_INSERT_JOB, [_job_row(record) for record in records])
+    _put_into_lanes(db, records)
     db.executemany(
         _INSERT_ERROR,
         [
@@ -159,6 +162,22 @@ def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
     kept.add_copied(db, ((record.seq, record.steps, record.lines) for record in records))
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
+
+
+def _put_into_lanes(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
+    """Lanes are made anew for jobs of limited kinds, each with its turn in the order of these."""
+    rules = rules_of(db)
+    if rules is None:
+        return
+    lanes = Lanes(db, 0, rules)
+    rows = []
+    for r in records:
+        if r.ready and r.gate is None and lanes.limited(r.queue, r.kind):
+            batch = r.batch_id and raw_once(r.batch_id)
+            lane = lanes.of(r.queue, r.kind, r.key, batch or None, ROLE_CODE[r.role])
+            rows.append((lanes.ready(lane, r.priority), r.seq))
+    db.executemany("UPDATE jobs SET lane = ? WHERE seq = ?", rows)
+    lanes.open()
 
 
 def _job_row(record: JobRecord) -> Row:
@@ -297,12 +316,16 @@ def _insert_events(db: apsw.Connection, records: Sequence[EventRecord]) -> None:
 
 
 READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
+    Section.LIMITS: limits.read_limits,
+    Section.METERS: limits.read_meters,
     Section.BATCHES: _read_batches,
     Section.JOBS: _read_jobs,
     Section.NAMES: _read_names,
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
+    Section.LIMITS: limits.insert_limits,
+    Section.METERS: limits.insert_meters,
     Section.BATCHES: _insert_batches,
     Section.JOBS: _insert_jobs,
     Section.NAMES: _insert_names,

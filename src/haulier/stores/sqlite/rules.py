@@ -27,10 +27,11 @@ class Concern(NamedTuple):
 class Rules:
     """All limits of a store, at one moment."""
 
-    __slots__ = ("_concerns", "limits")
+    __slots__ = ("_concerns", "breakers", "limits")
 
     def __init__(self, limits: tuple[Limit, ...]) -> None:
         self.limits = limits
+        self.breakers = any(limit.breaker is not None for limit in limits)
         self._concerns: dict[tuple[str, str], Concern] = {}
 
     def of(self, queue: str, kind: str) -> Concern:

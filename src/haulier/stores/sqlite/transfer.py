@@ -54,6 +54,9 @@ def _set_mark(db: apsw.Connection, mark: Mark | None) -> None:
 # ── Steps ────────────────────────────────────────────────────────────────────────────────────
 
 _TABLES = {
+    Section.LIMITS: "limits",
+    # As `limits.read_meters` does.
+    Section.METERS: "meters WHERE open_until IS NOT NULL OR half = 0",
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
@@ -112,6 +115,9 @@ def advance(
 EMPTIED_AT_ONCE = 1000
 
 _KEYS = {
+    "lanes": "id",
+    "meters": "name, key",
+    "limits": "name",
     "errors": "job, lease",
     "steps": "job, name",
     "lines": "job, lease, number",
