@@ -227,7 +227,9 @@ DECLARE
     count integer := 0;
     more integer;
 BEGIN
-    IF NOT heed_limits() THEN
+    IF NOT heed_limits() OR EXISTS (
+        SELECT FROM transfer WHERE stage IN ('frozen', 'moved', 'receiving'))
+    THEN
         RETURN 0;
     END IF;
     PERFORM fold_circuits();

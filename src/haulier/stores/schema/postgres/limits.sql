@@ -56,7 +56,7 @@ BEGIN
     PERFORM must_be_open();
     PERFORM hold_claims();
     -- What code declared stays, or the next process that declares it would bring it back.
-    UPDATE limits SET deleted = true, changed_by = p_by, changed_at = coalesce(p_now, clock_us())
+    UPDATE limits SET deleted = true, declared = false, changed_by = p_by, changed_at = coalesce(p_now, clock_us())
     WHERE name = p_name AND NOT deleted RETURNING * INTO old;
     IF old.name IS NULL THEN
         RETURN false;
