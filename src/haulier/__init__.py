@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haulier.app import App, Task
     from haulier.domain.batch import Batch, Counts
+    from haulier.domain.configuration import Alteration, Configuration, Setting
     from haulier.domain.event import Event
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
     from haulier.domain.limits import Breaker, Circuit, KeyState, Limit, LimitState, Rate
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
+    "Alteration": "domain.configuration",
     "App": "app",
     "Attempt": "services.middleware",
     "Backoff": "domain.retry",
@@ -60,6 +62,7 @@ _HOME = {
     "CancelJob": "exceptions",
     "Circuit": "domain.limits",
     "ConfigurationError": "exceptions",
+    "Configuration": "domain.configuration",
     "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
@@ -94,6 +97,7 @@ _HOME = {
     "RetryPolicy": "domain.retry",
     "Scope": "domain.unique",
     "Secret": "services.secrets",
+    "Setting": "domain.configuration",
     "Snooze": "exceptions",
     "Step": "domain.step",
     "StoreError": "exceptions",
@@ -109,6 +113,7 @@ _HOME = {
 lists jobs does not pay for pydantic."""
 
 __all__ = [
+    "Alteration",
     "App",
     "Attempt",
     "Backoff",
@@ -118,6 +123,7 @@ __all__ = [
     "Breaker",
     "CancelJob",
     "Circuit",
+    "Configuration",
     "ConfigurationError",
     "Conflict",
     "Context",
@@ -153,6 +159,7 @@ __all__ = [
     "RetryPolicy",
     "Scope",
     "Secret",
+    "Setting",
     "Snooze",
     "Step",
     "StoreError",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from haulier.app import App
 from haulier.config import Settings
+from haulier.domain.shares import listened_to
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.stores import open_store
@@ -19,15 +20,11 @@ def build_app(settings: Settings, user_app: str | None = None) -> App:
 
     `user_app` is `module:attribute`. Its store is used unless the settings name one.
     """
-    own = load_app(user_app) if user_app else None
     named = "store" in settings.model_fields_set
-    app = App(
-        own.store
-        if own is not None and not named
-        else open_store(settings.store, ttl=settings.ttl),
-        secret_key_file=settings.secret_key_file,
-        registry=own.registry if own is not None else None,
-    )
+    # The user's app itself, not another one on its store: its tasks enqueue by it.
+    app = load_app(user_app) if user_app else App()
+    store = None if user_app and not named else open_store(settings.store, ttl=settings.ttl)
+    app.use(store, secret_key_file=settings.secret_key_file)
     add_builtin_runners(app)
     return app
 
@@ -46,7 +43,7 @@ def add_builtin_runners(app: App) -> None:
 def worker_options(settings: Settings) -> WorkerOptions:
     """What the settings say about workers."""
     return WorkerOptions(
-        queues=settings.queues,
+        queues=listened_to(settings.queues),
         concurrency=settings.concurrency,
         threads=settings.threads,
         children=settings.children,

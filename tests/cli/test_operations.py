@@ -99,6 +99,14 @@ class TestEnqueue:
         assert other.returncode == CONFLICT
         assert first.stdout.strip() in other.stderr
 
+    def test_a_job_carries_what_it_was_given_along(self, tmp_path):
+        with_tasks(tmp_path)
+        done = enqueue(tmp_path, "--baggage", "request_id=r-1", "--baggage", "who=ann=bob")
+        shown = haulier_json(
+            tmp_path, "jobs", "show", done.stdout.strip(), "--store", "sqlite:///tasks.db"
+        )
+        assert shown["baggage"] == {"request_id": "r-1", "who": "ann=bob"}
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
@@ -118,6 +126,8 @@ class TestEnqueue:
             (["--idempotency-key", ""], "idempotency_key: "),
             (["--concurrency", "2"], "concurrency: is for batches"),
             (["--max-failures", "0"], "max_failures: is for batches"),
+            (["--baggage", "request"], "--baggage: 'request' is not NAME=VALUE"),
+            (["--baggage", "level=5"], "baggage.level: is what log events have themselves"),
         ],
     )
     def test_bad_options_are_refused_by_name(self, tmp_path, options, said):

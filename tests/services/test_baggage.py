@@ -9,32 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
-from haulier import App, BaseTaskRunner, JobFilter, ValidationError, baggage
+from counting import Counting
+from haulier import App, JobFilter, ValidationError, baggage
 from haulier.services.baggage import NAME, RESERVED, baggage_of, baggage_text, carried
 from haulier.testing import memory_store, run_until_idle
-
-
-class Start(BaseModel):
-    count: int
-
-
-class Item(BaseModel):
-    n: int
-
-
-class Counting(BaseTaskRunner[Start, Item]):
-    task_type, start_model, item_model = "counting", Start, Item
-
-    def expand(self, ctx, start):
-        return (Item(n=n) for n in range(start.count))
-
-    async def run_item(self, ctx, item):
-        return ctx.baggage
-
-    async def finish(self, ctx, start, finished):
-        return ctx.baggage
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from conformance.breakers import (
 )
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
+from conformance.configuring import TestConfigure, TestPausedQueues
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
@@ -43,6 +44,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
@@ -80,6 +82,7 @@ __all__ = [
     "TestCheck",
     "TestConcurrency",
     "TestConcurrencyLimits",
+    "TestConfigure",
     "TestCopy",
     "TestCursors",
     "TestCutOff",
@@ -120,6 +123,7 @@ __all__ = [
     "TestOtherEvents",
     "TestPause",
     "TestPauseOfMany",
+    "TestPausedQueues",
     "TestPendingNames",
     "TestPeriodNames",
     "TestPrune",
@@ -136,6 +140,7 @@ __all__ = [
     "TestRules",
     "TestSchedule",
     "TestSettling",
+    "TestShares",
     "TestSkip",
     "TestStepsStay",
     "TestThaw",

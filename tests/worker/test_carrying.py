@@ -7,33 +7,12 @@ from typing import Any
 
 import structlog
 from child_tasks import report_baggage
-from pydantic import BaseModel
 from structlog.testing import LogCapture
 
-from haulier import App, BaseTaskRunner, Context, JobFilter, Middleware, RetryPolicy, baggage
+from counting import Counting
+from haulier import App, Context, JobFilter, Middleware, RetryPolicy, baggage
 from haulier.services.baggage import baggage_of, carried
 from support import work
-
-
-class Start(BaseModel):
-    count: int
-
-
-class Item(BaseModel):
-    n: int
-
-
-class Counting(BaseTaskRunner[Start, Item]):
-    task_type, start_model, item_model = "counting", Start, Item
-
-    def expand(self, ctx, start):
-        return (Item(n=n) for n in range(start.count))
-
-    async def run_item(self, ctx, item):
-        return ctx.baggage
-
-    async def finish(self, ctx, start, finished):
-        return ctx.baggage
 
 
 async def result_of(app: App, task: Any, **payload: Any) -> Any:

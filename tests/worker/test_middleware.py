@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 from child_tasks import add, fail
-from pydantic import BaseModel
 from structlog.testing import capture_logs
 
+from counting import Counting
 from haulier import (
     App,
-    BaseTaskRunner,
     CancelJob,
     ConfigurationError,
     Context,
@@ -32,14 +31,6 @@ from support import wait_until, work
 
 AT_ONCE = RetryPolicy(max_attempts=2, delay=0, cap=0)
 CANARY = "canary-7f3a-s3cr3t"
-
-
-class Start(BaseModel):
-    count: int
-
-
-class Item(BaseModel):
-    n: int
 
 
 class Noting(Middleware):
@@ -173,14 +164,6 @@ class TestExecutors:
         assert note.ended[1].error.type == "ValueError"
 
     async def test_a_bulk_kind_hands_over_and_its_items_are_jobs_of_their_own(self, app):
-        class Counting(BaseTaskRunner[Start, Item]):
-            task_type, start_model, item_model = "counting", Start, Item
-
-            def expand(self, ctx, start):
-                return (Item(n=n) for n in range(start.count))
-
-            async def run_item(self, ctx, item): ...
-
         app.add_runner(Counting())
         note = Noting("a", [])
         app.middleware(note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -58,6 +59,13 @@ if TYPE_CHECKING:
     type=click.Choice([str(each) for each in Conflict if each is not Conflict.MATCH]),
     help="What a second job leads to; skip prints the id of the first.  [default: skip]",
 )
+@click.option(
+    "--baggage",
+    "carries",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What the job carries along, and with it what it enqueues; may be given several times.",
+)
 @batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")
 @click.option("--wait", is_flag=True, help="Wait until it is done; exit code 8 if it fails.")
@@ -69,6 +77,7 @@ async def enqueue(
     payload: str,
     user_app: str | None,
     wait: bool,
+    carries: tuple[str, ...],
     store: str | None,
     as_json: bool,
     **given: Any,
@@ -79,6 +88,7 @@ async def enqueue(
     """
     from haulier.config import read_settings
     from haulier.container import build_app
+    from haulier.services.baggage import baggage
 
     options = _options(**given)
     app = build_app(read_settings(store=store), user_app)
@@ -89,7 +99,8 @@ async def enqueue(
         )
     document = _parsed(sys.stdin.read() if payload == "-" else payload)
     async with app:
-        new_id = await app.enqueue(kind, document, **options)
+        with baggage(**_values(carries)):
+            new_id = await app.enqueue(kind, document, **options)
         if wait:
             return tell_end(await app.wait(new_id), as_json=as_json)
     emit_json({"id": new_id}) if as_json else click.echo(new_id)
@@ -141,6 +152,16 @@ def _unique(
         period=unique_period,
         conflict=on_conflict or Conflict.SKIP,
     )
+
+
+def _values(carries: Sequence[str]) -> dict[str, str]:
+    """What `NAME=VALUE` say; names are checked by the baggage itself."""
+    split = [each.partition("=") for each in carries]
+    wrong = [name for name, equals, _ in split if not equals]
+    if wrong:
+        problems = [Problem("--baggage", f"{name[:60]!r} is not NAME=VALUE") for name in wrong]
+        raise ValidationError("the baggage was refused", problems)
+    return {name: value for name, _, value in split}
 
 
 def _parsed(text: str) -> dict[str, Any]:

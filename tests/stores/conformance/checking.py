@@ -10,8 +10,8 @@ from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
-    "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat", "indexes",
-    "limits",
+    "configuration", "limits", "oldest ready job", "workers", "batches", "copy", "read", "commit",
+    "bloat", "indexes",
 }  # fmt: skip
 
 
@@ -71,6 +71,13 @@ class TestCheck:
         await hand.hand_in(first, Move.COMPLETE)
         found = (await findings(store))["limits"]
         assert found.what == "2 limits, 1 jobs run under them, as counted"
+
+    async def test_what_is_set(self, store):
+        assert (await findings(store))["configuration"].what == "version 0, 0 set"
+        values = {"queues.slow.paused": True, "log.level": "debug"}
+        await store.configurable().configure(values, by="ops")
+        found = (await findings(store))["configuration"]
+        assert (found.level, found.what) == (Level.OK, "version 1, 2 set, paused: slow")
 
     async def test_a_store_that_is_being_copied(self, store):
         mark = Mark(stage=Stage.FROZEN, token="t", peer="store://peer", source="e")

@@ -26,6 +26,7 @@ FUNCTIONS = (
     "breakers",
     "inserting",
     "bulk",
+    "configuring",
     "control",
     "draining",
     "upkeep",
@@ -44,6 +45,7 @@ _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
 
 _VERBS = (
     "exchange",
+    "configure",
     "insert_jobs",
     "begin_rows",
     "end_rows",

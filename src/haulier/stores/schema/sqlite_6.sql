@@ -55,3 +55,30 @@ ALTER TABLE jobs ADD COLUMN lane INTEGER;                        -- NULL: in the
 DROP INDEX jobs_ready;
 CREATE INDEX jobs_ready ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL AND lane IS NULL;
 CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority, state) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;
+
+-- ── Configuration ────────────────────────────────────────────────────────────────────────────
+
+-- At most one row: what every exchange looks at.
+CREATE TABLE configuration (
+    version INTEGER NOT NULL,
+    paused  TEXT                                    -- a JSON list of queues; NULL: none
+) STRICT;
+
+CREATE TABLE settings (
+    name       TEXT    PRIMARY KEY,
+    value      TEXT    NOT NULL,                    -- JSON
+    version    INTEGER NOT NULL,                    -- that set it
+    changed_by TEXT    NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The last changes of single settings: NULL where one was not set.
+CREATE TABLE alterations (
+    version INTEGER NOT NULL,
+    at      INTEGER NOT NULL,
+    by      TEXT    NOT NULL,
+    name    TEXT    NOT NULL,
+    before  TEXT,
+    after   TEXT,
+    PRIMARY KEY (version, name)
+) STRICT, WITHOUT ROWID;

@@ -257,12 +257,20 @@ _LOWEST = -(1 << 63)
 class LaneLine:
     """The open lanes of one queue and kind: a job at a time, from the lane whose turn it is.
 
-    `heads`: those that no limit touches; only their lane is served then. `cut`: there may be more
+    `heads`: those that no limit touches; only their lane is served then. `in_batches`: some may
+    wait for their batch. `cut`: there may be more
     lanes than were looked at.
     """
 
     def __init__(
-        self, admission: Admission, queue: str, kind: str, slots: int, *, heads: bool = False
+        self,
+        admission: Admission,
+        queue: str,
+        kind: str,
+        slots: int,
+        *,
+        heads: bool = False,
+        in_batches: bool = False,
     ) -> None:
         self._admission = admission
         self._which = queue, kind, heads
@@ -274,7 +282,7 @@ class LaneLine:
         self._read_up_to = _LOWEST, 0
         self._all_read = False
         self.cut = False
-        if not heads and self._has_room():
+        if in_batches and self._has_room():
             self._reopen_batches()
 
     def _has_room(self) -> bool:

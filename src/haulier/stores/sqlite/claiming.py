@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import json
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from haulier.domain.worker import Demand
 from haulier.stores.codes import (
     ALONE,
     HEAD,
+    ITEM,
     LET_IN,
     PARKED,
     PENDING,
@@ -26,6 +26,7 @@ from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite import gates, lanes, uniques
 from haulier.stores.sqlite.admission import Admission, LaneLine, next_room
 from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.merging import Plain, Source, merged
 from haulier.stores.sqlite.rows import (
     JOB_COLUMNS,
     Row,
@@ -42,7 +43,7 @@ _READY = (
     "AND lane IS NULL"
 )
 # From the counters: as short as there are kinds, however long the lines are.
-_PENDING_KINDS = f"SELECT DISTINCT kind FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
+_PENDING_KINDS = f"SELECT kind, role FROM counts WHERE queue = ? AND state = {PENDING} AND n > 0"
 _IN_LINE = " ORDER BY rank, seq LIMIT :slots"
 
 
@@ -56,7 +57,6 @@ RETURNING {JOB_COLUMNS}, rank
 
 
 _RANK_AND_SEQ = itemgetter(-1, 1)
-_LOWEST = -(1 << 63)
 
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
 _FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
@@ -227,20 +227,26 @@ def _claimed(db: apsw.Connection, rows: Sequence[Row], worker: bytes, ledger: Le
 
 
 class _Line(NamedTuple):
-    """Ready jobs of one kind in one queue, and the portion of the demand that they are for."""
+    """Pending jobs of one kind in one queue, and the portion of the demand that they are for.
+
+    `roles`: which there are among them.
+    """
 
     portion: int
     queue: str
     kind: str
+    roles: list[int]
 
 
 def _lines(db: apsw.Connection, demand: Demand) -> list[_Line]:
     """The lines in which something stands that the demand asks for."""
-    waiting = {
-        queue: {row[0] for row in db.execute(_PENDING_KINDS, (queue,))} for queue in demand.queues
-    }
+    waiting: dict[str, dict[str, list[int]]] = {}
+    for queue in demand.queues:
+        kinds = waiting[queue] = {}
+        for kind, role in fetch(db, _PENDING_KINDS, (queue,)):
+            kinds.setdefault(kind, []).append(role)
     return [
-        _Line(number, queue, kind)
+        _Line(number, queue, kind, waiting[queue][kind])
         for number, portion in enumerate(demand.portions)
         for queue in demand.queues
         for kind in portion.kinds
@@ -253,13 +259,16 @@ def _line_up(
 ) -> list[int]:
     """The first jobs of several lines merged into one, so that none of them starves another."""
     room = [portion.slots for portion in demand.portions]
-    waiting: list[tuple[int, int, int]] = []
+    waiting: list[tuple[int, int, _Line]] = []
     for line in lines:
         slots = min(demand.slots, room[line.portion])
         first = _first(db, line, slots, pausing=pausing)
-        waiting.extend((rank, seq, line.portion) for rank, seq in first)
+        waiting.extend((rank, seq, line) for rank, seq in first)
+    waiting.sort()
+    if demand.shares:
+        waiting = _in_turn(waiting, demand)
     chosen: list[int] = []
-    for _, seq, number in sorted(waiting):
+    for _, seq, (number, *_) in waiting:
         if room[number] > 0 and len(chosen) < demand.slots:
             room[number] -= 1
             chosen.append(seq)
@@ -274,26 +283,31 @@ def _first(db: apsw.Connection, line: _Line, slots: int, *, pausing: bool) -> li
     return fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
 
 
+def _in_turn(
+    waiting: Sequence[tuple[int, int, _Line]], demand: Demand
+) -> list[tuple[int, int, _Line]]:
+    """Jobs that stand in line by rank, ordered by the times of their queues instead."""
+    times = dict(zip(demand.queues, demand.shares, strict=True))
+    nth: Counter[str] = Counter()
+    ordered = []
+    for _, seq, line in waiting:
+        nth[line.queue] += 1
+        ordered.append((times[line.queue].after(nth[line.queue]), seq, line))
+    return sorted(ordered)
+
+
 # ── Under limits ─────────────────────────────────────────────────────────────────────────────
 
 
-class _Plain:
-    """The first jobs of a plain line, for as long as they are merged with those of lanes."""
-
-    def __init__(self, jobs: Sequence[Row]) -> None:
-        self._jobs = deque(jobs)
-
-    def rank(self) -> int | None:
-        return self._jobs[0][0] if self._jobs else None
-
-    def take(self) -> int | None:
-        return int(self._jobs.popleft()[1]) if self._jobs else None
-
-
 def _lanes_of(admission: Admission, line: _Line, slots: int) -> list[LaneLine]:
-    return [
-        LaneLine(admission, line.queue, line.kind, slots, heads=heads) for heads in (False, True)
-    ]
+    """Where a line's jobs stand in lanes: its heads, and all others."""
+    found = []
+    if line.roles != [HEAD]:
+        in_batches = ITEM in line.roles
+        found.append(LaneLine(admission, line.queue, line.kind, slots, in_batches=in_batches))
+    if HEAD in line.roles:
+        found.append(LaneLine(admission, line.queue, line.kind, slots, heads=True))
+    return found
 
 
 def _claim_limited(
@@ -308,18 +322,18 @@ def _claim_limited(
     """Claim from lines of which some jobs stand in lanes."""
     more = False
     in_lanes: list[LaneLine] = []
-    sources: list[tuple[int, _Plain | LaneLine]] = []
+    sources: list[Source] = []
     for line in _lines(db, demand):
         slots = min(demand.slots, demand.portions[line.portion].slots)
         if admission.rules.of(line.queue, line.kind):
             more = lanes.gather(db, asker.now, admission.rules, line.queue, line.kind) or more
         else:
             first = _first(db, line, slots, pausing=pausing)
-            sources.append((line.portion, _Plain(first)))
+            sources.append(Source(line.portion, line.queue, Plain(first)))
         found = _lanes_of(admission, line, slots)
         in_lanes += found
-        sources += [(line.portion, source) for source in found]
-    seqs = _merged(demand, sources)
+        sources += [Source(line.portion, line.queue, each) for each in found]
+    seqs = merged(demand, sources)
     for source in in_lanes:
         source.write()
         more = more or source.cut
@@ -329,40 +343,6 @@ def _claim_limited(
     rows = fetch(db, _CLAIM_THESE, bindings)
     rows.sort(key=_RANK_AND_SEQ)
     return Claimed(_claimed(db, rows, asker.worker, ledger), more)
-
-
-def _merged(demand: Demand, sources: Sequence[tuple[int, _Plain | LaneLine]]) -> list[int]:
-    """The jobs of several sources in the order of their age, within the slots of each portion."""
-    room = [portion.slots for portion in demand.portions]
-    chosen: list[int] = []
-    line_up = [(_LOWEST, number) for number in range(len(sources))]
-    while len(line_up) > 1 and len(chosen) < demand.slots:
-        said, number = line_up[0]
-        portion, source = sources[number]
-        rank = source.rank() if room[portion] > 0 else None
-        if rank is None:
-            heapq.heappop(line_up)
-        elif rank > said:
-            # What another has taken may have left it less than it had.
-            heapq.heapreplace(line_up, (rank, number))
-        else:
-            room[portion] -= 1
-            chosen.append(_taken(source))
-    for _, number in line_up:
-        # One is left alone in most cases, and need not be compared with others.
-        portion, source = sources[number]
-        for _ in range(min(room[portion], demand.slots - len(chosen))):
-            seq = source.take()
-            if seq is None:
-                break
-            chosen.append(seq)
-    return chosen
-
-
-def _taken(source: _Plain | LaneLine) -> int:
-    seq = source.take()
-    assert seq is not None
-    return seq
 
 
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────

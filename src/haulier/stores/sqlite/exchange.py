@@ -21,6 +21,7 @@ from haulier.stores.sqlite.claiming import (
     claim,
     next_due,
 )
+from haulier.stores.sqlite.configuring import open_demands
 from haulier.stores.sqlite.lanes import left_over
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
@@ -29,7 +30,11 @@ from haulier.stores.sqlite.rows import (
 from haulier.stores.sqlite.rules import rules_of
 
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}"
-_ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? AND expires > ?"
+# With the configuration, which has at most one row: all that an exchange has to know beforehand.
+_ALIVE = (
+    "SELECT coalesce(c.version, 0), c.paused FROM workers w LEFT JOIN configuration c "
+    "WHERE w.id = ? AND w.ended_at IS NULL AND w.boot = ? AND w.expires > ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,11 @@ def nothing_to_do(
     Without it, idle workers of several processes would wake each other by their empty commits.
     """
     worker = raw_id(worker_id)
-    if not fetch(db, _ALIVE, (worker, *boot)):
+    me = fetch(db, _ALIVE, (worker, *boot))
+    if not me:
         return Result(Exchange(alive=False))
+    ((version, paused),) = me
+    demands = open_demands(demands, paused)
     asker = Asker(now, boot, worker, rules_of(db))
     due = next_due(db, asker, demands)
     if due is not None and due <= now:
@@ -63,7 +71,7 @@ def nothing_to_do(
     if anything_to_claim(db, asker, demands):
         return None
     due_in = None if due is None else due - now
-    return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in))
+    return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in, version=version))
 
 
 def exchange(
@@ -76,13 +84,15 @@ def exchange(
 ) -> Result:
     """Apply the transitions that still hold their lease, then claim what the demands ask for."""
     worker = raw_id(worker_id)
-    alive = bool(fetch(db, _ALIVE, (worker, *boot)))
+    me = fetch(db, _ALIVE, (worker, *boot))
+    version, paused = me[0] if me else (None, None)
+    demands = open_demands(demands, paused)
     asker = Asker(now, boot, worker, rules_of(db))
     # Applied before the claim, so that a finish callback is among what it finds.
     applied = apply_all(db, now, finished, asker.rules)
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
-    if alive and wanted:
+    if me and wanted:
         claimed = claim(db, asker, demands)
     due = None
     if len(claimed.jobs) < wanted:
@@ -92,7 +102,8 @@ def exchange(
         lost=tuple(applied.lost),
         cancels=_cancels(db, worker),
         due_in=None if due is None else max(due - now, 0),
-        alive=alive,
+        alive=bool(me),
+        version=version,
     )
     left = applied.freed is not None and left_over(db, applied.freed)
     return Result(reply, applied.settled, left, applied.drain)

@@ -40,7 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import kept, limits
+from haulier.stores.sqlite import configuring, kept, limits
 from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.rows import Row, fetch
 from haulier.stores.sqlite.rules import rules_of
@@ -321,6 +321,7 @@ READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
     Section.BATCHES: _read_batches,
     Section.JOBS: _read_jobs,
     Section.NAMES: _read_names,
+    Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
@@ -329,5 +330,6 @@ INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
     Section.BATCHES: _insert_batches,
     Section.JOBS: _insert_jobs,
     Section.NAMES: _insert_names,
+    Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

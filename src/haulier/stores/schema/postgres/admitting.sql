@@ -34,6 +34,21 @@ BEGIN
     RETURN more;
 END $$;
 
+-- What a worker asks for that could take one job of a line.
+CREATE OR REPLACE FUNCTION any_of(p_queue text, p_kind text) RETURNS demand LANGUAGE plpgsql AS $$
+DECLARE
+    line demand;
+BEGIN
+    line.demand := 0;
+    line.portion := 0;
+    line.queue := p_queue;
+    line.kind := p_kind;
+    line.floor := 0;
+    line.portion_slots := 1;
+    line.slots := 1;
+    RETURN line;
+END $$;
+
 -- The limits of these lines that are not per key.
 CREATE OR REPLACE FUNCTION shared_limits(p_lines demand[]) RETURNS text[] LANGUAGE plpgsql AS $$
 BEGIN
@@ -420,7 +435,7 @@ END $$;
 CREATE OR REPLACE FUNCTION pick_lanes(p_now bigint, p_lines demand[], p_pausing uuid[], p_parking uuid[],
     p_taken bigint[], OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
-    drawn record := gather(p_now, p_lines, p_taken);
+    drawn record;
     merged record;
     plain bigint[] := '{}';
     limited text[];
@@ -428,6 +443,12 @@ DECLARE
     place integer;
     picked bigint[];
 BEGIN
+    IF p_lines[1].step IS NOT NULL THEN
+        SELECT t.seqs, t.more INTO seqs, more
+        FROM pick_lanes_in_turn(p_now, p_lines, p_pausing, p_parking, p_taken) t;
+        RETURN;
+    END IF;
+    drawn := gather(p_now, p_lines, p_taken);
     more := drawn.more;
     IF drawn.chosen IS NULL THEN
         one := pick_lines(p_lines, p_pausing, p_parking);
@@ -468,6 +489,71 @@ BEGIN
     END IF;
 END $$;
 
+-- The same of queues that are taken from by weight: each gives as many as its time says. What one of
+-- them does not have is left to the next claim, at once.
+CREATE OR REPLACE FUNCTION pick_lanes_in_turn(p_now bigint, p_lines demand[], p_pausing uuid[],
+    p_parking uuid[], p_taken bigint[], OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    mine demand[];
+    one record;
+    share record;
+    some boolean := false;
+BEGIN
+    seqs := '{}';
+    more := false;
+    FOR share IN
+        SELECT t.queue, count(*)::integer AS n FROM (
+            SELECT q.queue FROM (
+                SELECT l.queue, min(l.ahead) AS ahead, min(l.step) AS step
+                FROM unnest(p_lines) l WHERE anything_in_queue(p_lines, l.queue) GROUP BY l.queue) q,
+                generate_series(1, p_lines[1].slots) n
+            ORDER BY q.ahead + q.step * n LIMIT p_lines[1].slots) t
+        GROUP BY t.queue
+    LOOP
+        mine := share_of(p_lines, share.queue, share.n, seqs);
+        CONTINUE WHEN mine IS NULL;
+        one := pick_lanes(p_now, mine, p_pausing, p_parking, p_taken || seqs);
+        seqs := seqs || one.seqs;
+        more := more OR one.more;
+        some := some OR cardinality(one.seqs) = share.n;
+    END LOOP;
+    more := more OR (some AND cardinality(seqs) < p_lines[1].slots);
+END $$;
+
+-- Whether a queue has ready jobs, in lanes or not, that a demand asks for.
+CREATE OR REPLACE FUNCTION anything_in_queue(p_lines demand[], p_queue text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM unnest(p_lines) l WHERE l.queue = p_queue AND (
+            (SELECT j.seq FROM jobs_live j
+             WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0 AND j.rank >= l.floor
+             ORDER BY j.rank, j.seq LIMIT 1) IS NOT NULL
+            OR EXISTS (SELECT FROM lanes n WHERE n.queue = l.queue AND n.kind = l.kind
+                       AND n.place IS NOT NULL)));
+END $$;
+
+-- The lines of one queue, for so many jobs and no more than their portions have left; NULL: none.
+CREATE OR REPLACE FUNCTION share_of(p_lines demand[], p_queue text, p_slots integer, p_taken bigint[])
+RETURNS demand[] LANGUAGE plpgsql AS $$
+DECLARE
+    line demand;
+    mine demand[];
+BEGIN
+    FOREACH line IN ARRAY p_lines LOOP
+        CONTINUE WHEN line.queue <> p_queue;
+        line.portion_slots := line.portion_slots - (
+            SELECT count(*) FROM jobs_live j WHERE j.seq = ANY (p_taken) AND EXISTS (
+                SELECT FROM unnest(p_lines) e
+                WHERE e.portion = line.portion AND e.queue = j.queue AND e.kind = j.kind));
+        line.slots := p_slots;
+        line.step := NULL;
+        IF line.portion_slots > 0 THEN
+            mine := mine || line;
+        END IF;
+    END LOOP;
+    RETURN mine;
+END $$;
+
 -- Merge what lanes would give with the plain lines, by rank: which of it, and how many of each plain
 -- line. As pick_lines() does it.
 CREATE OR REPLACE FUNCTION merge_lines(p_lines demand[], p_chosen candidate[],
@@ -483,12 +569,10 @@ BEGIN
     FROM (
         SELECT n.line, n.number, n.most, count(*) OVER w AS lines, max(n.rank) OVER w AS last
         FROM (
-            SELECT (l.demand, l.portion, l.queue, l.kind, l.floor, l.portion_slots, l.slots)::demand
-                       AS line, l.number, l.portion,
+            SELECT p_lines[l.ordinality] AS line, l.ordinality AS number, l.portion,
                    least(l.slots, l.portion_slots) AS most, j.rank,
                    row_number() OVER (PARTITION BY l.portion ORDER BY j.rank, j.seq) AS nth
-            FROM unnest(p_lines) WITH ORDINALITY l (demand, portion, queue, kind, floor,
-                     portion_slots, slots, number), LATERAL (
+            FROM unnest(p_lines) WITH ORDINALITY l, LATERAL (
                 SELECT rank, seq FROM jobs_live
                 WHERE queue = l.queue AND kind = l.kind AND state = 0 AND rank >= l.floor
                 ORDER BY rank, seq LIMIT 1) j) n
@@ -585,7 +669,7 @@ DECLARE
     fits fit[];
 BEGIN
     SELECT * INTO j FROM jobs_live WHERE seq = p_seq;
-    line := ARRAY[(0, 0, j.queue, j.kind, 0, 1, 1)::demand];
+    line := ARRAY[any_of(j.queue, j.kind)];
     IF j.role = 1 OR (j.lane IS NULL AND limited_lines(ARRAY[j.queue], ARRAY[j.kind]) IS NULL) THEN
         RETURN true;
     END IF;
@@ -652,7 +736,7 @@ BEGIN
     SELECT queue, kind INTO l FROM lanes WHERE place IS NOT NULL AND queue > ''
     ORDER BY queue, kind, place LIMIT 1;
     WHILE l.queue IS NOT NULL LOOP
-        lines := lines || (0, 0, l.queue, l.kind, 0, 1, 1)::demand;
+        lines := lines || any_of(l.queue, l.kind);
         SELECT queue, kind INTO l FROM lanes
         WHERE place IS NOT NULL AND (queue, kind) > (l.queue, l.kind)
         ORDER BY queue, kind, place LIMIT 1;
