@@ -497,7 +497,7 @@ DECLARE
     mine demand[];
     one record;
     share record;
-    some boolean := false;
+    filled boolean := false;
 BEGIN
     seqs := '{}';
     more := false;
@@ -515,9 +515,9 @@ BEGIN
         one := pick_lanes(p_now, mine, p_pausing, p_parking, p_taken || seqs);
         seqs := seqs || one.seqs;
         more := more OR one.more;
-        some := some OR cardinality(one.seqs) = share.n;
+        filled := filled OR cardinality(one.seqs) = share.n;
     END LOOP;
-    more := more OR (some AND cardinality(seqs) < p_lines[1].slots);
+    more := more OR (filled AND cardinality(seqs) < p_lines[1].slots);
 END $$;
 
 -- Whether a queue has ready jobs, in lanes or not, that a demand asks for.
