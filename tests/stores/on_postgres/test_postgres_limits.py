@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-
 from haulier.domain.limits import Limit
 from haulier.domain.moves import Move
 from haulier.domain.shares import shares_of
 from haulier.domain.worker import Demand, Portion
-from haulier.stores.postgres import PostgresStore
 from support import Hand, move, work, works
-
-
-@pytest.fixture
-async def store(url):
-    async with PostgresStore.from_url(url) as opened:
-        yield opened
 
 
 class TestWeights:
