@@ -19,7 +19,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
 
-EXCESSES: dict[str, str] = {}
+EXCESSES: dict[str, str] = {
+    "ports.py": "the whole of what the core calls out through, to be read in one place",
+}
 """Files (`path`) and functions (`path:name`) beyond the limits, each with its reason."""
 
 BANNED_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from faults.log import Line
 from haulier.domain.event import Event
 from haulier.domain.job import Job, JobState, Role
+from haulier.domain.limits import Limit
 from haulier.domain.moves import RULES, Move
 from simulation.checker import batches_agree, counters_agree
 from simulation.event_log import check_events
@@ -32,7 +33,8 @@ class Report:
     claim of their own. steps: those that were finished. redone: of these, those done again. stalls:
     how often the machine let a process stand still. stale: writes under a lease that was over, and
     accepted. refused: those that were not, by the store and by the sink. released, again: seconds
-    from a kill until each job was free, and claimed again.
+    from a kill until each job was free, and claimed again. crowded: starts that a limit did not
+    allow. fullest: the most jobs at once under each limit, of one key if it is per key.
     """
 
     jobs: int = 0
@@ -44,11 +46,13 @@ class Report:
     stalls: int = 0
     stale: int = 0
     redone: int = 0
+    crowded: int = 0
     steps: int = 0
     refused: int = 0
     released: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    fullest: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
@@ -84,6 +88,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
         ("unexplained", run.unexplained()),
         ("stale", run.stale()),
         ("redone", run.redone()),
+        ("crowded", run.crowds()),
         (None, run.untold()),
         (None, check_events(run.entries, final)),
         (None, counters_agree(final)),
@@ -93,6 +98,7 @@ def prove(lines: Sequence[Line], final: Final) -> Report:
         report.findings += findings
         if name is not None:
             setattr(report, name, len(findings))
+    report.fullest = run.fullest
     report.steps = len(run.passed)
     report.repeated = len(run.starts) - len({job for job, *_ in run.starts})
     report.refused = sum(line["what"] == "effect" and not line["accepted"] for line in lines)
@@ -122,6 +128,10 @@ class _Run:
         self.effects: list[tuple[str, int, bool]] = []
         self.passed: dict[tuple[str, int], int] = {}
         self.again: list[tuple[str, int, int]] = []
+        self.limits: list[Limit] = []
+        self.fullest: dict[str, int] = {}
+        self.spans: dict[tuple[str, int], Line] = {}
+        self.over: dict[tuple[str, int], int] = {}
         for line in lines:
             self._take(line)
 
@@ -133,24 +143,38 @@ class _Run:
                 self.pid_of[line["worker"]] = line["by"]
             case "start":
                 self._started(line)
-            case "end":
-                self.ended.add((line["job"], line["lease"]))
+            case "end" | "halted":
+                self._ended(line)
+            case "limit":
+                self.limits.append(Limit.from_json(line["limit"]))
             case "hand_in":
                 self._handed_in(line)
             case "effect":
                 self.effects.append((line["job"], line["lease"], line["accepted"]))
             case "did" | "passed":
                 self._stepped(line)
+            case _:
+                self._troubled(line)
+
+    def _started(self, line: Line) -> None:
+        job, lease, worker = line["job"], line["lease"], line["worker"]
+        self.starts.append((job, lease, worker))
+        self.spans[job, lease] = line
+        self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
+
+    def _ended(self, line: Line) -> None:
+        place = line["job"], line["lease"]
+        self.over.setdefault(place, self._wall(line["at"]))
+        if line["what"] == "end":
+            self.ended.add(place)
+
+    def _troubled(self, line: Line) -> None:
+        match line["what"]:
             case "kill" | "stop" | "crash":
                 self.struck[line.get("pid", line["by"])].append(self._wall(line["at"]))
             case "trouble" | "stall":
                 span = self._wall(line["since"]), self._wall(line["until"])
                 self.trouble.append((line.get("pid"), *span))
-
-    def _started(self, line: Line) -> None:
-        job, lease, worker = line["job"], line["lease"], line["worker"]
-        self.starts.append((job, lease, worker))
-        self.entries.append(Entry(What.CLAIM, job, worker=worker, lease=lease))
 
     def _stepped(self, line: Line) -> None:
         job, step, lease = line["job"], line["step"], line["lease"]
@@ -238,6 +262,42 @@ class _Run:
         """What a job has passed once, no later claim of it does again."""
         for job, step, lease in self.again:
             yield f"job {job}: step {step} done under {lease}, finished before"
+
+    def crowds(self) -> Iterator[str]:
+        """At no moment do more jobs run than a limit allows, by what they wrote down themselves.
+
+        One that is killed, or whose end was not written down, has ended when its process was
+        struck, or when the store took it for ended.
+        """
+        over = dict(self.over)
+        for event in self.events:
+            if event.type in RULES and JobState.RUNNING in RULES[Move(event.type)].sources:
+                place = event.job_id, event.lease
+                over[place] = min(over.get(place, event.at), event.at)
+        for place, line in self.spans.items():
+            begun = self._wall(line["at"])
+            told = [at for at in self.struck[line["by"]] if at >= begun]
+            told += [over[place]] if place in over else []
+            over[place] = min(told, default=begun)
+        for limit in self.limits:
+            yield from self._crowd(limit, over)
+
+    def _crowd(self, limit: Limit, over: dict[tuple[str, int], int]) -> Iterator[str]:
+        marks: list[tuple[int, int, str | None, str]] = []
+        for (job, lease), line in self.spans.items():
+            key = line["key"] if limit.per_key else None
+            if limit.concerns(line["queue"], line["kind"]) and (key or not limit.per_key):
+                marks.append((self._wall(line["at"]), 1, key, job))
+                marks.append((over[job, lease], -1, key, job))
+        assert limit.concurrency is not None
+        running: Counter[str | None] = Counter()
+        # Of what happens at the same time, ends come first.
+        for at, change, key, job in sorted(marks, key=lambda mark: mark[:2]):
+            running[key] += change
+            if running[key] > limit.concurrency and change > 0:
+                place = f"number {running[key]} under {limit.name} ({key})"
+                yield f"job {job}: began at {at} as {place}"
+            self.fullest[limit.name] = max(self.fullest.get(limit.name, 0), running[key])
 
     def _stale_effects(self) -> Iterator[str]:
         highest: dict[str, int] = {}

@@ -12,6 +12,7 @@ from faults.history import Report, percentile, prove
 from faults.log import Line, Log, read
 from haulier.domain.event import DELETED, INSERTED, Event
 from haulier.domain.job import Job, JobState
+from haulier.domain.limits import Limit
 from haulier.domain.moves import Move
 from haulier.services.ids import new_id
 from simulation.history import Final
@@ -31,12 +32,17 @@ def enqueue(job: str = X, ok: bool | None = True) -> Line:
     return line("enqueue", ok=ok, jobs=[[job, None]], heads=[])
 
 
-def start(lease: int, worker: str = A, job: str = X) -> Line:
-    return line("start", job=job, lease=lease, worker=worker, by=PID[worker])
+def start(lease: int, worker: str = A, job: str = X, at: float = 0.0, **fields: Any) -> Line:
+    told = {"kind": "work", "queue": "default", "key": None, **fields}
+    return line("start", at, job=job, lease=lease, worker=worker, by=PID[worker], **told)
 
 
-def end(lease: int, job: str = X) -> Line:
-    return line("end", job=job, lease=lease)
+def end(lease: int, job: str = X, at: float = 0.0) -> Line:
+    return line("end", at, job=job, lease=lease)
+
+
+def limit(**fields: Any) -> Line:
+    return line("limit", limit=Limit(name="l", **fields).as_json())
 
 
 def effect(lease: int, accepted: bool = True, job: str = X) -> Line:
@@ -268,3 +274,39 @@ class TestLog:
         log.write("end", job=X)
         log.close()
         assert [each["what"] for each in read(path)] == ["kill", "end"]
+
+
+ONE, EACH = limit(concurrency=1), limit(concurrency=1, per_key=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fullest"),
+    [
+        ([ONE, start(1, at=1), end(1, at=2), start(1, B, Y, 2), end(1, Y, 3)], 1),
+        ([ONE, start(1, at=1), kill(A, 2), start(1, B, Y, 2), end(1, Y, 3)], 1),
+        (
+            [EACH, start(1, at=1, key="a"), start(1, B, Y, 1, key="b"), end(1, at=2), end(1, Y, 2)],
+            1,
+        ),
+        ([EACH, start(1, at=1), start(1, B, Y, 1), end(1, at=2), end(1, Y, 2)], 0),
+        ([limit(concurrency=1, kind="play"), start(1), start(1, B, Y), end(1), end(1, Y)], 0),
+    ],
+)
+def test_runs_that_a_limit_allows_are_no_crowd(lines, fullest):
+    report = prove([*WORKERS, *lines], final())
+    assert report.crowded == 0
+    assert report.fullest.get("l", 0) == fullest
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [ONE, start(1, at=1), start(1, B, Y, 1.9), end(1, at=2), end(1, Y, 3)],
+        [ONE, start(1, at=1), start(1, B, Y, 1.9), kill(A, 2), end(1, Y, 3)],
+        [EACH, start(1, at=1, key="a"), start(1, B, Y, 1.5, key="a"), end(1, at=2), end(1, Y, 3)],
+    ],
+)
+def test_one_too_many_at_a_time_is_a_crowd(lines):
+    report = prove([*WORKERS, *lines], final())
+    assert (report.crowded, report.fullest) == (1, {"l": 2})
+    assert any("as number 2 under l" in finding for finding in report.findings)

@@ -140,6 +140,7 @@ class Doing:
     def _begin(self, ctx: Context) -> None:
         job = ctx.job
         told = {"lease": job.lease, "worker": job.worker, "wall": time.time()}
+        told |= {"kind": job.kind, "queue": job.queue, "key": job.key}
         self.log.write("start", job=job.id, **told)
         self.crash.reach("job started")
 

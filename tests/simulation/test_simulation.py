@@ -9,6 +9,7 @@ import pytest
 from haulier.testing import FakeClock
 from simulation.checker import check
 from simulation.direct import direct_store
+from simulation.limit_log import check_limits
 from simulation.world import TTL, World
 
 SHOWN = 40
@@ -21,7 +22,9 @@ async def run(seed: int) -> list[str]:
         final = await world.run()
         # What the store does in the background ends before it is closed.
         await store._background.idle()
-    return check(world.history, final) + world.shut.findings
+        limited = await world.what_is_limited()
+    found = check_limits(final, limited)
+    return [*check(world.history, final), *world.shut.findings, *found]
 
 
 def test_nothing_goes_wrong_whatever_the_seed(seeds: range):

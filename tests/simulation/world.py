@@ -31,6 +31,7 @@ from haulier.domain.job import (
     Snoozed,
     Succeeded,
 )
+from haulier.domain.limits import Limit, Rate
 from haulier.domain.moves import Transition, decide
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.step import Step
@@ -47,6 +48,7 @@ from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
 from simulation import queues
 from simulation.history import Entry, Final, What, look
+from simulation.limit_log import EAGER, Change, Limited
 from simulation.queues import QUEUES
 
 T = TypeVar("T")
@@ -58,7 +60,16 @@ KINDS = ("work", "bulk", "told")
 WORKERS = 3
 LOST_ANSWERS = 0.08
 STEPS = 50
-ROUNDS = 150
+ROUNDS = 400
+KEYS = (None, "a", "b")
+LIMITS = {
+    "all": [{"concurrency": count} for count in (1, 2, 5)],
+    "slow": [{"concurrency": count, "queue": "slow"} for count in (1, 3)],
+    "key": [{"concurrency": count, "per_key": True} for count in (1, 2)],
+    "often": [{"rate": Rate(1, 2.0, burst=2), "kind": "work"}, {"rate": Rate(3), "kind": "work"}],
+    "each": [{"rate": Rate(1, 3.0), "per_key": True}],
+    "breaker": [{"breaker": EAGER, "per_key": True}],
+}
 POLICY = RetryPolicy(max_attempts=3, delay=4, cap=30)
 
 
@@ -89,6 +100,10 @@ class World:
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
         self.shut = queues.Shut()
+        self.key_of: dict[str, str | None] = {}
+        self.changes: list[Change] = []
+        # Most histories are of a store that never has any limit.
+        self.limited = self.dice.random() < 0.4
 
     async def run(self) -> Final:
         """So many steps, then everything until nothing goes on any more."""
@@ -137,7 +152,10 @@ class World:
             "delay": self.pick((0, 0, 0, 3 * MICROSECOND, 40 * MICROSECOND)),
             "on_lost": OnLost.FAIL if self.dice.random() < 0.1 else OnLost.RETRY,
         }
-        return NewJob(**(values | fields))
+        job = NewJob(**(values | fields))
+        # By its id: an item that is made anew has the same one.
+        self.key_of[job.id] = KEYS[int(job.id[-2:], 16) % len(KEYS)]
+        return job._replace(key=self.key_of[job.id])
 
     async def enqueue(self) -> None:
         jobs = [self.job() for _ in range(self.dice.randint(1, 4))]
@@ -469,6 +487,36 @@ class World:
             with contextlib.suppress(JobStateError):
                 await self.ask(lambda: verb(head))
 
+    async def limit(self) -> None:
+        """A limit is put, changed, dropped, or a breaker reset."""
+        if not self.limited:
+            return
+        limits, name = self.store.limits(), self.pick(list(LIMITS))
+        _, _, last = (await self.store.last_event()).partition(":")
+        if name == "breaker" and self.dice.random() < 0.5:
+            key = self.pick(("a", "b"))
+            with contextlib.suppress(JobNotFoundError):
+                await self.ask(lambda: limits.reset(name, key, by="operator"))
+                self.changes.append(Change(int(last), name, key=key))
+        elif self.dice.random() < 0.3:
+            await self.ask(lambda: limits.drop(name, by="operator"))
+            self.changes.append(Change(int(last), name))
+        else:
+            limit = Limit(name=name, **self.pick(LIMITS[name]))
+            await self.ask(lambda: limits.put(limit, by="operator"))
+            self.changes.append(Change(int(last), name, limit))
+
+    async def what_is_limited(self) -> Limited:
+        """What was done with limits, and which slots the store takes for taken."""
+        limits = self.store.limits()
+        slots = {state.limit.name: state.running for state in await limits.list()}
+        keys = {
+            state.limit.name: await limits.keys(state.limit.name)
+            for state in await limits.list()
+            if state.limit.per_key
+        }
+        return Limited(self.changes, self.key_of, slots, keys)
+
     # ── The end ──────────────────────────────────────────────────────────────────────────────
 
     async def come_to_rest(self) -> None:
@@ -522,4 +570,5 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.step: 10,
     queues.pause_queue: 3,
     queues.resume_queue: 4,
+    World.limit: 5,
 }

@@ -153,6 +153,17 @@ class TestBreakerOpens:
         state = await state_of(store)
         assert (state.circuit, state.failed, state.running) == (Circuit.CLOSED, 3, 0)
 
+    async def test_a_retry_that_a_cancel_turned_into_its_end_does_not_count(self, store, hand):
+        await broken_by(store)
+        await ended(store, hand, Move.FAIL, 3)
+        await store.insert(works(1, key="a"))
+        job = await hand.claim_one()
+        await store.cancel([job.id])
+        assert await hand.hand_in(job, Move.RETRY, delay=LATER[Move.RETRY])
+        assert (await store.get(job.id)).state is JobState.CANCELLED
+        state = await state_of(store)
+        assert (state.circuit, state.failed, state.running) == (Circuit.CLOSED, 3, 0)
+
     async def test_heads_are_exempt(self, store, hand):
         await broken_by(store)
         for _ in range(5):
