@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -11,14 +12,16 @@ import psycopg
 import pytest
 
 import servers
+from haulier.domain.batch import BatchPolicy
 from haulier.domain.configuration import paused
-from haulier.domain.job import JobState, Role
+from haulier.domain.job import Job, JobState, Role
+from haulier.domain.limits import Breaker, Limit, Rate
 from haulier.domain.moves import Move, Transition
 from haulier.domain.worker import Demand, Exchange, Portion
 from haulier.ports import JobFilter
 from haulier.stores.postgres import PostgresStore, exchanging, operations
 from haulier.stores.postgres.connection import Connection, Place
-from support import Hand, filled_batch, move, wait_until, work, works
+from support import Hand, filled_batch, head, items, move, wait_until, work, works
 
 
 @pytest.fixture
@@ -226,3 +229,143 @@ class TestTurns:
                 await blocked(admin)
             assert (await late).reply.jobs == ()
         assert (await store.find(JobFilter(worker=hand.id))).jobs == ()
+
+
+class TestLimits:
+    async def test_two_claims_at_once_make_lanes_of_one_key(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        one = await Hand.enlist(store, kinds=("work",))
+        two = await Hand.enlist(store, kinds=("play",))
+        await store.insert([work(key="a"), work("play", key="a")])
+        async with open_transaction(url) as db, open_transaction(url) as other:
+            first = await claim(db, one, 1)
+            second = asyncio.create_task(claim(other, two, 1))
+            await asyncio.wait({second}, timeout=0.2)
+            await db.execute("COMMIT AND CHAIN")
+            assert len(first.jobs) + len((await second).jobs) == 1
+
+    async def test_what_another_claim_holds_is_asked_for_again(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=2, per_key=True), by="test")
+        one, two = await Hand.enlist(store), await Hand.enlist(store)
+        await store.insert(works(5, key="a"))
+        await one.hand_in(await one.claim_one(), Move.COMPLETE)
+        async with open_transaction(url) as db:
+            assert len((await claim(db, one, 1)).jobs) == 1
+            reply = await two.exchange(slots=1)
+            assert (reply.jobs, reply.due_in) == ((), 0)
+        assert len(await two.claim(1)) == 1
+
+    async def test_a_run_that_ends_while_its_lane_is_held_frees_it(self, url, store):
+        await store.limits().put(Limit(name="key", concurrency=1, per_key=True), by="test")
+        one, two = await Hand.enlist(store), await Hand.enlist(store)
+        await store.insert(works(2, key="a"))
+        job = await one.claim_one()
+        async with open_transaction(url) as db:
+            assert (await claim(db, two, 1)).jobs == ()
+            assert await one.hand_in(job, Move.COMPLETE)
+        assert len(await two.claim(1)) == 1
+
+    @pytest.mark.parametrize("seed", range(2))
+    async def test_many_at_once_keep_them_and_leave_nothing_behind(self, url, store, admin, seed):
+        """Clients that claim, end, retry and are lost, while limits change and jobs come."""
+        dice, limits, before = random.Random(seed), store.limits(), deadlocks(admin)
+        for limit in HELD:
+            await limits.put(limit, by="test")
+        tops = [head() for _ in range(3)]
+        for top in tops:
+            each = [job._replace(key=dice.choice(KEYS)) for job in items(top.id, 40)]
+            await store.open_batch(top, each, policy=BatchPolicy(concurrency=3), sealed=True)
+        rush = Rush(url, seed, left=400 + 3 * 40)
+        async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(rush.work_off())
+            group.create_task(rush.look(admin))
+            group.create_task(rush.change(store))
+            for _ in range(40):
+                await store.insert(
+                    [work(dice.choice(KINDS), key=dice.choice(KEYS)) for _ in range(10)]
+                )
+        assert rush.over == []
+        assert {state.running for state in await limits.list()} == {0}
+        assert await limits.keys("key") == []
+        for top in tops:
+            assert (await store.batch(top.id)).state is JobState.COMPLETED
+        assert deadlocks(admin) == before
+
+
+KINDS = ("work", "play")
+KEYS = "abcdefgh"
+HELD = (
+    Limit(name="all", concurrency=9),
+    Limit(name="key", concurrency=2, per_key=True),
+    Limit(name="play", concurrency=4, kind="play"),
+    Limit(name="often", rate=Rate(2000), per_key=True),
+    Limit(
+        name="broken",
+        breaker=Breaker(failures=0.7, least=5, window=1.0, pause=0.05),
+        per_key=True,
+    ),
+)
+MOST = (9, 2, 4, 3)
+_RUNNING = """
+SELECT (SELECT count(*) FROM r), (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM r WHERE key IS NOT NULL GROUP BY key) k),
+    (SELECT count(*) FROM r WHERE kind = 'play'), (SELECT coalesce(max(n), 0) FROM (
+        SELECT count(*) AS n FROM r WHERE batch IS NOT NULL GROUP BY batch) b)
+"""
+
+
+class Rush:
+    """Several clients at work at once, until so many jobs are done."""
+
+    def __init__(self, url: str, seed: int, left: int) -> None:
+        self.url = url
+        self.dice = random.Random(seed)
+        self.left = left
+        self.over: list[tuple[int, ...]] = []
+
+    async def work_off(self) -> None:
+        async with PostgresStore.from_url(self.url) as client:
+            hand, held = await Hand.enlist(client, kinds=KINDS), []
+            while self.left:
+                ends = [self._end(job) for job in held]
+                reply = await hand.exchange(*ends, slots=self.dice.randint(1, 6))
+                assert not reply.lost
+                self.left -= sum(end.move is Move.COMPLETE for end in ends)
+                held = list(reply.jobs)
+                if self.dice.random() < 0.02:
+                    await client.sweep()
+                if self.dice.random() < 0.02:
+                    await client.retire(hand.id)
+                    hand, held = await Hand.enlist(client, kinds=KINDS), []
+
+    def _end(self, job: Job) -> Transition:
+        # What lost its worker too often is to run alone, and then nothing else does.
+        how = Move.RETRY if self.dice.random() < 0.4 else Move.COMPLETE
+        return move(job, how, delay=0)
+
+    async def look(self, admin: psycopg.Connection) -> None:
+        """Note whatever is beyond the limits at any moment."""
+        schema = self.url.rpartition("=")[2]
+        running = f"SELECT * FROM {schema}.jobs_live WHERE state = 1 AND role <> 1"
+        while self.left:
+            seen = await asyncio.to_thread(
+                lambda: admin.execute(f"WITH r AS ({running}) {_RUNNING}").fetchone()
+            )
+            if any(n > most for n, most in zip(seen, MOST, strict=True)):
+                self.over.append(seen)
+
+    async def change(self, store: PostgresStore) -> None:
+        limits = store.limits()
+        while self.left:
+            limit = Limit(name="extra", concurrency=self.dice.randint(3, 9))
+            await limits.put(limit, by="test")
+            await asyncio.sleep(0)
+            await limits.drop("extra", by="test")
+
+
+def deadlocks(admin: psycopg.Connection) -> int:
+    """How many the server has broken so far; the store repeats what they ended."""
+    sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    (n,) = admin.execute(sql).fetchone()
+    return int(n)

@@ -31,8 +31,9 @@ HEADS = (HEAD, INNER)
 REQUESTED, HEARD = 1, 2
 """How far the cancel of a running job is."""
 
-PARKED, LET_IN, ALONE = 1, 2, 3
-"""The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone."""
+PARKED, LET_IN, ALONE, IN_LANE = 1, 2, 3, 4
+"""The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone,
+in a lane because of limits."""
 
 ON_LOST = (OnLost.RETRY, OnLost.FAIL)
 ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}

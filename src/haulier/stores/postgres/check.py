@@ -14,11 +14,12 @@ from haulier.stores.checking import (
     ok,
     problem,
     skew,
+    slots,
     under_way,
     waiting,
     warning,
 )
-from haulier.stores.codes import PENDING
+from haulier.stores.codes import IN_LANE, PENDING
 from haulier.stores.postgres import queries, transfer
 from haulier.stores.postgres.connection import OLDEST_SERVER, Connection, Place
 from haulier.stores.postgres.migrations import PROTOCOL, STEPS, step_text
@@ -36,9 +37,32 @@ _OLDEST = f"""
 SELECT min(at) FROM (
     SELECT min(run_at) AS at FROM jobs_live WHERE state = {PENDING} AND rank IS NOT NULL
     UNION ALL
+    SELECT min(run_at) FROM jobs_live WHERE state = {PENDING} AND gate = {IN_LANE}
+    UNION ALL
     SELECT min(run_at) FROM jobs_live
     WHERE state = {PENDING} AND rank IS NULL AND gate IS NULL
       AND run_at <= coalesce($1::bigint, clock_us())) o
+"""
+_SLOTS = """
+WITH there AS (
+    SELECT lane, count(*) AS n FROM jobs_live
+    WHERE state = 1 AND worker IS NOT NULL AND lane IS NOT NULL GROUP BY lane),
+counted AS (
+    SELECT l.id, l.running - coalesce(
+        (SELECT sum(ended) FROM lane_news n WHERE n.lane = l.id), 0) AS n FROM lanes l),
+shared AS (
+    SELECT s.used - coalesce((SELECT sum(freed) FROM slot_deltas d WHERE d.name = l.name), 0) AS n,
+        (SELECT count(*) FROM jobs_live j
+         WHERE j.state = 1 AND j.worker IS NOT NULL AND j.role <> 1
+           AND (l.queue IS NULL OR j.queue = l.queue) AND (l.kind IS NULL OR j.kind = l.kind))
+            AS there
+    FROM limits l JOIN slots s ON s.name = l.name
+    WHERE NOT l.deleted AND l.concurrency IS NOT NULL)
+SELECT (SELECT count(*) FROM limits WHERE NOT deleted),
+    (SELECT coalesce(sum(n), 0)::bigint FROM there),
+    (SELECT count(*) FROM there t FULL JOIN counted c ON c.id = t.lane
+     WHERE coalesce(t.n, 0) <> coalesce(c.n, 0)) +
+    (SELECT count(*) FROM shared WHERE n <> there)
 """
 _WIRE = """
 SELECT inet_server_addr() IS NULL,
@@ -91,6 +115,7 @@ async def look(connection: Connection, place: Place, now: int | None) -> list[Fi
     """All findings, in one moment of the store where they have to agree."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         counts, jobs = await queries.counts(connection), await connection.fetchval(_JOBS)
+        limited = await connection.fetchrow(_SLOTS)
     standing = await transfer.standing(connection)
     oldest = await connection.fetchval(_OLDEST, now)
     at = now or time.time_ns() // 1000
@@ -104,6 +129,7 @@ async def look(connection: Connection, place: Place, now: int | None) -> list[Fi
         *await _bloat(connection),
         await _clock(connection, now),
         counters(counts, jobs),
+        slots(*limited),
         *waiting(counts, oldest, await queries.workers(connection, now), at),
         under_way(standing.under_way),
         copying(standing.mark),

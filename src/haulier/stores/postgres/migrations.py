@@ -20,6 +20,10 @@ FUNCTIONS = (
     "settling",
     "moving",
     "claiming",
+    "lanes",
+    "admitting",
+    "limits",
+    "breakers",
     "inserting",
     "bulk",
     "configuring",
@@ -64,6 +68,8 @@ _VERBS = (
     "prune_jobs",
     "prune_results",
     "prune_rest",
+    "prune_lanes",
+    "tell_new_lanes",
     "enqueue",
 )
 

@@ -14,6 +14,9 @@ from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import (
     HEAD,
+    IN_LANE,
+    PARKED,
+    PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
@@ -33,15 +36,18 @@ from haulier.stores.postgres.rows import (
     worker_from_row,
 )
 
-_WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " 'null'::bytea,")
+_COLUMNS = JOB_COLUMNS.replace(
+    " gate,",
+    f" CASE WHEN gate = {IN_LANE} AND state = {PENDING} AND EXISTS ("
+    f"SELECT FROM lanes l WHERE l.id = lane AND l.why > 0) THEN {PARKED} ELSE gate END,",
+)
+_WITHOUT_PAYLOAD = _COLUMNS.replace(" payload,", " 'null'::bytea,")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
 
 async def get(connection: Connection, job_id: str) -> Job:
-    row = await connection.fetchrow(
-        f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = $1", uuid_of(job_id)
-    )
+    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM jobs WHERE id = $1", uuid_of(job_id))
     if row is None:
         raise JobNotFoundError(job_id)
     return job_from_row(row)
@@ -77,7 +83,7 @@ async def find(
     condition = f"WHERE {' AND '.join(terms)}" if terms else ""
     values.append(limit + 1)
     rows = await connection.fetch(
-        f"SELECT {JOB_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_table(where)} {condition} "
+        f"SELECT {_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_table(where)} {condition} "
         f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ${len(values)}",
         *values,
     )

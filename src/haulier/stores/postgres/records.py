@@ -20,6 +20,7 @@ from haulier.domain.transfer import (
 )
 from haulier.domain.unique import Scope
 from haulier.stores.codes import (
+    IN_LANE,
     ON_LOST,
     ON_LOST_CODE,
     PENDING,
@@ -36,7 +37,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.postgres import configuring, kept, schedule_records
+from haulier.stores.postgres import configuring, kept, limiting, schedule_records
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
@@ -121,8 +122,9 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
         version=version,
         payload=payload,
         state=STATES[state],
-        ready=state == PENDING and rank is not None,
-        gate=GATES[gate or 0] if state == PENDING else None,
+        # A job in a lane is simply in the line: its lane is made anew where it comes to.
+        ready=state == PENDING and (rank is not None or gate == IN_LANE),
+        gate=GATES[gate or 0] if state == PENDING and gate != IN_LANE else None,
         priority=priority,
         run_at=run_at,
         attempt=attempt,
@@ -348,6 +350,8 @@ async def _insert_events(
 
 
 READ: Mapping[Section, Callable[[Connection, str | None], Awaitable[Records]]] = {
+    Section.LIMITS: limiting.read_limits,
+    Section.METERS: limiting.read_meters,
     Section.JOBS: _read_jobs,
     Section.BATCHES: _read_batches,
     Section.NAMES: _read_names,
@@ -357,6 +361,8 @@ READ: Mapping[Section, Callable[[Connection, str | None], Awaitable[Records]]] =
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[Connection, str, Sequence[Any]], Awaitable[None]]] = {
+    Section.LIMITS: limiting.insert_limits,
+    Section.METERS: limiting.insert_meters,
     Section.JOBS: _insert_jobs,
     Section.BATCHES: _insert_batches,
     Section.NAMES: _insert_names,

@@ -34,6 +34,7 @@ from haulier.ports import (
     Heartbeat,
     Inserted,
     JobFilter,
+    Limiting,
     Page,
     Transferable,
 )
@@ -46,6 +47,7 @@ from haulier.stores.postgres import (
     exchanging,
     inserting,
     kept,
+    limiting,
     migrations,
     operations,
     queries,
@@ -354,6 +356,8 @@ class PostgresStore:
         # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
         while await self._pool.run(queries.number_some):
             pass
+        while await self._pool.run(lambda db: limiting.prune_some(db, self._now)):
+            pass
         return released
 
     async def _retire(self, worker_id: str, *, expired: bool) -> int:
@@ -378,6 +382,9 @@ class PostgresStore:
     ) -> AbstractContextManager[None]:
         wanted = Change.of(ready=ready, settled=settled, events=events)
         return self._signals.watch(notify, wanted)
+
+    def limits(self) -> Limiting:
+        return limiting.PostgresLimits(self._pool, self._clock, self._signals.tell)
 
     # ── Moving house, and health ─────────────────────────────────────────────────────────────
 

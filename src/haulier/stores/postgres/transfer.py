@@ -15,13 +15,15 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import check_replaced
-from haulier.stores.postgres import queries
+from haulier.stores.postgres import limiting, queries
 from haulier.stores.postgres import records as rows
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.pool import Pool
 from haulier.stores.watching import Change
 
 TABLES = {
+    Section.LIMITS: "limits",
+    Section.METERS: limiting.METERS,
     Section.JOBS: "jobs",
     Section.BATCHES: "batches",
     Section.NAMES: "uniques",
@@ -44,6 +46,9 @@ FROM history h
 EMPTIED_AT_ONCE = 5000
 
 _KEYS = {
+    "limits": "name",
+    "slots": "name",
+    "key_states": "name, key",
     "errors": "job, lease",
     "steps": "job, name",
     "lines": "job, lease, number",
@@ -62,6 +67,8 @@ _KEYS = {
 
 async def standing(connection: Connection) -> Standing:
     await queries.number_events(connection)
+    while await connection.fetchval("SELECT fold_circuits()"):
+        pass
     row = await connection.fetchrow(_STANDING)
     return Standing(
         mark=None if row["mark"] is None else Mark.from_text(row["mark"]),

@@ -1,9 +1,10 @@
 -- Many plain jobs, whose rows come by COPY between two calls.
 
--- Before rows of plain jobs, without unique names, come by COPY: what has to be known of their batches,
--- which are locked, to make the rows.
+-- Before rows of plain jobs, without unique names, come by COPY: what has to be known to make them of
+-- their batches, which are locked, and of limits: to which `queues` and `kinds` these apply (NULL: all).
 CREATE OR REPLACE FUNCTION begin_rows(p_now bigint, p_batches uuid[], p_fence uuid, p_fence_lease integer,
-    OUT at bigint, OUT gated boolean[], OUT leases integer[]) LANGUAGE plpgsql AS $$
+    OUT at bigint, OUT gated boolean[], OUT leases integer[], OUT queues text[], OUT kinds text[])
+LANGUAGE plpgsql AS $$
 BEGIN
     at := coalesce(p_now, clock_us());
     PERFORM must_be_open();
@@ -11,6 +12,10 @@ BEGIN
         PERFORM check_fence(p_fence, p_fence_lease);
     END IF;
     gated := '{}'; leases := '{}';
+    IF EXISTS (SELECT FROM limits WHERE NOT deleted) THEN
+        SELECT array_agg(l.queue), array_agg(l.kind) INTO queues, kinds
+        FROM (SELECT DISTINCT queue, kind FROM limits WHERE NOT deleted) l;
+    END IF;
     IF cardinality(p_batches) > 0 THEN
         PERFORM lock_batches(p_batches);
         SELECT array_agg(coalesce(b.gated, false) ORDER BY p.nth),

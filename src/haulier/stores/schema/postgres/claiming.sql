@@ -21,6 +21,12 @@ DECLARE
 BEGIN
     SELECT coalesce(array_agg(id), '{}') INTO gates FROM batches
     WHERE id = ANY (p_batches) AND gated;
+    IF EXISTS (SELECT FROM limits) THEN
+        UPDATE jobs_live SET gate = 4
+        WHERE seq = ANY (p_seqs) AND state = 0 AND rank IS NULL AND gate IS NULL
+          AND lane IS NOT NULL;
+        PERFORM tell_lanes(p_now, p_seqs);
+    END IF;
     UPDATE jobs_live SET rank = rank_of(run_at, priority)
     WHERE seq = ANY (p_seqs) AND state = 0 AND rank IS NULL AND gate IS NULL
       AND (batch IS NULL OR batch <> ALL (gates));
@@ -169,6 +175,7 @@ BEGIN
         WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
           AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
           AND (j.batch IS NULL OR has_room(j.batch))
+          AND (j.role = 1 OR room_alone(p_now, j.queue, j.kind, j.key))
         ORDER BY j.run_at LIMIT 100) l
     WHERE idle OR l.waiter = p_worker OR NOT l.waits
     ORDER BY l.run_at LIMIT 1;
@@ -215,6 +222,10 @@ BEGIN
             RETURN;
         END IF;
     END IF;
+    IF EXISTS (SELECT FROM limits) AND NOT take_alone(p_now, held.seq) THEN
+        more := true;
+        RETURN;
+    END IF;
     seqs := ARRAY[held.seq];
 END $$;
 
@@ -239,6 +250,9 @@ BEGIN
     loner := suitable_loner(p_now, p_worker, p_lines);
     IF loner.seq IS NOT NULL THEN
         RETURN NOT loner.reserved OR loner.idle;
+    END IF;
+    IF EXISTS (SELECT FROM limits) AND anything_in_lanes(p_now, p_lines) THEN
+        RETURN true;
     END IF;
     RETURN EXISTS (
         SELECT FROM unnest(p_lines) l WHERE (
@@ -290,6 +304,7 @@ DECLARE
     due_at bigint;
     began timestamptz := clock_timestamp();
     slow integer;
+    limited boolean;
 BEGIN
     IF NOT gives_jobs() THEN
         p_wanted := 0;
@@ -319,6 +334,7 @@ BEGIN
             p_wanted := 0;
         END IF;
     END IF;
+    limited := heed_limits();
     -- Applied before the claim, so that a finish callback is among what it finds.
     applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
                            me.alive AND p_wanted > 0);
@@ -327,7 +343,7 @@ BEGIN
             PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
         began := clock_timestamp();
-        picked := pick_jobs(v_now, p_worker, lines);
+        picked := pick_jobs(v_now, p_worker, lines, limited);
         slow := slow_since(began);
         IF cardinality(picked.seqs) > 0 THEN
             -- Counters of batches are appended, so that a claim waits for no batch.
@@ -341,7 +357,8 @@ BEGIN
                 INSERT INTO journal
                     (n, at, type, kind, queue, role, batch, source, target, worker, body)
                 SELECT count(*), v_now, 'claim', kind, queue, role, batch, 0, 1, p_worker,
-                       string_agg(entry(id, attempt, lease), ''::bytea ORDER BY rank, seq)
+                       string_agg(entry(id, attempt, lease), ''::bytea
+                                  ORDER BY run_at - priority * 360000000::bigint, seq)
                 FROM c GROUP BY kind, queue, role, batch),
             counted AS (
                 INSERT INTO batch_deltas
@@ -354,14 +371,20 @@ BEGIN
                 attempt, lease, lost, key, batch::text, position, retry, worker::text, cancel,
                 gate, uniq IS NOT NULL, on_lost, created_at, started_at, finished_at, progress,
                 message, result, error, error_at, baggage
-            FROM c ORDER BY rank, seq;
+            FROM c ORDER BY run_at - priority * 360000000::bigint, seq;
             IF picked.sized THEN
                 picked.more := let_in_after(v_now, picked.seqs) OR picked.more;
             END IF;
         END IF;
         IF coalesce(cardinality(picked.seqs), 0) < p_wanted THEN
             due_at := CASE WHEN picked.more THEN v_now ELSE next_due(v_now) END;
+            IF limited AND due_at IS DISTINCT FROM v_now THEN
+                due_at := least(due_at, next_room(v_now, lines));
+            END IF;
         END IF;
+    END IF;
+    IF applied.freed AND NOT applied.ready THEN
+        applied.ready := left_open(v_now);
     END IF;
     RETURN NEXT answer(json_build_object(
         'alive', me.alive,
@@ -401,6 +424,9 @@ BEGIN
     END IF;
     IF alive AND p_lines IS NOT NULL THEN
         due_at := next_due(p_now);
+        IF EXISTS (SELECT FROM limits) THEN
+            due_at := least(due_at, next_room(p_now, p_lines));
+        END IF;
         worth := coalesce(due_at <= p_now, false) OR anything_to_claim(p_now, p_worker, p_lines)
             OR EXISTS (SELECT FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL);
     END IF;
@@ -408,7 +434,7 @@ END $$;
 
 -- Lock the jobs that a worker is to get. `sized`: there are batches of which one claim takes only
 -- so many.
-CREATE OR REPLACE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[],
+CREATE OR REPLACE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[], p_limited boolean,
     OUT seqs bigint[], OUT more boolean, OUT sized boolean) LANGUAGE plpgsql AS $$
 DECLARE
     b uuid;
@@ -416,6 +442,7 @@ DECLARE
     pausing uuid[];
     parking uuid[];
     number integer;
+    mine demand[];
     one record;
 BEGIN
     SELECT EXISTS (SELECT FROM jobs_live WHERE gate = 3),
@@ -431,10 +458,13 @@ BEGIN
             PERFORM let_in(p_now, b);
         END LOOP;
     END IF;
+    IF p_limited THEN
+        more := prepare_lanes(p_now, p_lines);
+    END IF;
     IF alone THEN
         one := pick_loner(p_now, p_worker, p_lines);
         seqs := one.seqs;
-        more := one.more;
+        more := more OR one.more;
         IF seqs IS NOT NULL THEN
             RETURN;
         END IF;
@@ -444,7 +474,7 @@ BEGIN
         SELECT array_agg(h.id) INTO parking FROM (
             SELECT id FROM batches WHERE draining > 0 AND draining IN (4, 8) FOR SHARE SKIP LOCKED) h;
     END IF;
-    IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
+    IF NOT p_limited AND p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
         one := pick_lines(p_lines, pausing, parking);
         seqs := one.seqs;
         more := more OR one.more;
@@ -452,8 +482,12 @@ BEGIN
     END IF;
     seqs := '{}';
     FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
-        one := pick_lines((SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number),
-                          pausing, parking);
+        mine := (SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number);
+        IF p_limited THEN
+            one := pick_lanes(p_now, mine, pausing, parking, seqs);
+        ELSE
+            one := pick_lines(mine, pausing, parking);
+        END IF;
         seqs := seqs || one.seqs;
         more := more OR one.more;
     END LOOP;

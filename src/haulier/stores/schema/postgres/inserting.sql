@@ -143,7 +143,9 @@ DECLARE
     parents uuid[];
     heads uuid[];
     fresh_ids uuid[];
+    fresh_seqs bigint[];
     done_ids uuid[];
+    limited text[] := limited_lines(p_queues, p_kinds);
 BEGIN
     SELECT array_agg(DISTINCT b) INTO parents FROM unnest(p_batches) b WHERE b IS NOT NULL;
     IF parents IS NOT NULL THEN
@@ -152,16 +154,20 @@ BEGIN
     WITH fresh AS (
         INSERT INTO jobs_live (id, kind, queue, role, version, payload, state, rank, gate,
             priority, run_at, lease, on_lost, key, batch, position, retry, uniq, created_at,
-            baggage)
+            baggage, lane)
         SELECT g.id, g.kind, g.queue, g.role, g.version, g.payload, p_state,
-            CASE WHEN g.due <= p_now AND NOT coalesce(b.gated, false)
+            CASE WHEN g.due <= p_now AND g.lane IS NULL AND NOT coalesce(b.gated, false)
                  THEN rank_of(g.due, g.priority) END,
-            CASE WHEN g.due <= p_now AND b.gated THEN 1 END,
+            CASE WHEN g.due <= p_now AND g.lane IS NOT NULL THEN 4
+                 WHEN g.due <= p_now AND b.gated THEN 1 END,
             g.priority, g.due, coalesce(b.leases, 0), g.on_lost, g.key, g.batch, g.place,
-            g.retry, p_names, p_now, g.baggage
+            g.retry, p_names, p_now, g.baggage, g.lane
         FROM (
             -- An instant in the past counts as now, or a producer could jump the line by it.
-            SELECT *, greatest(coalesce(u.run_at, p_now + u.delay), p_now) AS due
+            SELECT *, greatest(coalesce(u.run_at, p_now + u.delay), p_now) AS due,
+                CASE WHEN limited IS NOT NULL AND u.role <> 1
+                      AND u.queue || '/' || u.kind = ANY (limited)
+                     THEN lane_of(u.queue, u.kind, u.key, u.batch) END AS lane
             FROM unnest(p_ids, p_kinds, p_queues, p_roles, p_versions, p_payloads, p_priorities,
                 p_run_ats, p_delays, p_keys, p_batches, p_positions, p_retries, p_on_losts,
                 p_baggages)
@@ -170,8 +176,8 @@ BEGIN
         LEFT JOIN batches b ON b.id = g.batch
         ORDER BY g.nth
         ON CONFLICT (id) DO NOTHING
-        RETURNING id)
-    SELECT array_agg(id) INTO fresh_ids FROM fresh;
+        RETURNING id, seq)
+    SELECT array_agg(id), array_agg(seq) INTO fresh_ids, fresh_seqs FROM fresh;
     IF fresh_ids IS NULL THEN
         RETURN 0;
     END IF;
@@ -181,6 +187,9 @@ BEGIN
         DELETE FROM jobs_live WHERE id = ANY (done_ids);
         SELECT coalesce(array_agg(f), '{}') INTO fresh_ids
         FROM unnest(fresh_ids) f WHERE f <> ALL (done_ids);
+    END IF;
+    IF limited IS NOT NULL THEN
+        PERFORM tell_lanes(p_now, fresh_seqs);
     END IF;
     WITH given AS (
         -- Usually all of them; else each that is new, once.

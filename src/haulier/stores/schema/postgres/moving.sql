@@ -3,7 +3,8 @@
 
 -- Completions are nine of ten moves, so they have a statement of their own.
 CREATE OR REPLACE FUNCTION complete_jobs(p_now bigint, p_seqs bigint[], p_leases integer[],
-    p_results bytea[], OUT done bigint[], OUT touched uuid[]) LANGUAGE plpgsql AS $$
+    p_results bytea[], OUT done bigint[], OUT touched uuid[], OUT freed freed[])
+LANGUAGE plpgsql AS $$
 DECLARE
     named uuid[];
 BEGIN
@@ -32,8 +33,9 @@ BEGIN
         SELECT batch, 0, 0, -count(*), count(*), 0, 0, NULL
         FROM gone WHERE role = 2 AND batch IS NOT NULL GROUP BY batch)
     SELECT array_agg(seq), array_agg(DISTINCT batch) FILTER (WHERE role = 2 AND batch IS NOT NULL),
-           array_agg(id) FILTER (WHERE uniq IS NOT NULL)
-    INTO done, touched, named FROM gone;
+           array_agg(id) FILTER (WHERE uniq IS NOT NULL),
+           array_agg((lane, 1, 0)::freed) FILTER (WHERE lane IS NOT NULL)
+    INTO done, touched, named, freed FROM gone;
     IF named IS NOT NULL THEN
         PERFORM release_ended(named);
     END IF;
@@ -65,6 +67,8 @@ BEGIN
     ELSIF target = 0 THEN
         IF t.alone THEN
             new_gate := 3;
+        ELSIF j.lane IS NOT NULL THEN
+            new_gate := CASE WHEN coalesce(t.delay, 0) = 0 THEN 4 END;
         ELSIF coalesce(t.delay, 0) = 0 AND coalesce(gated, false) THEN
             new_gate := 1;
         ELSIF coalesce(t.delay, 0) = 0 THEN
@@ -92,7 +96,10 @@ BEGIN
     RETURN (0, target = 3, j.role IN (1, 3) AND target > 1,
             j.role IN (1, 3) AND t.move = 'hand_over',
             (CASE WHEN yielded THEN 'cancel' ELSE t.move END, j.id, j.attempt, j.lease, j.queue,
-             j.kind, j.role, j.batch, 1, target, j.worker, t.error_type)::moved)::applied;
+             j.kind, j.role, j.batch, 1, target, j.worker, t.error_type)::moved,
+            CASE WHEN j.lane IS NOT NULL
+                 THEN (j.lane, 0, CASE WHEN NOT yielded AND t.move IN ('fail', 'retry') THEN 1
+                                       ELSE 0 END)::freed END)::applied;
 END $$;
 
 CREATE OR REPLACE FUNCTION record_error(p_now bigint, t transition) RETURNS void LANGUAGE plpgsql AS $$
@@ -108,10 +115,11 @@ END $$;
 -- Apply all that one worker hands in, then do what follows for the batches. Places count from 1.
 -- `drain` names batches that are to be gone on with. With `p_due` also lock jobs that are due, and
 -- their batches: after the jobs that are waited for and before all batches, as the one order says.
+-- `freed`: what ended may have made room under limits for others.
 CREATE OR REPLACE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
     p_moves jsonb, p_due boolean, OUT lost_done integer[], OUT lost_moves integer[],
     OUT settled boolean, OUT ready boolean, OUT drain uuid[], OUT due_seqs bigint[],
-    OUT due_batches uuid[]) LANGUAGE plpgsql AS $$
+    OUT due_batches uuid[], OUT freed boolean) LANGUAGE plpgsql AS $$
 DECLARE
     given transition[];
     done bigint[];
@@ -119,6 +127,7 @@ DECLARE
     ended uuid[] := '{}';
     failures jsonb := '{}';
     events moved[] := '{}';
+    lanes_freed freed[];
     one applied;
     batch uuid;
     what integer;
@@ -134,7 +143,7 @@ BEGIN
             ORDER BY j.seq FOR UPDATE;
     END IF;
     IF cardinality(p_seqs) > 0 THEN
-        SELECT * INTO done, touched FROM complete_jobs(p_now, p_seqs, p_leases, p_results);
+        SELECT * INTO done, touched, lanes_freed FROM complete_jobs(p_now, p_seqs, p_leases, p_results);
         lost_done := places_lost(p_seqs, p_leases, done);
     END IF;
     IF given IS NOT NULL THEN
@@ -160,6 +169,9 @@ BEGIN
                 CONTINUE;
             END IF;
             events := events || one.event;
+            IF (one.freed).lane IS NOT NULL THEN
+                lanes_freed := lanes_freed || one.freed;
+            END IF;
             batch := (one.event).batch;
             IF one.failed AND batch IS NOT NULL THEN
                 failures := failures
@@ -195,11 +207,19 @@ BEGIN
         drain := drain || ARRAY(SELECT DISTINCT b.within FROM batches b
                                 WHERE b.id = ANY (touched) AND b.within IS NOT NULL AND NOT b.owed);
     END IF;
+    freed := false;
+    IF lanes_freed IS NOT NULL THEN
+        freed := free_lanes(p_now, lanes_freed);
+        IF given IS NOT NULL THEN
+            PERFORM tell_lanes(p_now, ARRAY(SELECT t.seq FROM unnest(given) t));
+        END IF;
+    END IF;
 END $$;
 
 -- The same for jobs whose worker was lost; the batches that are to be gone on with.
 CREATE OR REPLACE FUNCTION put_back(p_now bigint, p_moves jsonb) RETURNS uuid[] LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM heed_limits();
     RETURN (apply_moves(coalesce(p_now, clock_us()), '{}', '{}', '{}', p_moves, false)).drain;
 END $$;
 

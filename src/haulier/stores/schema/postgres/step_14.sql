@@ -1,5 +1,149 @@
 -- The PostgreSQL store, step 14: limits, flows, schedules, configuration of what runs.
 
+-- ── Limits ───────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE limits (
+    name        text    COLLATE "C" PRIMARY KEY,
+    queue       text    COLLATE "C",                -- NULL: all
+    kind        text    COLLATE "C",                -- NULL: all
+    per_key     boolean NOT NULL,
+    concurrency integer,
+    gap         bigint,                             -- of a rate: microseconds from token to token,
+    depth       integer,                            -- and the most that its bucket holds
+    failures    float8,                             -- of a breaker: the share that opens it,
+    least       integer,                            -- of so many attempts or more,
+    span        bigint,                             -- within so many microseconds,
+    pause       bigint,                             -- for so long; then
+    probes      integer,                            -- so many may try
+    spec        text    NOT NULL,                   -- all of it, as JSON
+    was         text,                               -- what code declared last, also after a delete
+    declared    boolean NOT NULL,
+    deleted     boolean NOT NULL DEFAULT false,
+    changed_by  text    NOT NULL,
+    changed_at  bigint  NOT NULL
+);
+
+-- What is used of the limits that are not per key. Claims lock the rows, in the order of names.
+CREATE TABLE slots (
+    name    text    COLLATE "C" PRIMARY KEY,
+    used    integer NOT NULL DEFAULT 0,
+    full_at bigint  NOT NULL DEFAULT 0
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200,
+        autovacuum_vacuum_cost_delay = 0);
+
+-- What was freed of them and is not in their rows yet: who ends a run need not wait for these.
+CREATE TABLE slot_deltas (
+    name  text    COLLATE "C" NOT NULL,
+    freed integer NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX slot_deltas_name ON slot_deltas (name);
+
+-- How a key stands under a rate or a breaker that is per key.
+CREATE TABLE key_states (
+    name      text     COLLATE "C" NOT NULL,
+    key       text     COLLATE "C" NOT NULL,
+    full_at   bigint   NOT NULL DEFAULT 0,
+    circuit   smallint NOT NULL DEFAULT 0,          -- 0 closed, 1 open, and from
+    opens_at  bigint   NOT NULL DEFAULT 0,          -- on half-open
+    since     bigint   NOT NULL DEFAULT 0,          -- where the younger half of the window began
+    succeeded integer  NOT NULL DEFAULT 0,
+    failed    integer  NOT NULL DEFAULT 0,
+    before_succeeded integer NOT NULL DEFAULT 0,    -- in the older half
+    before_failed    integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (name, key)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_cost_delay = 0);
+
+-- What breakers have to count and is not in these rows yet.
+CREATE TABLE key_news (
+    at   bigint  NOT NULL,
+    name text    COLLATE "C" NOT NULL,
+    key  text    COLLATE "C" NOT NULL,
+    good integer NOT NULL,
+    bad  integer NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX key_news_at  ON key_news (at);
+CREATE INDEX key_news_key ON key_news (name, key);
+
+-- Jobs that fall under limits stand in lanes: all jobs of a lane under the same ones. Its id follows
+-- from its queue, kind, batch and key, so who puts a job into it need not know whether it is there.
+CREATE TABLE lanes (
+    id      uuid     PRIMARY KEY,
+    queue   text     COLLATE "C" NOT NULL,
+    kind    text     COLLATE "C" NOT NULL,
+    key     text     COLLATE "C",
+    batch   uuid,
+    turn    bigint   NOT NULL,                      -- when it was served last, or began to wait
+    place   bigint,                                 -- among the open lanes of its line; NULL: not open
+    why     smallint,                               -- what closed it: 1 its key, 2 its batch; NULL: neither
+    wake_at bigint,                                 -- of one that only time opens
+    running integer  NOT NULL DEFAULT 0,
+    floor   bigint   NOT NULL DEFAULT 9223372036854775807  -- no ready job of it has a lower rank
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX lanes_open ON lanes (queue, kind, place, id) WHERE place IS NOT NULL;
+CREATE INDEX lanes_key  ON lanes (key) WHERE key IS NOT NULL;
+CREATE INDEX lanes_shut ON lanes (key) WHERE why = 1;
+CREATE INDEX lanes_wake ON lanes (wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX lanes_held ON lanes (batch, queue, kind, turn) WHERE why = 2;
+CREATE INDEX lanes_rest ON lanes (turn) WHERE place IS NULL AND why IS NULL;
+-- Ballast, as for jobs_live.
+INSERT INTO lanes (id, queue, kind, turn, place)
+SELECT gen_random_uuid(), '', '', 0, 0 FROM generate_series(1, 1000) n;
+
+-- What happened to lanes and is not in their rows yet. Only claims change these rows: who inserts
+-- jobs or ends runs waits for none, nor does a claim for him.
+CREATE TABLE lane_news (
+    lane    uuid    NOT NULL,
+    queue   text    COLLATE "C" NOT NULL,
+    kind    text    COLLATE "C" NOT NULL,
+    key     text    COLLATE "C",
+    batch   uuid,
+    at      bigint  NOT NULL,
+    rank    bigint,                                 -- the lowest of jobs that came
+    ended   integer NOT NULL DEFAULT 0,             -- runs
+    reopens boolean NOT NULL DEFAULT false          -- its key may have room again
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX lane_news_lane ON lane_news (lane);
+
+-- Jobs in lanes have gate 4 while they are ready, and no rank: no claim of the plain line meets them.
+ALTER TABLE all_jobs ADD COLUMN lane uuid;
+CREATE OR REPLACE VIEW jobs AS SELECT * FROM all_jobs WHERE state >= 0;
+CREATE INDEX jobs_lanes ON jobs_live (lane, (run_at - priority * 360000000::bigint), seq)
+    WHERE state = 0 AND gate = 4;
+DROP INDEX jobs_gated;
+CREATE INDEX jobs_gated ON jobs_live (batch, gate, (run_at - priority * 360000000::bigint), seq)
+    WHERE state = 0 AND gate < 4;
+
+-- What claims hand to each other.
+
+-- The run of a job ended, and how a breaker counts that.
+CREATE TYPE freed AS (lane uuid, good integer, bad integer);
+ALTER TYPE applied ADD ATTRIBUTE freed freed;
+
+-- What the limits that are not per key leave to a line: the least of the rooms, which limits, and
+-- the room of each.
+CREATE TYPE hurdle AS (room integer, names text[], rooms integer[]);
+
+-- A locked open lane: how many of it may start, and if none, why, and until when. `names` are what it
+-- shares with other lanes, each with its room.
+CREATE TYPE fit AS (
+    lane uuid, queue text, kind text, key text, batch uuid, turn bigint, floor bigint,
+    room integer, why smallint, wake_at bigint, names text[], rooms integer[]);
+
+-- A job that a lane would give, the `nth` of it, and the priority of the one after. `merit` is its
+-- place among all that a demand could get.
+CREATE TYPE candidate AS (
+    line integer, portion integer, portion_slots integer, lane uuid, key text, queue text, kind text,
+    seq bigint, nth integer, rank bigint, follows integer, merit bigint, pos integer,
+    names text[], rooms integer[]);
+
+-- They answer more.
+DROP FUNCTION IF EXISTS begin_rows, apply_moves, complete_jobs;
+
 -- ── Schedules ────────────────────────────────────────────────────────────────────────────────
 
 CREATE TABLE schedules (

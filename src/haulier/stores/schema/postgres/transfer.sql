@@ -65,7 +65,7 @@ BEGIN
     WHILE number_events() LOOP
     END LOOP;
     IF EXISTS (SELECT FROM transfer WHERE stage <> 'received')
-        OR EXISTS (SELECT FROM jobs) OR EXISTS (SELECT FROM batches)
+        OR EXISTS (SELECT FROM jobs) OR EXISTS (SELECT FROM batches) OR EXISTS (SELECT FROM limits)
         OR EXISTS (SELECT FROM uniques) OR EXISTS (SELECT FROM schedules)
         OR EXISTS (SELECT FROM history WHERE last > 0)
     THEN
