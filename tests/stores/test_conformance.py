@@ -15,6 +15,14 @@ from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
 from conformance.failing import TestMaxFailures, TestOneCallback
+from conformance.flows import (
+    TestFailing,
+    TestManyChildren,
+    TestParents,
+    TestRefused,
+    TestRequeued,
+    TestWaiting,
+)
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
@@ -68,6 +76,7 @@ __all__ = [
     "TestDrains",
     "TestErrors",
     "TestExpandAnew",
+    "TestFailing",
     "TestFence",
     "TestFilling",
     "TestFind",
@@ -82,6 +91,7 @@ __all__ = [
     "TestLines",
     "TestLinesStay",
     "TestLosses",
+    "TestManyChildren",
     "TestManyItems",
     "TestMatch",
     "TestMaxFailures",
@@ -95,15 +105,18 @@ __all__ = [
     "TestOneHolder",
     "TestOrder",
     "TestOtherEvents",
+    "TestParents",
     "TestPause",
     "TestPauseOfMany",
     "TestPendingNames",
     "TestPeriodNames",
     "TestPrune",
     "TestPruneBatches",
+    "TestRefused",
     "TestReject",
     "TestReplace",
     "TestRequeue",
+    "TestRequeued",
     "TestResultTtl",
     "TestResume",
     "TestRetryFailed",
@@ -116,6 +129,7 @@ __all__ = [
     "TestStepsStay",
     "TestThaw",
     "TestUsedAgain",
+    "TestWaiting",
     "TestWatch",
     "TestWatchEvents",
 ]

@@ -32,6 +32,9 @@ REQUESTED, HEARD = 1, 2
 PARKED, LET_IN, ALONE = 1, 2, 3
 """The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone."""
 
+WAITING = 6
+"""The gate of jobs that wait for other jobs."""
+
 ON_LOST = (OnLost.RETRY, OnLost.FAIL)
 ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}
 

@@ -21,9 +21,10 @@ from haulier.stores.codes import (
     PENDING,
     RUNNING,
     STATE_CODE,
+    WAITING,
     rank_of,
 )
-from haulier.stores.sqlite import gates, kept, uniques
+from haulier.stores.sqlite import flows, gates, kept, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import (
     Row,
@@ -74,9 +75,13 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
               ORDER BY run_at - priority * {_POINT}, seq LIMIT {SLICE})
 """
 
+REVIVED = "iif(children IS NULL, NULL, 3)"
+"""`children` of a job that is requeued: those that were cancelled because of it come back."""
+
 _REQUEUE = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
-    run_at = :now, rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
+    children = {REVIVED}, run_at = :now,
+    rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
               WHERE batch = :batch AND state = {FAILED}
@@ -154,8 +159,8 @@ def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> Non
     if not uniques.retake(db, now, head.id, uniq):
         raise JobStateError("another batch holds the unique name of this one by now")
     db.execute(
-        f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL "
-        "WHERE id = ?",
+        f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL, "
+        f"children = {REVIVED} WHERE id = ?",
         (head.id,),
     )
     db.execute(
@@ -365,7 +370,7 @@ def _clear_slice(
     ledger = Ledger()
     removed(db, ledger, rows)
     ledger.write(db, now)
-    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
+    highest = max((Subject(*row[4:]).lease for row in rows), default=0)
     db.execute("UPDATE batches SET leases = max(leases, ?) WHERE id = ?", (highest, batch))
     return len(rows), None if len(rows) < DELETED_AT_ONCE else cursor
 
@@ -379,10 +384,14 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
         (batch,),
     )
     ((state, *_), head) = _head(db, batch)
+    ((seq,),) = fetch(db, "SELECT seq FROM jobs WHERE id = ?", (batch,))
+    waits = flows.waits(db, seq)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        f"cancel = 0, run_at = ?1, rank = ?1 - priority * {_POINT}, gate = NULL WHERE id = ?2",
-        (now, batch),
+        f"cancel = 0, children = {REVIVED}, run_at = ?1, "
+        f"rank = iif(?3, NULL, ?1 - priority * {_POINT}), gate = iif(?3, {WAITING}, NULL) "
+        "WHERE id = ?2",
+        (now, batch, waits),
     )
     ledger = Ledger()
     ledger.moved(Move.REQUEUE, head._replace(attempt=0), state, PENDING)
@@ -399,7 +408,7 @@ _SLICES = {
     RESTARTING: _clear_slice,
 }
 
-REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"
+REMOVED = f"RETURNING seq, state, uniq, children, {SUBJECT}"
 """What `removed` has to be told of deleted rows."""
 
 _DELETE = (
@@ -417,9 +426,10 @@ def removed(
     with_periods: bool = True,
 ) -> None:
     """Account for deleted jobs, and remove what was kept beside them."""
-    for seq, state, uniq, *job in rows:
+    for seq, state, uniq, children, *job in rows:
         db.execute("DELETE FROM errors WHERE job = ?", (seq,))
         kept.forget(db, seq)
+        flows.forget(db, seq, job[0], state, children)
         if uniq is not None and with_periods:
             uniques.forget(db, job[0])
         elif uniq is not None:

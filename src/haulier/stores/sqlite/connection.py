@@ -27,7 +27,7 @@ MEMORY = ":memory:"
 APPLICATION_ID = 0x4841554C
 """Marks our files in SQLite's own header field: the letters HAUL."""
 
-SCHEMA_STEP = 5
+SCHEMA_STEP = 6
 """The newest of the numbered files that make the schema; a new store runs them all."""
 
 OLDEST_SQLITE = (3, 51, 3)

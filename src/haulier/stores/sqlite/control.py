@@ -21,13 +21,15 @@ from haulier.stores.codes import (
     REQUESTED,
     RUNNING,
     STATES,
+    WAITING,
     error_to_text,
     key_of,
     rank_of,
 )
-from haulier.stores.sqlite import uniques
+from haulier.stores.sqlite import flows, uniques
 from haulier.stores.sqlite.batches import (
     REMOVED,
+    REVIVED,
     begin_delete,
     begin_restart,
     first_slices,
@@ -151,11 +153,12 @@ def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     job, gated = found.job, False
     if job.batch is not None:
         gated = _reopen_for_item(db, now, job.batch)
-    rank = None if gated else rank_of(now, found.priority)
+    gate = WAITING if flows.waits(db, found.seq) else PARKED if gated else None
+    rank = None if gate else rank_of(now, found.priority)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        "cancel = 0, run_at = ?, rank = ?, gate = ? WHERE seq = ?",
-        (now, rank, PARKED if gated else None, found.seq),
+        f"cancel = 0, children = {REVIVED}, run_at = ?, rank = ?, gate = ? WHERE seq = ?",
+        (now, rank, gate, found.seq),
     )
     ledger = Ledger()
     ledger.moved(Move.REQUEUE, job._replace(attempt=0), found.state, PENDING)

@@ -13,6 +13,7 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import (
     RUNNING,
 )
+from haulier.stores.sqlite import flows
 from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
@@ -25,11 +26,15 @@ _ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? A
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer, whether a batch settled (which may have brought a new job), what is to drain."""
+    """The answer, whether a batch settled (which may have brought a new job), what is to drain.
+
+    `follow`: more follows from it for jobs that waited for others.
+    """
 
     reply: Exchange
     settled: bool = False
     drain: list[bytes] = field(default_factory=list)
+    follow: bool = False
 
 
 def nothing_to_do(
@@ -64,6 +69,7 @@ def exchange(
     alive = bool(fetch(db, _ALIVE, (worker, *boot)))
     # Applied before the claim, so that a finish callback is among what it finds.
     applied = apply_all(db, now, finished)
+    followed = flows.follow(db, now) if finished else flows.Followed()
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
     if alive and wanted:
@@ -78,7 +84,7 @@ def exchange(
         due_in=None if due is None else max(due - now, 0),
         alive=alive,
     )
-    return Result(reply, applied.settled, applied.drain)
+    return Result(reply, applied.settled or followed.anything, applied.drain, followed.more)
 
 
 def _cancels(db: apsw.Connection, worker: bytes) -> tuple[str, ...]:

@@ -23,13 +23,13 @@ from haulier.stores.codes import (
 from haulier.stores.sqlite.rows import (
     BATCH_COLUMNS,
     JOB_COLUMNS,
+    WITHOUT_PAYLOAD,
     batch_from_row,
     fetch,
     job_from_row,
     worker_from_row,
 )
 
-_WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " CAST('null' AS BLOB),")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _FAILED = frozenset({JobState.FAILED})
 
@@ -83,7 +83,7 @@ def find(
     condition = f"WHERE {' AND '.join(terms)}" if terms else ""
     rows = fetch(
         db,
-        f"SELECT {JOB_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_source(where)} {condition} "
+        f"SELECT {JOB_COLUMNS if payloads else WITHOUT_PAYLOAD} FROM {_source(where)} {condition} "
         f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ?",
         (*values, limit + 1),
     )

@@ -16,6 +16,7 @@ import apsw
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.ids import raw_id
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
@@ -43,6 +44,7 @@ from haulier.stores.sqlite import (
     check,
     control,
     events,
+    flows,
     inserts,
     kept,
     liveness,
@@ -149,7 +151,9 @@ class SqliteStore:
             own = self._checked(connection)
             with translated(self.path), own:
                 transfer.check_open(own)
-                return run(own)
+                inserted = run(own)
+                flows.follow(own, self._clock.now())
+                return inserted
         return await self._change(run, Change.READY)
 
     def _checked(self, connection: object) -> apsw.Connection:
@@ -280,6 +284,8 @@ class SqliteStore:
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
             self._background.begin(self._drain(batch))
+        if result.follow:
+            self._background.begin(self._follow())
         return result.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -299,7 +305,7 @@ class SqliteStore:
         return await self._write(lambda db: kept.keep(db, self._clock.now(), steps))
 
     async def retire(self, worker_id: str) -> int:
-        released = await self._write(
+        released = await self._move(
             lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.ANY
         )
         self._turns.pop(worker_id, None)
@@ -310,7 +316,7 @@ class SqliteStore:
     async def sweep(self) -> int:
         if not await self._read(lambda db: liveness.sweep_needed(db, self._clock.boot())):
             return 0
-        released = await self._write(
+        released = await self._move(
             lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.ANY
         )
         await self._drain_all()
@@ -376,6 +382,12 @@ class SqliteStore:
     async def steps(self, job_id: str) -> list[Step]:
         return await self._read(lambda db: kept.steps(db, job_id))
 
+    async def parents(self, job_id: str) -> list[Parent]:
+        return await self._read(lambda db: flows.parents(db, job_id))
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        return await self._read(lambda db: flows.children(db, job_id, limit, cursor))
+
     async def lines(self, job_id: str) -> list[Line]:
         return await self._read(lambda db: kept.lines(db, job_id))
 
@@ -426,19 +438,47 @@ class SqliteStore:
             transfer.check_open(db)
             return run(db)
 
-        return await self._write(checked, change)
+        return await self._move(checked, change)
+
+    async def _move(
+        self, run: Callable[[apsw.Connection], T], change: Changes[T] = Change.NOTHING
+    ) -> T:
+        """A write that may end jobs which others wait for, or bring them back."""
+        followed = flows.Followed()
+
+        def moved(db: apsw.Connection) -> T:
+            nonlocal followed
+            value = run(db)
+            followed = flows.follow(db, self._clock.now())
+            return value
+
+        def changed(value: T) -> Change:
+            if followed.anything:
+                return Change.ANY
+            return change(value) if callable(change) else change
+
+        value = await self._write(moved, changed)
+        if followed.more:
+            await self._follow()
+        return value
+
+    async def _follow(self) -> None:
+        """Go on with what follows from jobs that others wait for until it is done."""
+        while (await self._write(lambda db: flows.follow(db, self._clock.now()), Change.ANY)).more:
+            pass
 
     async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
         return await self._reader.call(run, deadline=self._deadline)
 
     async def _drain(self, batch: bytes) -> None:
         """Go on with what is done to a whole batch until it is done."""
-        while await self._write(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
+        while await self._move(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
             pass
 
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):
             await self._drain(batch)
+        await self._follow()
 
 
 class _Heartbeat:
