@@ -75,8 +75,11 @@ def check(jobs: Sequence[NewJob]) -> None:
     for number, job in enumerate(jobs):
         if not job.after:
             continue
-        ids = tuple(text_id_of(each.job_id) for each in job.after)
         job_id = text_id_of(job.id)
+        try:
+            ids = tuple(text_id_of(each.job_id) for each in job.after)
+        except ValueError as error:
+            raise absent([str(error)]) from None
         reason = _wrong(job, job_id, ids)
         if reason is not None:
             where = "after" if len(jobs) == 1 else f"{number}.after"

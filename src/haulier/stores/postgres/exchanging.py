@@ -73,7 +73,7 @@ class Told:
     """The answer, and what it means for those who wait.
 
     `wrote`: it changed something. `settled`: a batch did. `ready`: items were let into the line.
-    `drain`: batches that somebody has to go on with.
+    `drain`: batches that somebody has to go on with. `follow`: and with what follows for flows.
     """
 
     reply: Exchange
@@ -81,6 +81,7 @@ class Told:
     settled: bool = False
     ready: bool = False
     drain: list[str] = field(default_factory=list)
+    follow: bool = False
 
 
 async def exchange(
@@ -134,6 +135,7 @@ async def exchange(
         settled=told.get("settled", False),
         ready=told.get("ready", False),
         drain=told.get("drain") or [],
+        follow=told.get("follow", False),
     )
 
 

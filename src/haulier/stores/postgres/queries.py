@@ -27,13 +27,13 @@ from haulier.stores.postgres.rows import (
     BATCH_COLUMNS,
     BATCH_TABLES,
     JOB_COLUMNS,
+    WITHOUT_PAYLOAD,
     batch_from_row,
     job_from_row,
     uuid_of,
     worker_from_row,
 )
 
-_WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " 'null'::bytea,")
 _TOP = frozenset({Role.SINGLE, Role.HEAD})
 _LIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
@@ -77,7 +77,7 @@ async def find(
     condition = f"WHERE {' AND '.join(terms)}" if terms else ""
     values.append(limit + 1)
     rows = await connection.fetch(
-        f"SELECT {JOB_COLUMNS if payloads else _WITHOUT_PAYLOAD} FROM {_table(where)} {condition} "
+        f"SELECT {JOB_COLUMNS if payloads else WITHOUT_PAYLOAD} FROM {_table(where)} {condition} "
         f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ${len(values)}",
         *values,
     )

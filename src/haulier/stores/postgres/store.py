@@ -15,6 +15,7 @@ from typing import Self
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
 from haulier.domain.moves import Move, Transition
@@ -39,6 +40,7 @@ from haulier.stores.codes import RUNNING
 from haulier.stores.postgres import (
     check,
     exchanging,
+    flows,
     inserting,
     kept,
     migrations,
@@ -54,6 +56,9 @@ from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
+
+FRUITLESS = 50
+"""Rounds of waiting a little longer each, for somebody else who follows the same flows."""
 
 OPENING = 10.0
 """Seconds that opening a store waits for a server that is just starting."""
@@ -152,10 +157,13 @@ class PostgresStore:
                 return await inserting.insert_within(
                     connection, self._place.schema, self._now, jobs, fence=fence, policy=policy
                 )
-        return await self._write(
+        inserted = await self._write(
             lambda db: inserting.insert(db, self._now, jobs, fence=fence, policy=policy),
             Change.READY,
         )
+        if any(job.after or job.unique for job in jobs):
+            await self._follow()
+        return inserted
 
     async def open_batch(
         self,
@@ -177,13 +185,17 @@ class PostgresStore:
                         await db.execute("SELECT seal($1, $2)", now, head.id)
                 return inserted
 
-        return await self._write(work, Change.ANY)
+        inserted = await self._write(work, Change.ANY)
+        if head.unique:
+            await self._follow()
+        return inserted
 
     async def seal(self, batch_id: str) -> None:
         batch = uuid_of(batch_id)
         await self._write(
             lambda db: db.execute("SELECT seal($1, $2)", self._now, batch), Change.ANY
         )
+        await self._follow()
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return await self._operate(operations.cancel, job_ids)
@@ -200,6 +212,7 @@ class PostgresStore:
             await self._drain(head)
             with contextlib.suppress(JobNotFoundError):
                 states[head] = (await self.get(head)).state
+        await self._follow()
         return states
 
     async def pause(self, batch_id: str) -> None:
@@ -242,6 +255,7 @@ class PostgresStore:
             lambda db: db.fetchval("SELECT delete_job($1, $2)", self._now, job), Change.SETTLED
         ):
             await self._drain(job)
+        await self._follow()
 
     async def prune(self, rules: Mapping[str, Retention]) -> int:
         removed = 0
@@ -252,6 +266,8 @@ class PostgresStore:
                 ttl = round(rule.result_ttl * MICROSECOND)
                 await self._repeat("SELECT prune_results($1, $2, $3)", kind, ttl)
         await self._repeat("SELECT prune_rest($1)")
+        if removed:
+            await self._follow()
         return removed
 
     async def _prune(self, kind: str, state: JobState, keep: Keep) -> int:
@@ -305,6 +321,8 @@ class PostgresStore:
             self._signals.tell(_changed(finished, told))
         for batch in told.drain:
             self._background.begin(self._drain(batch))
+        if told.follow:
+            self._background.begin(self._follow())
         return told.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -334,6 +352,7 @@ class PostgresStore:
             released += await self._retire(worker_id, expired=True)
         for batch in draining:
             await self._drain(batch)
+        await self._follow()
         # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
         while await self._pool.run(queries.number_some):
             pass
@@ -345,6 +364,7 @@ class PostgresStore:
         )
         for batch in drain:
             await self._drain(batch)
+        await self._follow()
         return released
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
@@ -399,6 +419,12 @@ class PostgresStore:
     async def steps(self, job_id: str) -> list[Step]:
         return await self._pool.run(lambda db: kept.steps(db, job_id))
 
+    async def parents(self, job_id: str) -> list[Parent]:
+        return await self._pool.run(lambda db: flows.parents(db, job_id))
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        return await self._pool.run(lambda db: flows.children(db, job_id, limit, cursor))
+
     async def lines(self, job_id: str) -> list[Line]:
         return await self._pool.run(lambda db: kept.lines(db, job_id))
 
@@ -446,6 +472,24 @@ class PostgresStore:
             # Others get a turn; they may also hold what this waits for.
             await asyncio.sleep(pause)
             pause = 0.001
+        await self._follow()
+
+    async def _follow(self) -> None:
+        """Go on with what follows from jobs that others wait for until it is done.
+
+        What somebody else holds for long is left to a sweep.
+        """
+        fruitless = 0
+        while fruitless < FRUITLESS:
+            told = await self._pool.run(
+                lambda db: db.fetchval("SELECT follow_flows($1)", self._now)
+            )
+            if told & 1:
+                self._signals.tell(Change.ANY)
+            if not told & 2:
+                return
+            fruitless = 0 if told & 1 else fruitless + 1
+            await asyncio.sleep(0.001 * fruitless)
 
 
 def _changed(finished: Sequence[Transition], told: exchanging.Told) -> Change:

@@ -165,6 +165,7 @@ BEGIN
     PERFORM revive(ARRAY[top.seq], 0::smallint);
     UPDATE jobs_live SET attempt = 0, lost = 0, run_at = p_now, rank = rank_of(p_now, priority)
     WHERE seq = top.seq;
+    PERFORM wait_again(top.seq);
     PERFORM write_moves(p_now, ARRAY[('requeue', top.id, 0, top.lease, top.queue, top.kind,
         top.role, top.batch, top.state, 0, NULL, NULL)::moved]);
 END $$;
