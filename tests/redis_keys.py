@@ -21,6 +21,7 @@ from haulier.stores.codes import (
     RUNNING,
     SINGLE,
     STATES,
+    WAITING,
 )
 from haulier.stores.redis.keys import family_of, unescaped
 
@@ -37,10 +38,10 @@ class Keyspace:
         names = sorted(client.scan_iter(match=f"{prefix}*", count=1000))
         self.all = [name.removeprefix(prefix) for name in names]
         self.types = dict(zip(self.all, self.each("type", self.all), strict=True))
-        self.jobs = self._hashes("job:")
-        self.batches = self._hashes("batch:")
+        self.jobs = self.hashes("job:")
+        self.batches = self.hashes("batch:")
         self.workers = {
-            name: row for name, row in self._hashes("worker:").items() if ":" not in name
+            name: row for name, row in self.hashes("worker:").items() if ":" not in name
         }
 
     def each(self, command: str, names: list[str], *args: Any) -> list[Any]:
@@ -49,7 +50,7 @@ class Keyspace:
             getattr(pipe, command)(self.prefix + name, *args)
         return pipe.execute()
 
-    def _hashes(self, start: str) -> dict[str, dict[str, str]]:
+    def hashes(self, start: str) -> dict[str, dict[str, str]]:
         names = [n for n in self.all if n.startswith(start) and self.types[n] == "hash"]
         rows = self.each("hgetall", names)
         return {name.removeprefix(start): row for name, row in zip(names, rows, strict=True)}
@@ -83,6 +84,7 @@ def check(keys: Keyspace) -> None:
         return
     _check_indexes(keys)
     _check_lines(keys)
+    _check_flows(keys)
     _check_batches(keys)
     _check_workers(keys)
     _check_names(keys)
@@ -125,7 +127,7 @@ def _check_indexes(keys: Keyspace) -> None:
     assert {name: set(ids) for name, ids in keys.under("results:").items()} == results
     for name in keys.all:
         family, _, job_id = name.partition(":")
-        if family in ("errors", "steps", "lines"):
+        if family in ("errors", "steps", "lines", "edges"):
             assert job_id in keys.jobs, f"{name} is orphaned"
     beside = {n.removeprefix("payload:") for n in keys.all if n.startswith("payload:")}
     assert beside == {job_id for job_id, row in keys.jobs.items() if "payload" not in row}
@@ -150,8 +152,33 @@ def _check_lines(keys: Keyspace) -> None:
             row = keys.jobs[job_id]
             assert _num(row, "gate") == gate
             standing[_place(job_id, row)] += 1
-    pending = {_place(job_id, keys.jobs[job_id]) for job_id in _of(keys, states=(PENDING,))}
+    pending = {
+        _place(job_id, keys.jobs[job_id])
+        for job_id in _of(keys, states=(PENDING,))
+        if _num(keys.jobs[job_id], "gate") != WAITING
+    }
     assert standing == Counter(pending)
+
+
+def _check_flows(keys: Keyspace) -> None:
+    """Every edge is known to both its ends, and who waits has one that is open."""
+    children: dict[str, set[str]] = defaultdict(set)
+    untold: dict[str, set[str]] = defaultdict(set)
+    for child, edges in keys.hashes("edges:").items():
+        row = keys.jobs[child]
+        open_ones = {parent for parent, edge in edges.items() if edge.endswith(":")}
+        assert _num(row, "waits") == len(open_ones), child
+        waits = _num(row, "state") == PENDING and _num(row, "gate") == WAITING
+        assert waits == (_num(row, "state") == PENDING and bool(open_ones)), child
+        for parent in edges:
+            children[parent].add(child)
+        for parent in open_ones:
+            untold[parent].add(child)
+    assert {name: set(ids) for name, ids in keys.under("children:").items()} == children
+    assert {name: set(ids) for name, ids in keys.under("untold:").items()} == untold
+    assert keys.hashes("end:").keys() <= children.keys()
+    for parent in untold.keys() & keys.jobs.keys():
+        assert _num(keys.jobs[parent], "children") == 1, parent
 
 
 def _check_batches(keys: Keyspace) -> None:

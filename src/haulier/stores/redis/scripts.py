@@ -16,9 +16,10 @@ from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
-SCHEMA = 2
+SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs."""
+haulier that knows only 1 would leave behind when it removes their jobs; 3 has jobs that wait for
+others, whom it would not tell."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -40,6 +41,7 @@ CODES = {
     "PARKED": codes.PARKED,
     "LET_IN": codes.LET_IN,
     "ALONE": codes.ALONE,
+    "WAITING": codes.WAITING,
 }
 SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
 CONFLICTS = (Conflict.SKIP, Conflict.REPLACE, Conflict.REJECT, Conflict.MATCH)
@@ -63,6 +65,9 @@ CONSTANTS: dict[str, int] = {
     # Why a batch ends before its time.
     "BY_REQUEST": 1,
     "CUT_SHORT": 2,
+    # `children` of a job that others wait for: to be told of its end, and told.
+    "TO_TELL": 1,
+    "TOLD": 2,
     "POINT": RANK_PER_PRIORITY,
     "ALONE_AFTER": ALONE_AFTER,
     "GENERATION": GENERATION,
@@ -93,7 +98,7 @@ CONSTANTS: dict[str, int] = {
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices")
+_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices", "flows")
 _TRANSFER = ("base", "ledger", "transfer")
 _MOVING = (*_CORE, "moving")
 
@@ -109,6 +114,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "switch": _CORE,
     "retry": _CORE,
     "drain": _CORE,
+    "follow": _CORE,
     "retire": (*_MOVING, "incarnations"),
     "sweep": (*_MOVING, "incarnations"),
     "prune": _CORE,
@@ -121,6 +127,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "find": ("base", "ledger", "indexes"),
     "errors": ("base", "ledger"),
     "beside": ("base", "ledger"),
+    "parents": ("base", "ledger"),
+    "children": ("base", "ledger"),
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
     "events": ("base", "ledger"),

@@ -92,6 +92,10 @@ _ALL_TOLD = (
     f"UPDATE ends SET work = 0 WHERE work = {TELLING} AND work > 0 AND NOT EXISTS "
     "(SELECT 1 FROM edges e WHERE e.parent = ends.parent AND e.state IS NULL)"
 )
+_OF_NOBODY = (
+    f"DELETE FROM ends WHERE work = {TELLING} AND work > 0 AND NOT EXISTS "
+    "(SELECT 1 FROM edges e WHERE e.parent = ends.parent)"
+)
 _IS_LEFT = "SELECT 1 FROM edges WHERE child = ? AND state IS NULL LIMIT 1"
 # Like a job whose time has come: the next claim puts it where jobs of its kind stand.
 _RELEASE = f"UPDATE jobs SET gate = NULL, run_at = ? WHERE seq = ? AND gate = {WAITING}"
@@ -237,6 +241,7 @@ def _tell(db: apsw.Connection, now: int, room: int) -> int:
     )
     if barred:
         _drop(db, now, barred)
+    db.execute(_OF_NOBODY)
     db.execute(_ALL_TOLD)
     return max(len(rows), 1)
 

@@ -133,6 +133,9 @@ BEGIN
     IF barred IS NOT NULL THEN
         PERFORM drop_children(p_now, barred);
     END IF;
+    -- Of those whose children were removed before, nothing is kept.
+    DELETE FROM ends n WHERE n.work = 1 AND n.work > 0
+        AND NOT EXISTS (SELECT FROM edges e WHERE e.parent = n.parent);
     UPDATE ends n SET work = 0
     WHERE n.work = 1 AND n.work > 0
       AND NOT EXISTS (SELECT FROM edges e WHERE e.parent = n.parent AND e.state IS NULL);

@@ -43,6 +43,7 @@ local function again(job)
   job.run_at, job.gate, job.attempt = now, 0, 0
   stand(job, true, false)
   moved('requeue', job, job.state, PENDING)
+  if job.children then flows.back[#flows.back + 1] = job.id end
   follow_up(write_ledger())
 end
 

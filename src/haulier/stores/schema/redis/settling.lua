@@ -138,6 +138,7 @@ local function settle(b)
   call('HSET', batch_key(b.id), 'round', b.round + 1, 'owed', 0)
   if callback then call('HSET', batch_key(b.id), 'finish_job', callback) end
   set_gated(b.id, false)
+  if top.children then flows.ended[#flows.ended + 1] = b.id end
   write_ledger()
 end
 
