@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from haulier.domain.flow import Otherwise, Parent
 from haulier.domain.job import NewJob
+from haulier.domain.transfer import EdgeRecord, JobRecord
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import Inserted, Page
-from haulier.stores.codes import CANCELLED, COMPLETED, STATES, error_from_text
+from haulier.stores.codes import (
+    CANCELLED,
+    COMPLETED,
+    STATE_CODE,
+    STATES,
+    error_from_text,
+    error_to_text,
+)
 from haulier.stores.postgres.connection import Connection
-from haulier.stores.postgres.rows import WITHOUT_PAYLOAD, Row, job_from_row, uuid_of
+from haulier.stores.postgres.rows import WITHOUT_PAYLOAD, Row, job_from_row, storable, uuid_of
 
 OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
 OTHERWISE_CODE: Mapping[Otherwise, int] = {what: code for code, what in enumerate(OTHERWISE)}
@@ -94,3 +103,65 @@ async def children(connection: Connection, job_id: str, limit: int, cursor: int 
     rows = await connection.fetch(_CHILDREN, job, cursor or 0, limit + 1)
     jobs = tuple(job_from_row(row) for row in rows[:limit])
     return Page(jobs, jobs[-1].seq if len(rows) > limit else None)
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+_EDGES = (
+    "SELECT e.child, e.parent::text, e.otherwise, e.state, n.state, n.result, n.error, n.error_at "
+    "FROM edges e LEFT JOIN ends n ON n.parent = e.parent "
+    "WHERE e.child BETWEEN $1 AND $2 ORDER BY e.child, e.nth"
+)
+_COPY_END = (
+    "INSERT INTO ends (parent, state, result, error, error_at, error_type, work) "
+    "VALUES ($1, $2, $3, $4, $5, $6, 0) ON CONFLICT (parent) DO NOTHING"
+)
+
+
+async def edges_between(
+    connection: Connection, first: int, last: int
+) -> defaultdict[int, tuple[EdgeRecord, ...]]:
+    """What a stretch of jobs waits for or has waited for, by their seq."""
+    found: defaultdict[int, tuple[EdgeRecord, ...]] = defaultdict(tuple)
+    rows = await connection.fetch(_EDGES, first, last)
+    for child, parent, otherwise, told, end, result, error, at in rows:
+        same = told is not None and told == end
+        edge = EdgeRecord(
+            parent,
+            OTHERWISE[otherwise],
+            None if told is None else STATES[told],
+            result if same and told == COMPLETED else None,
+            replace(error_from_text(error), at=at or 0) if same and error else None,
+        )
+        found[child] += (edge,)
+    return found
+
+
+async def add_copied(connection: Connection, schema: str, records: Sequence[JobRecord]) -> None:
+    """Insert what the jobs of a copy wait for or have waited for."""
+    edges = [(record.seq, nth, edge) for record in records for nth, edge in enumerate(record.edges)]
+    await connection.copy_records_to_table(
+        "edges",
+        schema_name=schema,
+        columns=("child", "nth", "parent", "otherwise", "state"),
+        records=[
+            (seq, nth, edge.parent_id, OTHERWISE_CODE[edge.otherwise], _code(edge))
+            for seq, nth, edge in edges
+        ],
+    )
+    ended = [(edge, edge.error) for _, _, edge in edges if edge.state is not None]
+    await connection.executemany(
+        _COPY_END,
+        [
+            (
+                *(edge.parent_id, _code(edge), edge.result),
+                error and error_to_text(error, 0, lease=error.lease, worker=error.worker),
+                *(error and error.at, error and storable(error.type)),
+            )
+            for edge, error in ended
+        ],
+    )
+
+
+def _code(edge: EdgeRecord) -> int | None:
+    return None if edge.state is None else STATE_CODE[edge.state]

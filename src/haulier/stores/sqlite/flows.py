@@ -7,7 +7,8 @@ ended the parent. What is left is gone on with by whoever began it, or by the ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -17,6 +18,7 @@ from haulier.domain.flow import Otherwise, Parent
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import JobError, NewJob
 from haulier.domain.moves import Move
+from haulier.domain.transfer import EdgeRecord
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import Page
 from haulier.stores.codes import (
@@ -25,6 +27,7 @@ from haulier.stores.codes import (
     FAILED,
     HEAD,
     PENDING,
+    STATE_CODE,
     STATES,
     WAITING,
     error_from_text,
@@ -374,3 +377,50 @@ def children(db: apsw.Connection, job_id: str, limit: int, cursor: int | None) -
     rows = fetch(db, _CHILDREN, (job, cursor or 0, limit + 1))
     jobs = tuple(job_from_row(row) for row in rows[:limit])
     return Page(jobs, jobs[-1].seq if len(rows) > limit else None)
+
+
+# ── Copies ───────────────────────────────────────────────────────────────────────────────────
+
+_EDGES = (
+    "SELECT e.child, e.parent, e.otherwise, e.state, n.state, n.result, n.error "
+    "FROM edges e LEFT JOIN ends n ON n.parent = e.parent "
+    "WHERE e.child BETWEEN ? AND ? ORDER BY e.child, e.nth"
+)
+_COPY_EDGE = "INSERT INTO edges (child, nth, parent, otherwise, state) VALUES (?, ?, ?, ?, ?)"
+_COPY_END = (
+    "INSERT INTO ends (parent, state, result, error, work) VALUES (?, ?, ?, ?, 0) "
+    "ON CONFLICT DO NOTHING"
+)
+
+
+def edges_between(
+    db: apsw.Connection, first: int, last: int
+) -> defaultdict[int, tuple[EdgeRecord, ...]]:
+    """What a stretch of jobs waits for or has waited for, by their seq."""
+    found: defaultdict[int, tuple[EdgeRecord, ...]] = defaultdict(tuple)
+    for child, parent, otherwise, told, end, result, error in fetch(db, _EDGES, (first, last)):
+        same = told is not None and told == end
+        edge = EdgeRecord(
+            text_id(parent),
+            OTHERWISE[otherwise],
+            None if told is None else STATES[told],
+            result if same and told == COMPLETED else None,
+            error_from_text(error) if same and error else None,
+        )
+        found[child] += (edge,)
+    return found
+
+
+def add_copied(db: apsw.Connection, copied: Iterable[tuple[int, Sequence[EdgeRecord]]]) -> None:
+    """Insert what the jobs of a copy wait for or have waited for: seq and edges of each."""
+    for seq, edges in copied:
+        for nth, edge in enumerate(edges):
+            parent, state = raw_id(edge.parent_id), edge.state
+            code = None if state is None else STATE_CODE[state]
+            otherwise = OTHERWISE_CODE[edge.otherwise]
+            db.execute(_COPY_EDGE, (seq, nth, parent, otherwise, code))
+            if code is not None:
+                error = edge.error and error_to_text(
+                    edge.error, edge.error.at, lease=edge.error.lease, worker=edge.error.worker
+                )
+                db.execute(_COPY_END, (parent, code, edge.result, error))

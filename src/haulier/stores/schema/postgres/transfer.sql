@@ -50,7 +50,7 @@ BEGIN
     IF EXISTS (SELECT FROM transfer WHERE stage NOT IN ('draining', 'received'))
         OR (p_stage = 'frozen' AND (
             EXISTS (SELECT FROM jobs_live WHERE state = 1 AND worker IS NOT NULL)
-            OR EXISTS (SELECT FROM batches WHERE draining > 0)))
+            OR EXISTS (SELECT FROM batches WHERE draining > 0) OR flows_wait()))
     THEN
         RETURN;
     END IF;
