@@ -125,7 +125,8 @@ def job_record(row: Sequence[Any]) -> JobRecord:
     (
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
-        finished, progress, message, result, error, baggage, job_id, errors, due, steps, lines, edges, children,
+        finished, progress, message, result, error, baggage, job_id, errors, due, steps, lines,
+        edges, children,
     ) = row
     # fmt: on
     code = int(state)
