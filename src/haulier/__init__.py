@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from haulier.app import App, Task
     from haulier.domain.batch import Batch, Counts
     from haulier.domain.event import Event
+    from haulier.domain.flow import After, Otherwise, Parent
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
     from haulier.domain.line import Line
     from haulier.domain.retention import Keep, Retention
@@ -42,12 +43,14 @@ if TYPE_CHECKING:
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
     from haulier.services.context import Context
+    from haulier.services.flow import Flow
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
     from haulier.services.secrets import Secret
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
+    "After": "domain.flow",
     "App": "app",
     "Attempt": "services.middleware",
     "Backoff": "domain.retry",
@@ -62,6 +65,7 @@ _HOME = {
     "DuplicateJobError": "exceptions",
     "Ended": "services.middleware",
     "Event": "domain.event",
+    "Flow": "services.flow",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
     "InvalidTaskTypeError": "exceptions",
@@ -78,6 +82,8 @@ _HOME = {
     "Line": "domain.line",
     "Middleware": "services.middleware",
     "OnLost": "domain.job",
+    "Otherwise": "domain.flow",
+    "Parent": "domain.flow",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
     "ResultExpiredError": "exceptions",
@@ -100,6 +106,7 @@ _HOME = {
 lists jobs does not pay for pydantic."""
 
 __all__ = [
+    "After",
     "App",
     "Attempt",
     "Backoff",
@@ -114,6 +121,7 @@ __all__ = [
     "DuplicateJobError",
     "Ended",
     "Event",
+    "Flow",
     "HaulierError",
     "IdempotencyConflictError",
     "InvalidTaskTypeError",
@@ -130,6 +138,8 @@ __all__ = [
     "Line",
     "Middleware",
     "OnLost",
+    "Otherwise",
+    "Parent",
     "PermanentError",
     "Priority",
     "ResultExpiredError",

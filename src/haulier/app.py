@@ -16,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState
 from haulier.domain.line import Line
 from haulier.domain.step import Step
@@ -23,6 +24,7 @@ from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpi
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.flow import Flow
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.middleware import Middleware
@@ -240,6 +242,10 @@ class App:
         finish = None if on_finish is None else _kind(on_finish)
         return await self.jobs.enqueue_batch(_kind(task), items, options, finish_kind=finish)
 
+    def flow(self) -> Flow:
+        """Begin a flow: jobs that wait for each other, inserted together by its `start`."""
+        return self.jobs.flow(_kind)
+
     def enqueue_sync(
         self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
     ) -> str:
@@ -367,6 +373,15 @@ class App:
     async def steps(self, job_id: str) -> list[Step]:
         """The finished steps of a job, in the order in which they were kept."""
         return await self.store.steps(job_id)
+
+    async def parents(self, job_id: str) -> list[Parent]:
+        """What a job waits for or has waited for, in the order in which it named them."""
+        return await self.store.parents(job_id)
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        """A page of the jobs that wait for a job or have waited for it."""
+        check_limit(limit, least=1)
+        return await self.store.children(job_id, limit=limit, cursor=cursor)
 
     async def lines(self, job_id: str) -> list[Line]:
         """The last log lines that a job has written with `ctx.log("…")`, the oldest first."""

@@ -14,6 +14,7 @@ from functools import partial
 import structlog
 from pydantic import BaseModel
 
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.retry import RetryPolicy
@@ -366,6 +367,9 @@ class Session:
 
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        return self._steps.parents_of(job)
 
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)
