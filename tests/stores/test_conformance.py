@@ -15,6 +15,7 @@ from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
 from conformance.failing import TestMaxFailures, TestOneCallback
+from conformance.flow_model import TestFlowModel
 from conformance.flows import (
     TestFailing,
     TestManyChildren,
@@ -83,6 +84,7 @@ __all__ = [
     "TestFindByError",
     "TestFinishCallback",
     "TestFit",
+    "TestFlowModel",
     "TestFrozen",
     "TestHeadRules",
     "TestIncarnations",

@@ -1,4 +1,4 @@
-"""A flow as its producer builds it: jobs and what they wait for, inserted all together or not at all."""
+"""A flow as its producer builds it: jobs that wait for each other, inserted all or none."""
 
 from __future__ import annotations
 
@@ -155,18 +155,15 @@ class Flow:
         """Parents before their children: each chunk needs those before it alone."""
         by_id = {job.id: job for job in jobs}
         ordered: dict[str, NewJob] = {}
+
+        def is_first(parent: After) -> bool:
+            return parent.job_id in by_id and parent.job_id not in ordered
+
         for job in jobs:
             stack = [(job, iter(job.after))]
             while stack:
                 top, rest = stack[-1]
-                following = next(
-                    (
-                        by_id[p.job_id]
-                        for p in rest
-                        if p.job_id in by_id and p.job_id not in ordered
-                    ),
-                    None,
-                )
+                following = next((by_id[each.job_id] for each in rest if is_first(each)), None)
                 if following is not None:
                     stack.append((following, iter(following.after)))
                 else:

@@ -562,6 +562,28 @@ class TestRequeued:
         await store.requeue([child.id])
         assert await ids(store, hand) == {child.id}
 
+    async def test_who_comes_back_waits_for_all_that_come_back(self, store, hand):
+        one = work()
+        two = work(after=after(one))
+        three = work(after=(*after(one), *after(two, otherwise=RUN)))
+        await store.insert([one, two, three])
+        await hand.hand_in(await claimed(hand, one), Move.FAIL)
+        await store.requeue([one.id])
+        for job in (one, two, three):
+            await hand.hand_in(await claimed(hand, job), Move.COMPLETE)
+
+    async def test_requeued_together_the_child_waits_again(self, store, hand):
+        first = work()
+        child = work(after=after(first, otherwise=RUN))
+        await store.insert([first, child])
+        assert await hand.work_off(Move.FAIL) == 2
+        await store.requeue([first.id, child.id])
+        job = await claimed(hand, first)
+        assert (await store.get(child.id)).waiting
+        reply = await hand.exchange(move(job, Move.COMPLETE), slots=9)
+        assert [each.id for each in reply.jobs] == [child.id]
+        assert (await store.parents(child.id))[0].value == {"ok": True}
+
     async def test_a_batch_whose_items_are_tried_again_brings_them_back(self, store, hand):
         batch = await filled_batch(store, 2, max_failures=0)
         await store.insert([child := work("child", after=after(batch))])

@@ -14,6 +14,7 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import STATE_CODE, error_to_text, rank_of
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import job_from_row, storable
+from haulier.stores.watching import Change
 
 _EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
 _PUT_BACK = "SELECT put_back($1, $2)::text[]"
@@ -137,6 +138,16 @@ async def exchange(
         drain=told.get("drain") or [],
         follow=told.get("follow", False),
     )
+
+
+def changed(finished: Sequence[Transition], told: Told) -> Change:
+    """What an exchange changed for those who wait."""
+    if not finished:
+        return Change.EVENTS | (Change.READY if told.ready else Change.NOTHING)
+    put_back = any(transition.move is not Move.COMPLETE for transition in finished)
+    if told.settled or put_back or told.ready:
+        return Change.ANY
+    return Change.SETTLED | Change.EVENTS
 
 
 def _lines(demands: Sequence[Demand], passed: Mapping[Line, int] | None) -> tuple[list[Any], ...]:

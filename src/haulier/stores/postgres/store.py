@@ -18,7 +18,7 @@ from haulier.domain.finding import Finding
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
-from haulier.domain.moves import Move, Transition
+from haulier.domain.moves import Transition
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
@@ -318,7 +318,7 @@ class PostgresStore:
         if doubt is not None:
             self._doubts.pop(worker_id, None)
         if told.wrote:
-            self._signals.tell(_changed(finished, told))
+            self._signals.tell(exchanging.changed(finished, told))
         for batch in told.drain:
             self._background.begin(self._drain(batch))
         if told.follow:
@@ -490,13 +490,3 @@ class PostgresStore:
                 return
             fruitless = 0 if told & 1 else fruitless + 1
             await asyncio.sleep(0.001 * fruitless)
-
-
-def _changed(finished: Sequence[Transition], told: exchanging.Told) -> Change:
-    """What an exchange changed for those who wait."""
-    if not finished:
-        return Change.EVENTS | (Change.READY if told.ready else Change.NOTHING)
-    put_back = any(transition.move is not Move.COMPLETE for transition in finished)
-    if told.settled or put_back or told.ready:
-        return Change.ANY
-    return Change.SETTLED | Change.EVENTS

@@ -385,7 +385,7 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
     )
     ((state, *_), head) = _head(db, batch)
     ((seq,),) = fetch(db, "SELECT seq FROM jobs WHERE id = ?", (batch,))
-    waits = flows.waits(db, seq)
+    waits = flows.wait_again(db, seq)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
         f"cancel = 0, children = {REVIVED}, run_at = ?1, "

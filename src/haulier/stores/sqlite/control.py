@@ -153,7 +153,7 @@ def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     job, gated = found.job, False
     if job.batch is not None:
         gated = _reopen_for_item(db, now, job.batch)
-    gate = WAITING if flows.waits(db, found.seq) else PARKED if gated else None
+    gate = WAITING if flows.wait_again(db, found.seq) else PARKED if gated else None
     rank = None if gate else rank_of(now, found.priority)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "

@@ -99,6 +99,10 @@ _OF_NOBODY = (
     f"DELETE FROM ends WHERE work = {TELLING} AND work > 0 AND NOT EXISTS "
     "(SELECT 1 FROM edges e WHERE e.parent = ends.parent)"
 )
+_REOPEN = (
+    "UPDATE edges SET state = NULL WHERE child = ? AND state IS NOT NULL "
+    "AND EXISTS (SELECT 1 FROM jobs p WHERE p.id = edges.parent AND p.state < 2)"
+)
 _IS_LEFT = "SELECT 1 FROM edges WHERE child = ? AND state IS NULL LIMIT 1"
 # Like a job whose time has come: the next claim puts it where jobs of its kind stand.
 _RELEASE = f"UPDATE jobs SET gate = NULL, run_at = ? WHERE seq = ? AND gate = {WAITING}"
@@ -108,7 +112,7 @@ WHERE seq = ? AND state = {PENDING} AND gate = {WAITING}
 """
 
 _TO_REVIVE = f"""
-SELECT e.child, e.nth, j.run_at, j.uniq, j.children,
+SELECT e.child, e.nth, j.run_at, j.uniq, j.state = {PENDING} AND j.gate IS {WAITING},
        j.state = {CANCELLED} AND j.error ->> 'type' = '{flow.PARENT_FAILED}',
        j.id, j.attempt, j.lease, j.queue, j.kind, j.role, j.batch
 FROM ends n JOIN edges e ON e.parent = n.parent AND e.child > n.done JOIN jobs j ON j.seq = e.child
@@ -280,6 +284,9 @@ def _revive(db: apsw.Connection, now: int, room: int) -> int:
     for (parent,) in fetch(db, f"SELECT parent FROM ends WHERE work = {REVIVING} LIMIT 1"):
         rows = fetch(db, _TO_REVIVE, (parent, room))
         for row in rows:
+            if row[4] or row[5]:
+                # Open again: one that comes back for another parent waits for this one too.
+                db.execute(_TELL, (None, *row[:2]))
             if row[5]:
                 _bring_back(db, now, row)
         if len(rows) < room:
@@ -291,10 +298,8 @@ def _revive(db: apsw.Connection, now: int, room: int) -> int:
 
 
 def _bring_back(db: apsw.Connection, now: int, row: Row) -> None:
-    child, nth, _, uniq, _, _, *subject = row
+    child, _, _, uniq, _, _, *subject = row
     job = Subject(*subject)
-    # Open again in any case: it waits for this parent if another one lets it come back later.
-    db.execute(_TELL, (None, child, nth))
     if fetch(db, _STILL_BARRED, (child,)) or not uniques.retake(db, now, job.id, uniq):
         return
     if job.role == HEAD:
@@ -307,8 +312,9 @@ def _bring_back(db: apsw.Connection, now: int, row: Row) -> None:
     ledger.write(db, now)
 
 
-def waits(db: apsw.Connection, seq: int) -> bool:
-    """Whether a job that becomes pending again still waits for others."""
+def wait_again(db: apsw.Connection, seq: int) -> bool:
+    """Whether a requeued job waits for others: who was requeued before is waited for anew."""
+    db.execute(_REOPEN, (seq,))
     return bool(fetch(db, _IS_LEFT, (seq,)))
 
 

@@ -56,6 +56,7 @@ from haulier.stores.sqlite.clock import SystemClock
 from haulier.stores.sqlite.connection import MEMORY, check_library, connect, translated
 from haulier.stores.sqlite.engine import Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
+from haulier.stores.sqlite.heartbeat import SqliteHeartbeat
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
@@ -328,7 +329,7 @@ class SqliteStore:
         def renew(db: apsw.Connection) -> Renewal:
             return liveness.renew(db, clock.now(), clock.boot(), worker, self._ttl_us)
 
-        return _Heartbeat(self.path, renew, self._writer)
+        return SqliteHeartbeat(self.path, renew, self._writer)
 
     def watch(
         self,
@@ -479,29 +480,3 @@ class SqliteStore:
         for batch in await self._read(batches.draining_batches):
             await self._drain(batch)
         await self._follow()
-
-
-class _Heartbeat:
-    """Renews one incarnation on a connection of the calling thread's own.
-
-    In memory there is only the writer's connection, so there it waits for the writer's thread.
-    """
-
-    def __init__(self, path: str, renew: Callable[[apsw.Connection], Renewal], lane: Lane) -> None:
-        self._path = path
-        self._renew = renew
-        self._lane = lane
-        self._db: apsw.Connection | None = None
-
-    def renew(self) -> Renewal:
-        if self._path == MEMORY:
-            return self._lane.call_blocking(self._renew, deadline=DEFAULT_DEADLINE)
-        with translated(self._path):
-            if self._db is None:
-                self._db = connect(self._path)
-            return self._renew(self._db)
-
-    def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None

@@ -213,11 +213,15 @@ BEGIN
     -- Up to the first one that somebody else holds.
     slice := ARRAY(SELECT s FROM unnest(slice) s WHERE s < coalesce(
         (SELECT min(o) FROM unnest(slice) o WHERE o <> ALL (locked)), 9223372036854775807));
+    -- Open again: one that waits still, or comes back for another parent, waits for this one too.
+    UPDATE edges e SET state = NULL
+    WHERE e.parent = n.parent AND e.child = ANY (slice) AND (
+        EXISTS (SELECT FROM jobs_live w WHERE w.seq = e.child AND w.state = 0 AND w.gate = 6)
+        OR EXISTS (SELECT FROM jobs_done d
+                   WHERE d.seq = e.child AND d.state = 4 AND d.error_type = 'ParentFailed'));
     FOR j IN SELECT * FROM jobs_done
              WHERE seq = ANY (slice) AND state = 4 AND error_type = 'ParentFailed' ORDER BY seq
     LOOP
-        -- Open again in any case: it waits for this parent if another one lets it come back later.
-        UPDATE edges SET state = NULL WHERE child = j.seq AND parent = n.parent;
         IF NOT EXISTS (SELECT FROM edges e
                        WHERE e.child = j.seq AND e.otherwise = 0 AND e.state IN (3, 4)) THEN
             PERFORM bring_back(p_now, j);
@@ -269,9 +273,23 @@ BEGIN
                                       4, 0, NULL, NULL)::moved]);
 END $$;
 
--- A job that becomes pending again still waits for others, if not all of them have ended.
+-- A job that is requeued waits for others, if not all of them have ended: who was requeued before is
+-- waited for anew. One that somebody holds is just being claimed or ended, and is not waited for here.
 CREATE OR REPLACE FUNCTION wait_again(p_seq bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    anew uuid[];
 BEGIN
+    WITH p AS (
+        UPDATE jobs_live SET children = CASE WHEN children = 3 THEN 3 ELSE 1 END
+        WHERE seq = ANY (ARRAY(
+            SELECT seq FROM jobs_live
+            WHERE id = ANY (ARRAY(SELECT parent FROM edges WHERE child = p_seq AND state IS NOT NULL))
+            ORDER BY seq FOR UPDATE SKIP LOCKED))
+        RETURNING id)
+    SELECT array_agg(id) INTO anew FROM p;
+    IF anew IS NOT NULL THEN
+        UPDATE edges SET state = NULL WHERE child = p_seq AND parent = ANY (anew);
+    END IF;
     IF EXISTS (SELECT FROM edges WHERE child = p_seq AND state IS NULL) THEN
         UPDATE jobs_live SET gate = 6, rank = NULL WHERE seq = p_seq;
     END IF;

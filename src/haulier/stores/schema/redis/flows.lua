@@ -153,15 +153,16 @@ function flow.revive(most)
   for i = 1, #ids, 2 do
     local job = look(ids[i])
     local err = call('HGET', job_key(job.id), 'error') or ''
-    if job.state == CANCELLED and string.sub(err, 1, #start) == start then
+    local cancelled = job.state == CANCELLED and string.sub(err, 1, #start) == start
+    if cancelled or (job.state == PENDING and job.gate == WAITING) then
       local edge = flow.edge(job.id, parent)
       if edge.state then
-        -- Open again in any case: it waits for this parent if another one lets it come back later.
+        -- Open again: one that waits still, or comes back for another parent, waits for this one too.
         flow.set_edge(job.id, parent, edge, nil)
         call('HINCRBY', job_key(job.id), 'waits', 1)
         call('ZADD', key('untold:' .. parent), ids[i + 1], job.id)
       end
-      if not flow.is_barred(job.id) then flow.bring_back(job) end
+      if cancelled and not flow.is_barred(job.id) then flow.bring_back(job) end
     end
   end
   if #ids < 2 * most then
@@ -170,6 +171,21 @@ function flow.revive(most)
     call('ZADD', key('reviving'), ids[#ids], parent)
   end
   return 1 + #ids / 2
+end
+
+-- A job that is requeued waits for others, if not all of them have ended: who was requeued before is
+-- waited for anew.
+function flows.wait_again(job)
+  if not job.waits then return end
+  for _, parent in ipairs(call('HKEYS', key('edges:' .. job.id))) do
+    local edge, state = flow.edge(job.id, parent), call('HGET', job_key(parent), 'state')
+    if edge.state and state and tonumber(state) <= RUNNING then
+      flow.set_edge(job.id, parent, edge, nil)
+      call('ZADD', key('untold:' .. parent), job.seq, job.id)
+      call('HSET', job_key(parent), 'children', TO_TELL)
+      job.waits = call('HINCRBY', job_key(job.id), 'waits', 1)
+    end
+  end
 end
 
 -- One slice of what follows from parents that ended or were requeued. `anyhow`: also if none did in this

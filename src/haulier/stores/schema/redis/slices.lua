@@ -174,6 +174,7 @@ local function restart(batch)
   moved('requeue', {id = batch, attempt = 0, lease = top.lease, queue = top.queue, kind = top.kind,
     role = top.role}, top.state, PENDING)
   top.run_at, top.gate = now, 0
+  flows.wait_again(top)
   stand(top, true, false)
   if top.children then flows.back[#flows.back + 1] = batch end
   write_ledger()
