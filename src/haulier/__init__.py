@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from haulier.app import App, Task
     from haulier.domain.batch import Batch, Counts
+    from haulier.domain.configuration import Alteration, Configuration, Setting
     from haulier.domain.event import Event
     from haulier.domain.flow import After, Otherwise, Parent
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "After": "domain.flow",
+    "Alteration": "domain.configuration",
     "App": "app",
     "Attempt": "services.middleware",
     "Backoff": "domain.retry",
@@ -59,6 +61,7 @@ _HOME = {
     "BatchFinished": "runners.base",
     "CancelJob": "exceptions",
     "ConfigurationError": "exceptions",
+    "Configuration": "domain.configuration",
     "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
@@ -92,6 +95,7 @@ _HOME = {
     "RetryPolicy": "domain.retry",
     "Scope": "domain.unique",
     "Secret": "services.secrets",
+    "Setting": "domain.configuration",
     "Snooze": "exceptions",
     "Step": "domain.step",
     "StoreError": "exceptions",
@@ -107,6 +111,7 @@ lists jobs does not pay for pydantic."""
 
 __all__ = [
     "After",
+    "Alteration",
     "App",
     "Attempt",
     "Backoff",
@@ -114,6 +119,7 @@ __all__ = [
     "Batch",
     "BatchFinished",
     "CancelJob",
+    "Configuration",
     "ConfigurationError",
     "Conflict",
     "Context",
@@ -148,6 +154,7 @@ __all__ = [
     "RetryPolicy",
     "Scope",
     "Secret",
+    "Setting",
     "Snooze",
     "Step",
     "StoreError",

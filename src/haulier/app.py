@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 from anyio.from_thread import start_blocking_portal
 
 from haulier.domain.batch import Batch
+from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState
@@ -24,6 +25,7 @@ from haulier.exceptions import ConfigurationError, JobExecutionError, ResultExpi
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
+from haulier.services.configuring import Queues, who
 from haulier.services.flow import Flow
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
@@ -80,6 +82,7 @@ class App:
         key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
         self._sealer = Sealer(key_file.load)
         self.use(open_store(store) if isinstance(store, str) else store)
+        self.queues = Queues(self.store)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: ExitStack | None = None
         self._alone = threading.Lock()
@@ -409,6 +412,36 @@ class App:
     async def last_event(self) -> str:
         """The cursor of the latest event, to follow what happens from now on."""
         return await self.store.last_event()
+
+    # ── Change what runs ─────────────────────────────────────────────────────────────────────
+
+    async def configuration(self) -> Configuration:
+        """What operators have set for all workers of the store, with who and when."""
+        return await self.store.configurable().configuration()
+
+    async def configure(
+        self,
+        values: Mapping[str, Any] | None = None,
+        *,
+        unset: Iterable[str] = (),
+        by: str | None = None,
+        expected: int | None = None,
+    ) -> Configuration:
+        """Set settings for all workers and take others away, all or none; what is set then.
+
+        Running workers go by it within a moment. It comes before their environment and code. `by`
+        is who does it, by default the user of this process. With `expected`, only if that is still
+        the version: JobStateError otherwise. Raises ValidationError that names each setting at
+        fault.
+        """
+        return await self.store.configurable().configure(
+            values or {}, unset=unset, by=by or who(), expected=expected
+        )
+
+    async def alterations(self, *, limit: int = 50) -> list[Alteration]:
+        """The last changes of settings, the latest first."""
+        check_limit(limit, least=1)
+        return await self.store.configurable().history(limit)
 
     # ── Work ─────────────────────────────────────────────────────────────────────────────────
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from haulier.app import App
 from haulier.config import Settings
+from haulier.domain.shares import listened_to
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.stores import open_store
@@ -42,7 +43,7 @@ def add_builtin_runners(app: App) -> None:
 def worker_options(settings: Settings) -> WorkerOptions:
     """What the settings say about workers."""
     return WorkerOptions(
-        queues=settings.queues,
+        queues=listened_to(settings.queues),
         concurrency=settings.concurrency,
         threads=settings.threads,
         children=settings.children,

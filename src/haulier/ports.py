@@ -10,13 +10,14 @@ help.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
+from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.flow import Parent
@@ -249,6 +250,39 @@ class Transferable(Protocol):
         ...
 
 
+class Configurable(Protocol):
+    """The part of a store that keeps what operators change while everything runs.
+
+    A change takes effect in its transaction: from then on no worker gets a job of a queue that is
+    paused. Workers are told the version with the answer to their next exchange or renewal, and are
+    woken for it.
+    """
+
+    async def configuration(self) -> Configuration:
+        """What is set now; never waits for a writer."""
+        ...
+
+    async def configure(
+        self,
+        values: Mapping[str, Any],
+        *,
+        unset: Iterable[str] = (),
+        by: str,
+        expected: int | None = None,
+    ) -> Configuration:
+        """Set settings to JSON values and take others away, all or none; what is set then.
+
+        What changes nothing makes no version. Otherwise each setting that changed has an event
+        `configured`, and a place in the history. Raises ValidationError that names each setting at
+        fault, and JobStateError if the version is not the `expected` one.
+        """
+        ...
+
+    async def history(self, limit: int = 50) -> list[Alteration]:
+        """The last changes, the latest first; at most KEPT_CHANGES."""
+        ...
+
+
 class JobStore(JobReader, Protocol):
     """Where jobs live. `ttl` is how many seconds a worker incarnation lives without renewal.
 
@@ -425,6 +459,10 @@ class JobStore(JobReader, Protocol):
 
     def transferable(self) -> Transferable:
         """The part of this store that copies speak to."""
+        ...
+
+    def configurable(self) -> Configurable:
+        """The part of this store that keeps its configuration."""
         ...
 
     async def check(self) -> list[Finding]:

@@ -12,6 +12,7 @@ sweep failed                   warning  error
 prune failed                   warning  error
 job abandoned                  warning  job, kind, why
 progress not stored            warning  error
+configuration not read         warning  error
 could not sign off             warning  worker, error
 store failed at start          error    error
 worker process started         info     pid, worker
@@ -30,9 +31,34 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
+
+
+@dataclass(slots=True)
+class _Threshold:
+    """The level that the process was told at its start, and the one that comes before it."""
+
+    own: int = logging.INFO
+    instead: int | None = None
+
+
+_threshold = _Threshold()
+
+
+def override_level(level: str | None) -> None:
+    """Log from this level on, whatever `configure_logging` was told; None: as it was told."""
+    found = logging.getLevelNamesMapping()
+    _threshold.instead = None if level is None else found[level.upper()]
+
+
+def _filtered(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    least = _threshold.own if _threshold.instead is None else _threshold.instead
+    if logging.getLevelNamesMapping().get(method.upper(), logging.CRITICAL) < least:
+        raise structlog.DropEvent
+    return event
 
 
 def configure_logging(
@@ -48,6 +74,7 @@ def configure_logging(
             name: scrub(value) if isinstance(value, str) else value for name, value in event.items()
         }
 
+    _threshold.own = logging.getLevelNamesMapping()[level.upper()]
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if style == "json"
@@ -55,6 +82,7 @@ def configure_logging(
     )
     structlog.configure(
         processors=[
+            _filtered,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -62,9 +90,8 @@ def configure_logging(
             scrubbed,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[level.upper()]
-        ),
+        # Loggers are cached, so the level that counts is looked up with each event.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -10,6 +10,7 @@ from itertools import pairwise
 from haulier.domain.event import (
     CANCEL_HEARD,
     CANCEL_REQUESTED,
+    CONFIGURED,
     DELETED,
     INSERTED,
     PAUSED,
@@ -20,10 +21,11 @@ from haulier.domain.job import JobState, Role
 from haulier.domain.moves import RULES, Move
 from haulier.domain.unique import Scope
 from simulation.history import Entry, Final, What, callbacks_of
+from simulation.queues import check_queues
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED}
+BESIDE = {PAUSED, RESUMED, CONFIGURED}
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ def check_events(history: Sequence[Entry], final: Final) -> Iterator[str]:
     yield from _with_history(history, events)
     yield from _rounds(history, final)
     yield from _names(history, events)
+    yield from check_queues(events)
 
 
 def _step(walks: dict[str, _Walk], event: Event) -> Iterator[str]:

@@ -14,6 +14,7 @@ from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import Move
 from simulation.checker import check
 from simulation.history import Entry, Final, What
+from simulation.queues import Shut, check_queues
 from support import new_id
 
 A, B = "worker-a", "worker-b"
@@ -278,3 +279,17 @@ class TestEvents:
         )
         found = check([enqueue(BATCH, calls_back=True)], left_behind)
         assert f"batch {BATCH}: ended 1 times, called back 2 times" in found
+
+
+def test_a_claim_of_a_paused_queue_is_found_out():
+    setting = {"job_id": "", "setting": "queues.default.paused"}
+    told = {"job_id": X, "queue": "default"}
+    paused, claimed = event(1, "configured", **setting), event(2, Move.CLAIM, 1, **told)
+    resumed = event(3, "configured", **setting)
+    assert list(check_queues([paused, claimed, resumed])) == [
+        f"job {X}: claimed at event 2 while default is paused"
+    ]
+    assert list(check_queues([paused, resumed, claimed])) == []
+    shut = Shut({"default"})
+    shut.given([left()._replace(queue="slow"), left()])
+    assert shut.findings == [f"job {X}: started although default is paused"]

@@ -21,7 +21,7 @@ async def run(seed: int) -> list[str]:
         final = await world.run()
         # What the store does in the background ends before it is closed.
         await store._background.idle()
-    return check(world.history, final)
+    return check(world.history, final) + world.shut.findings
 
 
 def test_nothing_goes_wrong_whatever_the_seed(seeds: range):

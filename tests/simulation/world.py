@@ -45,13 +45,14 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
+from simulation import queues
 from simulation.history import Entry, Final, What, look
+from simulation.queues import QUEUES
 
 T = TypeVar("T")
 
 TTL = 15.0
 BEAT = 5.0
-QUEUES = ("default", "slow")
 NAMES = {"one": Scope.ACTIVE, "other": Scope.PENDING}
 KINDS = ("work", "bulk", "told")
 WORKERS = 3
@@ -87,6 +88,7 @@ class World:
         self.unsealed: dict[str, int] = {}
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
+        self.shut = queues.Shut()
 
     async def run(self) -> Final:
         """So many steps, then everything until nothing goes on any more."""
@@ -314,7 +316,8 @@ class World:
 
     async def exchange(self, hand: Hand, slots: int) -> None:
         finished, hand.finished = hand.finished, []
-        demands = [Demand(QUEUES, (Portion(KINDS, slots),), slots)] if slots else []
+        shares = queues.shares(self)
+        demands = [Demand(QUEUES, (Portion(KINDS, slots),), slots, shares)] if slots else []
         if self.dice.random() < LOST_ANSWERS:
             if self.dice.random() < 0.5:
                 await self.store.exchange(hand.id, finished, demands)
@@ -326,6 +329,7 @@ class World:
         lost = {(transition.job.id, transition.job.lease) for transition in reply.lost}
         for transition in finished:
             self.handed_in(transition, (transition.job.id, transition.job.lease) not in lost)
+        self.shut.given(reply.jobs)
         self.started(hand, list(reply.jobs))
         if not reply.alive:
             await self.declared_lost(hand)
@@ -469,6 +473,7 @@ class World:
 
     async def come_to_rest(self) -> None:
         """No more trouble: batches are filled and resumed, jobs done, and the dead come back."""
+        await queues.resume_all(self)
         while self.unsealed:
             await self.seal_batch()
         for head in self.heads:
@@ -515,4 +520,6 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    queues.pause_queue: 3,
+    queues.resume_queue: 4,
 }

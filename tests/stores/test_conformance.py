@@ -10,6 +10,7 @@ from conformance.batches import (
 )
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
+from conformance.configuring import TestConfigure, TestPausedQueues
 from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
@@ -38,6 +39,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
 from conformance.transfer import (
@@ -68,6 +70,7 @@ __all__ = [
     "TestCancelBatch",
     "TestCheck",
     "TestConcurrency",
+    "TestConfigure",
     "TestCopy",
     "TestCursors",
     "TestCutOff",
@@ -110,6 +113,7 @@ __all__ = [
     "TestParents",
     "TestPause",
     "TestPauseOfMany",
+    "TestPausedQueues",
     "TestPendingNames",
     "TestPeriodNames",
     "TestPrune",
@@ -127,6 +131,7 @@ __all__ = [
     "TestRules",
     "TestSchedule",
     "TestSettling",
+    "TestShares",
     "TestSkip",
     "TestStepsStay",
     "TestThaw",

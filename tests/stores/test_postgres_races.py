@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 import servers
+from haulier.domain.configuration import paused
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import Move, Transition
 from haulier.domain.worker import Demand, Exchange, Portion
@@ -92,6 +93,35 @@ class TestPause:
         await store.sweep()
         assert await hand.work_off() == 4
         assert (await store.batch(batch)).settled
+
+
+class TestPausedQueues:
+    async def test_a_pause_waits_for_exchanges_that_are_under_way(self, url, store, admin):
+        hand, other = await Hand.enlist(store), await Hand.enlist(store)
+        await store.insert(works(3))
+        async with open_transaction(url) as db:
+            (job,) = (await claim(db, hand, 1)).jobs
+            pausing = asyncio.create_task(
+                store.configurable().configure({paused("default"): True}, by="ops")
+            )
+            await blocked(admin)
+            # It comes while the pause waits, and begins after it.
+            claiming = asyncio.create_task(other.claim(1))
+            await blocked(admin, 2)
+            assert not pausing.done()
+        assert (await pausing).paused == {"default"}
+        assert await claiming == []
+        assert (await store.get(job.id)).state is JobState.RUNNING
+        assert await hand.claim(9) == []
+
+    async def test_a_resume_waits_for_nobody(self, url, store):
+        await store.configurable().configure({paused("default"): True}, by="ops")
+        hand = await Hand.enlist(store, queues=("other",))
+        await store.insert(works(1, queue="other"))
+        async with open_transaction(url) as db:
+            assert len((await claim(db, hand, 1)).jobs) == 1
+            resuming = store.configurable().configure({}, unset=[paused("default")], by="ops")
+            assert not (await asyncio.wait_for(resuming, 5)).paused
 
 
 class TestRequeue:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from haulier.cli.config import change, change_options
 from haulier.cli.output import (
+    TEXT,
     command_body,
     emit_json,
     emit_table,
@@ -15,6 +18,7 @@ from haulier.cli.output import (
     json_option,
     store_option,
 )
+from haulier.domain.configuration import paused, weight
 from haulier.domain.job import JobState
 from haulier.domain.routing import lines_of
 
@@ -23,27 +27,42 @@ if TYPE_CHECKING:
 
     from haulier.domain.batch import Batch
     from haulier.domain.job import Job
-    from haulier.domain.routing import Unroutable
+    from haulier.domain.routing import QueueLine, Unroutable
     from haulier.ports import JobStore
 
     Lost = dict[tuple[str, str], Unroutable]
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @store_option
 @json_option
-@command_body
-async def queues(store: str | None, as_json: bool) -> None:
+@click.pass_context
+def queues(ctx: click.Context, store: str | None, as_json: bool) -> None:
     """Show how many jobs of each kind wait and run, and how many live workers serve them.
 
     Jobs that no live worker would take are shown as unroutable: their kind is not known to any, or
-    none that knows it listens to their queue. They wait; they are not failed.
+    none that knows it listens to their queue. They wait; they are not failed. Those of a paused
+    queue wait until it is resumed.
     """
+    if ctx.invoked_subcommand is None:
+        _show_queues(store=store, as_json=as_json)
+    elif any(
+        ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for name in ("store", "as_json")
+    ):
+        raise click.UsageError(f"write the options behind {ctx.invoked_subcommand}")
+
+
+@command_body
+async def _show_queues(store: str | None, as_json: bool) -> None:
     async with existing_store(store) as opened:
         counts, workers = await opened.counts(), await opened.workers()
-    lines, alive = lines_of(counts, workers), sum(worker.alive for worker in workers)
+        configuration = await opened.configurable().configuration()
+    lines = lines_of(counts, workers, configuration)
+    alive = sum(worker.alive for worker in workers)
     if as_json:
-        emit_json({"workers": alive, "queues": [asdict(line) for line in lines]})
+        paused = sorted(configuration.paused)
+        emit_json({"workers": alive, "queues": [asdict(line) for line in lines], "paused": paused})
         return
     if lines:
         emit_table(
@@ -52,15 +71,69 @@ async def queues(store: str | None, as_json: bool) -> None:
                 (
                     *(line.queue, line.kind, str(line.pending), str(line.running)),
                     *(str(line.completed), str(line.failed), str(line.workers)),
-                    f"unroutable: {line.unroutable}" if line.unroutable else "",
+                    _note(line),
                 )
                 for line in lines
             ],
         )
     else:
         click.echo("No jobs.", err=True)
+    for queue in sorted(configuration.paused - {line.queue for line in lines}):
+        click.echo(f"The queue {queue} is paused; no jobs wait in it.", err=True)
     if not alive:
         click.echo("No live worker. Start one:  haulier worker MODULE:APP", err=True)
+
+
+def _note(line: QueueLine) -> str:
+    notes = ["paused"] if line.paused else []
+    notes += [f"weight {line.weight}"] if line.weight is not None else []
+    notes += [f"unroutable: {line.unroutable}"] if line.unroutable else []
+    return ", ".join(notes)
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True, type=TEXT)
+@change_options
+@store_option
+@json_option
+@command_body
+async def pause(names: tuple[str, ...], **options: Any) -> None:
+    """Let no more jobs of these queues start; those that run go on.
+
+    It takes effect on all workers at once, however many jobs wait.
+    """
+    await change(values=dict.fromkeys(map(paused, names), True), unset=(), **options)
+
+
+@queues.command()
+@click.argument("names", metavar="QUEUE...", nargs=-1, required=True, type=TEXT)
+@change_options
+@store_option
+@json_option
+@command_body
+async def resume(names: tuple[str, ...], **options: Any) -> None:
+    """Let the jobs of paused queues start again."""
+    await change(values={}, unset=tuple(map(paused, names)), **options)
+
+
+@queues.command("weight")
+@click.argument("name", metavar="QUEUE", type=TEXT)
+@click.argument("number", metavar="WEIGHT", type=TEXT)
+@change_options
+@store_option
+@json_option
+@command_body
+async def weigh(name: str, number: str, **options: Any) -> None:
+    """Give a queue a weight (1 to 1000) for all workers, or take it away with `none`.
+
+    Of queues that are full, a worker takes jobs as they weigh. Without a weight here, those count
+    that the worker was started with.
+    """
+    if number == "none":
+        await change(values={}, unset=(weight(name),), **options)
+        return
+    value = int(number) if number.isascii() and number.isdigit() else number
+    await change(values={weight(name): value}, unset=(), **options)
 
 
 async def lost_lines(store: JobStore, waiting: Iterable[object]) -> Lost:

@@ -25,7 +25,12 @@ _log = structlog.get_logger("haulier.cli")
 
 @click.command()
 @click.argument("user_app", metavar="[MODULE:APP]", required=False, envvar="HAULIER_APP")
-@click.option("--queue", "queues", multiple=True, help="Listen to this queue; may be repeated.")
+@click.option(
+    "--queue",
+    "queues",
+    multiple=True,
+    help="Listen to this queue; may be repeated; name=5 gives it a weight.",
+)
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 256))
 @click.option("--concurrency", type=int, help="Coroutine jobs at once, per process.")
 @click.option("--threads", type=int, help="Plain-function jobs at once, per process.")

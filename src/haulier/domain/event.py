@@ -12,6 +12,7 @@ CANCEL_HEARD = "cancel_heard"
 PAUSED = "pause"
 RESUMED = "resume"
 DELETED = "delete"
+CONFIGURED = "configured"
 RESET = "reset"
 """Events that no move of `RULES` names. `reset`: what lies between the reader's place and the next
 event is no longer kept; look at the jobs anew."""
@@ -23,6 +24,7 @@ class Event(NamedTuple):
     `seq` rises by one from event to event; `epoch` names the history that it counts in, which
     changes when a store was restored to an earlier state. `at`: microseconds UTC by the store's
     clock. `worker`: the incarnation that did it. `error_type`: the class of the error it recorded.
+    `configured` is no job's: `setting` names what was changed, `by` who did it.
     """
 
     epoch: str
@@ -38,6 +40,8 @@ class Event(NamedTuple):
     lease: int = 0
     worker: str | None = None
     error_type: str | None = None
+    setting: str | None = None
+    by: str | None = None
 
     @property
     def cursor(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from haulier.domain.configuration import Configuration
 from haulier.domain.job import JobState, Role
 from haulier.domain.worker import WorkerRow
 
@@ -23,7 +24,8 @@ class QueueLine:
     """The jobs of a kind in a queue, items among them, by their states.
 
     `unroutable` says why those that wait would wait for ever; None without any live worker, since
-    then nothing is said of one kind that does not hold for all.
+    then nothing is said of one kind that does not hold for all. `paused`: they wait because the
+    queue does. `weight`: what the store's configuration says of the queue.
     """
 
     queue: str
@@ -35,10 +37,14 @@ class QueueLine:
     cancelled: int
     workers: int
     unroutable: Unroutable | None
+    paused: bool = False
+    weight: int | None = None
 
 
 def lines_of(
-    counts: Mapping[tuple[str, str, Role, JobState], int], workers: Iterable[WorkerRow]
+    counts: Mapping[tuple[str, str, Role, JobState], int],
+    workers: Iterable[WorkerRow],
+    configuration: Configuration | None = None,
 ) -> list[QueueLine]:
     """All lines that have any jobs, by queue and kind; `workers` of each are alive and serve it."""
     alive = [worker for worker in workers if worker.alive]
@@ -46,6 +52,8 @@ def lines_of(
     served = Counter(
         (queue, kind) for worker in alive for queue in worker.queues for kind in worker.kinds
     )
+    paused = configuration.paused if configuration else frozenset()
+    weights = configuration.weights if configuration else {}
     found: dict[tuple[str, str], Counter[JobState]] = {}
     for (queue, kind, _, state), number in counts.items():
         found.setdefault((queue, kind), Counter())[state] += number
@@ -62,6 +70,8 @@ def lines_of(
                 **{state.value: states[state] for state in JobState},
                 workers=served[queue, kind],
                 unroutable=lost if waits else None,
+                paused=queue in paused,
+                weight=weights.get(queue),
             )
         )
     return lines

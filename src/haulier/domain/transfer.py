@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
+from haulier.domain.configuration import Alteration
 from haulier.domain.flow import Otherwise
 from haulier.domain.job import JobError, JobState, OnLost, Role
 from haulier.domain.line import Line
@@ -28,6 +29,7 @@ class Section(StrEnum):
     JOBS = "jobs"
     BATCHES = "batches"
     NAMES = "names"
+    CONFIGURATION = "configuration"
     EVENTS = "events"
 
     @property
@@ -152,6 +154,18 @@ class NameRecord(NamedTuple):
     digest: bytes
 
 
+class ConfigurationRecord(NamedTuple):
+    """What operators have set; a store has at most one.
+
+    `settings` are each its name, its JSON text, the version that set it, who and when.
+    `alterations` are the last ones, the latest first.
+    """
+
+    version: int
+    settings: tuple[tuple[str, str, int, str, int], ...]
+    alterations: tuple[Alteration, ...]
+
+
 class EventRecord(NamedTuple):
     """Events of one transaction that differ only in `jobs`: id, attempt and lease of each.
 
@@ -170,7 +184,7 @@ class EventRecord(NamedTuple):
     jobs: tuple[tuple[str, int, int], ...]
 
 
-Record = JobRecord | BatchRecord | NameRecord | EventRecord
+Record = JobRecord | BatchRecord | NameRecord | ConfigurationRecord | EventRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
 from haulier.domain.job import OnLost, Role
+from haulier.domain.names import is_dotted
 from haulier.domain.retention import Removal, Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ConfigurationError, InvalidTaskTypeError, Problem
@@ -25,10 +25,6 @@ from haulier.services.context import Context
 from haulier.services.middleware import Middleware
 from haulier.services.secrets import SCHEMA_FORMAT
 
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
-"""What kinds look like: a dotted name."""
-
-MAX_NAME = 200
 MAX_PAYLOAD = 256 * 1024
 
 
@@ -260,7 +256,7 @@ class Registry:
 
 def check_name(what: str, name: str) -> None:
     """Refuse a kind or queue name that is not a dotted name of at most 200 characters."""
-    if len(name) > MAX_NAME or not NAME.match(name):
+    if not is_dotted(name):
         raise ConfigurationError(
             f"{what} {name[:60]!r} is not a dotted name of letters, digits and underscores"
         )

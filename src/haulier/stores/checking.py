@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from haulier.domain.finding import Finding, Level
 from haulier.domain.job import MICROSECOND, JobState, Role
 from haulier.domain.transfer import Mark, Stage
 from haulier.domain.worker import WorkerRow
+from haulier.ports import Configurable
 
 ROUND_TRIPS = 20
 
@@ -116,6 +117,21 @@ def counters(counts: Mapping[tuple[str, str, Role, JobState], int], jobs: int) -
         return ok("counters", f"{jobs} jobs, as counted")
     what = f"{jobs} jobs, and {counted} by the counters"
     return problem("counters", what, "copy the store into a new one: they are made anew there")
+
+
+async def configuration(
+    part: Configurable, noted: Callable[[], Awaitable[Collection[str]]]
+) -> Finding:
+    """What is set, and whether exchanges pass over the queues that it says are paused."""
+    for _ in range(2):
+        # Twice: it may be changed between the one look and the other.
+        now, passed = await part.configuration(), frozenset(await noted())
+        if now.paused == passed:
+            paused = f", paused: {', '.join(sorted(passed))}" if passed else ""
+            return ok("configuration", f"version {now.version}, {len(now.settings)} set{paused}")
+    names = ", ".join(sorted(now.paused ^ passed))
+    what = f"workers and settings do not agree about whether these are paused: {names}"
+    return problem("configuration", what, "pause or resume any queue: then it is noted anew")
 
 
 def under_way(batches: int) -> Finding:

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.event import Event
+from haulier.domain.event import CONFIGURED, Event
 from haulier.domain.ids import text_id
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import Problem, ValidationError
@@ -36,12 +36,23 @@ def events_of(
 ) -> list[Event]:
     """The events that a row of many holds, without those up to `seen`."""
     last, n, at, event, kind, queue, role, _, _, error, body = row
+    if event == CONFIGURED:
+        return [configured(epoch, last, at, kind, error)]
     what = (kind, queue, ROLES[role], batch)
     return [
         Event(epoch, seq, at, event, text_id(job), *what, attempt, lease, worker, error)
         for seq, (job, attempt, lease) in enumerate(ENTRY.iter_unpack(body), start=last - n + 1)
         if seq > seen
     ]
+
+
+def configured(epoch: str, seq: int, at: int, setting: str, by: str | None) -> Event:
+    """The event of a change of the configuration, which has a row to itself.
+
+    It is kept like one of a job: what was changed in the place of the kind, who did it in that of
+    the error.
+    """
+    return Event(epoch, seq, at, CONFIGURED, setting=setting, by=by)
 
 
 def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch:

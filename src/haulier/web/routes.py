@@ -121,8 +121,11 @@ async def health(jobs: Jobs, options: Settings) -> Health:
 async def list_queues(jobs: Jobs) -> QueueList:
     """By queue and kind, from counters: as quick with a million jobs as with ten."""
     counts, workers = await jobs.store.counts(), await jobs.store.workers()
-    lines = [QueueLineView.model_validate(line) for line in lines_of(counts, workers)]
-    return QueueList(workers=sum(worker.alive for worker in workers), queues=lines)
+    now = await jobs.store.configurable().configuration()
+    lines = [QueueLineView.model_validate(line) for line in lines_of(counts, workers, now)]
+    return QueueList(
+        workers=sum(worker.alive for worker in workers), queues=lines, paused=sorted(now.paused)
+    )
 
 
 @router.get("/jobs", summary="List jobs", responses=problem_responses(422))

@@ -329,13 +329,16 @@ class QueueLineView(_View):
     cancelled: int
     workers: int
     unroutable: str | None
+    paused: bool
+    weight: int | None = Field(description="As the store's configuration has it.")
 
 
 class QueueList(BaseModel):
-    """What waits where, and how many live workers there are."""
+    """What waits where, how many live workers there are, and which queues are paused."""
 
     workers: int
     queues: list[QueueLineView]
+    paused: list[str]
 
 
 class Health(BaseModel):

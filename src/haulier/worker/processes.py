@@ -15,6 +15,7 @@ import structlog
 from haulier.exceptions import StoreError
 from haulier.ports import JobStore
 from haulier.services.ids import new_id
+from haulier.worker.configured import follow_log_level
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
@@ -57,9 +58,13 @@ class WorkerProcesses:
 
     async def run(self) -> None:
         """Keep all processes running; returns when they have ended after `stop()`."""
-        async with asyncio.TaskGroup() as group:
-            for slot in self._slots:
-                group.create_task(self._keep(slot))
+        following = asyncio.create_task(follow_log_level(self._store))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for slot in self._slots:
+                    group.create_task(self._keep(slot))
+        finally:
+            following.cancel()
 
     def stop(self) -> None:
         """Ask every process to stop gracefully; asked again, they stop at once."""

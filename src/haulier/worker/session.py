@@ -7,17 +7,20 @@ import os
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 import structlog
 from pydantic import BaseModel
 
+from haulier.domain.configuration import Configuration
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
+from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.shares import shares_of, weights_of
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
@@ -28,6 +31,7 @@ from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
 from haulier.services.registry import Executor
 from haulier.worker.around import Around
+from haulier.worker.configured import Configured
 from haulier.worker.execution import Executors, execute
 from haulier.worker.heartbeat import HeartbeatThread
 from haulier.worker.lanes import WorkerOptions, lanes
@@ -63,6 +67,10 @@ class Session:
         self._options = options
         self._executors = executors
         self._lanes = lanes(options, manager.registry)
+        self._configured = Configured(self._store, self._apply)
+        self._prune_now = asyncio.Event()
+        self._weights: tuple[int, ...] = ()
+        self._weigh({})
         self._jobs = RunningJobs(
             self._lanes,
             self._execute,
@@ -112,7 +120,8 @@ class Session:
         async with asyncio.TaskGroup() as group:
             sides = [
                 group.create_task(sweep_often(self._store)),
-                group.create_task(prune_often(self._store, self._manager.registry)),
+                group.create_task(prune_often(self._store, self._retention, self._prune_now)),
+                group.create_task(self._configured.follow()),
                 group.create_task(self._notes.flush_often()),
                 group.create_task(self._jobs.scan()),
             ]
@@ -138,7 +147,7 @@ class Session:
             id=self.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=self._options.queues,
+            queues=self._options.names,
             kinds=tuple(definition.kind for definition in self._manager.registry),
             slots=sum(lane.slots for lane in self._lanes.values()),
         )
@@ -222,6 +231,10 @@ class Session:
         if not reply.alive:
             self._lose()
             return
+        self._configured.told(reply.version)
+        if self._weights and reply.jobs:
+            for lane in self._lanes.values():
+                lane.shared(self._options.names, reply.jobs)
         for job in reply.jobs:
             self._start(job)
         for job_id in reply.cancels:
@@ -254,7 +267,7 @@ class Session:
         # each further one withholds a slot. So there are never more than twice as many threads.
         threads = self._lanes[Executor.THREAD]
         threads.withheld = max(0, self._executors.threads.abandoned - threads.slots)
-        demands = (lane.demand(self._options.queues) for lane in self._lanes.values())
+        demands = (lane.demand(self._options.names) for lane in self._lanes.values())
         return [demand for demand in demands if demand is not None]
 
     def _wants_more(self, reply: Exchange, demands: Sequence[Demand]) -> bool:
@@ -272,6 +285,29 @@ class Session:
                 await self._wake.wait()
         except TimeoutError:
             return
+
+    # ── What operators change ────────────────────────────────────────────────────────────────
+
+    def _apply(self, configuration: Configuration) -> None:
+        self._weigh(configuration.weights)
+        self._prune_now.set()
+
+    def _weigh(self, stored: Mapping[str, int]) -> None:
+        """Share the queues anew; without any weights they are one line."""
+        options = self._options
+        weights = weights_of(options.names, options.weights, stored)
+        if weights != self._weights:
+            self._weights = weights
+            for lane in self._lanes.values():
+                lane.shares = shares_of(weights)
+
+    def _retention(self) -> dict[str, Retention]:
+        """What is kept of each kind: by its definition, or by what the store says before that."""
+        now = self._configured.now
+        return {
+            definition.kind: now.retention(definition.kind, definition.retention)
+            for definition in self._manager.registry
+        }
 
     # ── Jobs ─────────────────────────────────────────────────────────────────────────────────
 
@@ -332,6 +368,7 @@ class Session:
         )
 
     def _renewed(self, renewal: Renewal) -> None:
+        self._configured.told(renewal.version)
         for job_id in renewal.cancels:
             self._cancel(job_id)
         if not self._claiming:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from collections.abc import Callable, Mapping
 
 import structlog
 
+from haulier.domain.retention import Retention
 from haulier.exceptions import StoreError
 from haulier.ports import JobStore
-from haulier.services.registry import Registry
 from haulier.worker.heartbeat import RENEWALS_PER_TTL
 
 PRUNE_FIRST = 5.0
 PRUNE_EVERY = 60.0
+PRUNE_SOON = 0.5
 
 _log = structlog.get_logger("haulier.worker")
 
@@ -31,16 +34,21 @@ async def sweep_often(store: JobStore) -> None:
         await _uneven(pause)
 
 
-async def prune_often(store: JobStore, registry: Registry) -> None:
-    """Remove finished jobs that their kinds keep no longer, about once a minute."""
-    rules = {definition.kind: definition.retention for definition in registry}
+async def prune_often(
+    store: JobStore, rules: Callable[[], Mapping[str, Retention]], now: asyncio.Event
+) -> None:
+    """Remove finished jobs that are kept no longer, about once a minute, and soon after `now`."""
     await _uneven(PRUNE_FIRST)
     while True:
+        now.clear()
         try:
-            await store.prune(rules)
+            await store.prune(rules())
         except StoreError as error:
             _log.warning("prune failed", error=str(error))
-        await _uneven(PRUNE_EVERY)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PRUNE_EVERY * random.uniform(0.7, 1.3)):
+                await now.wait()
+                await _uneven(PRUNE_SOON)
 
 
 async def _uneven(seconds: float) -> None:

@@ -8,7 +8,8 @@ from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
-    "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat", "indexes",
+    "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
+    "indexes",
 }  # fmt: skip
 
 
@@ -53,6 +54,13 @@ class TestCheck:
         assert found["oldest ready job"].what == "waits for 0:00:05"
         clock.advance(3600)
         assert (await findings(store))["oldest ready job"].level is Level.WARNING
+
+    async def test_what_is_set(self, store):
+        assert (await findings(store))["configuration"].what == "version 0, 0 set"
+        values = {"queues.slow.paused": True, "log.level": "debug"}
+        await store.configurable().configure(values, by="ops")
+        found = (await findings(store))["configuration"]
+        assert (found.level, found.what) == (Level.OK, "version 1, 2 set, paused: slow")
 
     async def test_a_store_that_is_being_copied(self, store):
         mark = Mark(stage=Stage.FROZEN, token="t", peer="store://peer", source="e")

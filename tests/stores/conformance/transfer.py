@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from haulier.domain.batch import BatchPolicy, FinishCallback
+from haulier.domain.configuration import Configuration
 from haulier.domain.event import RESET
 from haulier.domain.flow import After, Otherwise
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost, Priority
@@ -48,6 +49,7 @@ async def busy(store: JobStore, clock) -> None:
     await _flows(store, hand)
     await _batches(store, hand)
     await _loner(store, clock)
+    await _configuration(store, clock)
     await store.retire(hand.id)
 
 
@@ -158,6 +160,15 @@ async def _loner(store: JobStore, clock) -> None:
         await store.retire(loser.id)
 
 
+async def _configuration(store: JobStore, clock) -> None:
+    """Settings of several versions, one of which is gone, and a paused queue."""
+    values = {"queues.still.paused": True, "log.level": "debug", "queues.a.weight": 7}
+    await store.configurable().configure(values, by="Zoë")
+    clock.advance(1)
+    rule = {"retention.work.failed": {"age": 5.5, "count": 2}}
+    await store.configurable().configure(rule, unset=["log.level"], by="ops")
+
+
 async def everything(store: JobStore) -> dict[str, Any]:
     """All that the port tells of a store."""
     jobs = [job async for job in pages(store, JobFilter())]
@@ -174,6 +185,8 @@ async def everything(store: JobStore) -> dict[str, Any]:
         "children": {job.id: (await store.children(job.id)).jobs for job in jobs},
         "batches": await store.batches(limit=500),
         "counts": await store.counts(),
+        "configuration": await store.configurable().configuration(),
+        "alterations": await store.configurable().history(1000),
         "events": events,
         "last event": await store.last_event(),
     }
@@ -625,6 +638,21 @@ class TestBrokenOff:
         with pytest.raises(StoreFrozenError):
             await other.insert([work()])
 
+    async def test_of_one_that_was_given_up_no_configuration_stays(self, store, other):
+        await store.configurable().configure({"queues.default.paused": True}, by="ops")
+        was = mark(Stage.RECEIVING, section=Section.CONFIGURATION)
+        there = other.transferable()
+        await there.receive(was)
+        page = await store.transferable().read(Section.CONFIGURATION)
+        await there.advance(was, replace(was, section=Section.EVENTS), page.records)
+        assert (await there.standing()).totals[Section.CONFIGURATION] == 1
+        assert await thaw(End(other, "store://to")) is Stage.RECEIVING
+        assert (await there.standing()).empty
+        assert await other.configurable().configuration() == Configuration()
+        assert await other.configurable().history() == []
+        await other.insert([work()])
+        assert len(await (await Hand.enlist(other)).claim(9)) == 1
+
 
 class TestFit:
     """Which stores can be copied into which."""
@@ -652,6 +680,16 @@ class TestFit:
         await copied(store, other)
         await copied(other, third)
         assert await everything(third) == before
+
+    async def test_what_was_paused_stays_paused(self, store, other):
+        await store.configurable().configure({"queues.default.paused": True}, by="ops")
+        await store.insert([work(), work(queue="other")])
+        await copied(store, other)
+        hand = await Hand.enlist(other, queues=("default", "other"))
+        reply = await hand.exchange(slots=9)
+        assert ([job.queue for job in reply.jobs], reply.version) == (["other"], 1)
+        await other.configurable().configure({}, unset=["queues.default.paused"], by="ops")
+        assert [job.queue for job in await hand.claim(9)] == ["default"]
 
 
 class TestThaw:

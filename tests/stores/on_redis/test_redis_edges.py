@@ -17,6 +17,7 @@ from haulier.services.ids import new_id
 from haulier.stores.redis import RedisStore
 from haulier.stores.redis.inbox import RefusedError, read
 from haulier.stores.redis.packing import pack_jobs
+from haulier.stores.redis.scripts import SCHEMA
 from support import Hand, filled_batch, move, wait_until, work, works
 
 HUGE = "1" + "0" * 400
@@ -126,7 +127,7 @@ class TestForm:
         async with home.client() as store:
             job = await (await Hand.enlist(store)).claim_one()
             assert await store.keep([Step(job.id, job.lease, "one", b"1")]) == []
-        assert client.hget(f"{home.prefix}history", "schema") == "2"
+        assert client.hget(f"{home.prefix}history", "schema") == str(SCHEMA)
 
     async def test_a_later_form_is_refused(self, home, client):
         async with home.client():

@@ -16,7 +16,7 @@ from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import job_from_row, storable
 from haulier.stores.watching import Change
 
-_EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 17))})"
+_EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 19))})"
 _PUT_BACK = "SELECT put_back($1, $2)::text[]"
 _END = "SELECT * FROM end_worker($1, $2, $3)"
 
@@ -115,6 +115,7 @@ async def exchange(
         moves_to_text(others) if others else None,
         *_lines(demands, passed),
         sum(demand.slots for demand in demands),
+        *_times(demands),
     )
     told: Mapping[str, Any] = json.loads(rows.pop()["message"])
     if told.get("late"):
@@ -129,6 +130,7 @@ async def exchange(
         cancels=tuple(told.get("cancels") or ()),
         due_in=due_in,
         alive=told["alive"],
+        version=told.get("version"),
     )
     return Told(
         reply,
@@ -161,6 +163,20 @@ def _lines(demands: Sequence[Demand], passed: Mapping[Line, int] | None) -> tupl
         for kind in portion.kinds
     ]
     return tuple(map(list, zip(*lines, strict=True))) if lines else ([], [], [], [], [], [], [])
+
+
+def _times(demands: Sequence[Demand]) -> tuple[list[int | None] | None, ...]:
+    """Of each of these lines the time of its queue; None if all queues are one line."""
+    if not any(demand.shares for demand in demands):
+        return None, None
+    shares = [
+        share
+        for demand in demands
+        for portion in demand.portions
+        for share in (demand.shares or (None,) * len(demand.queues))
+        for _ in portion.kinds
+    ]
+    return [share and share.step for share in shares], [share and share.ahead for share in shares]
 
 
 def moves_to_text(transitions: Sequence[Transition]) -> str:

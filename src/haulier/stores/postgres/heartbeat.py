@@ -11,7 +11,9 @@ from haulier.exceptions import StoreUnavailableError
 from haulier.ports import Clock
 from haulier.stores.postgres.connection import Connection, Place, translated
 
-_RENEW = "SELECT renew($1, $2, $3)::text[]"
+_RENEW = """
+SELECT renew($1, $2, $3)::text[], coalesce((SELECT version FROM configuration), 0)
+"""
 
 
 class PostgresHeartbeat:
@@ -43,7 +45,7 @@ class PostgresHeartbeat:
         try:
             async with asyncio.timeout(self._deadline):
                 with translated(self._place):
-                    cancels = await self._ask()
+                    cancels, version = await self._ask()
         except BaseException as error:
             # What did not answer is not asked again.
             self._hang_up()
@@ -54,17 +56,17 @@ class PostgresHeartbeat:
             raise
         if cancels is None:
             return Renewal(alive=False)
-        return Renewal(alive=True, cancels=tuple(cancels))
+        return Renewal(alive=True, cancels=tuple(cancels), version=version)
 
-    async def _ask(self) -> list[str] | None:
+    async def _ask(self) -> tuple[list[str] | None, int]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._place.connect("heartbeat", self._deadline)
         now = None if self._clock is None else self._clock.now()
         async with self._place.session(self._connection):
-            answer: list[str] | None = await self._connection.fetchval(
+            cancels, version = await self._connection.fetchrow(
                 _RENEW, now, self._worker_id, self._ttl
             )
-        return answer
+        return cancels, version
 
     def close(self) -> None:
         loop, self._loop = self._loop, None

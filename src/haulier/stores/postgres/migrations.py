@@ -23,6 +23,7 @@ FUNCTIONS = (
     "claiming",
     "inserting",
     "bulk",
+    "configuring",
     "control",
     "draining",
     "upkeep",
@@ -41,6 +42,7 @@ _HAS_SCHEMA = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)"
 
 _VERBS = (
     "exchange",
+    "configure",
     "insert_jobs",
     "begin_rows",
     "end_rows",

@@ -40,7 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.postgres import flows, kept
+from haulier.stores.postgres import configuring, flows, kept
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
@@ -367,11 +367,13 @@ READ: Mapping[Section, Callable[[Connection, str | None], Awaitable[Records]]] =
     Section.JOBS: _read_jobs,
     Section.BATCHES: _read_batches,
     Section.NAMES: _read_names,
+    Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[Connection, str, Sequence[Any]], Awaitable[None]]] = {
     Section.JOBS: _insert_jobs,
     Section.BATCHES: _insert_batches,
     Section.NAMES: _insert_names,
+    Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

@@ -27,6 +27,7 @@ from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
+    Configurable,
     Fence,
     Heartbeat,
     Inserted,
@@ -39,6 +40,7 @@ from haulier.stores.background import Background
 from haulier.stores.codes import RUNNING
 from haulier.stores.postgres import (
     check,
+    configuring,
     exchanging,
     flows,
     inserting,
@@ -387,10 +389,15 @@ class PostgresStore:
     def transferable(self) -> Transferable:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
 
+    def configurable(self) -> Configurable:
+        return configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
+
     async def check(self) -> list[Finding]:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
+        part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ TABLES = {
     Section.JOBS: "jobs",
     Section.BATCHES: "batches",
     Section.NAMES: "uniques",
+    Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
 
@@ -45,6 +46,9 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "configuration": "version",
+    "settings": "name",
+    "alterations": "version, name",
     "jobs": "seq",
     "batches": "id",
     "counts": "queue, kind, role, state",

@@ -48,8 +48,10 @@ class RedisHeartbeat:
         except (RedisError, OSError) as error:
             self.close()
             raise translated(error, self._address.text) from error
-        alive, cancels = reply[5]
-        return Renewal(alive=bool(alive), cancels=tuple(each.decode() for each in cancels))
+        alive, cancels, version = reply[5]
+        return Renewal(
+            alive=bool(alive), cancels=tuple(each.decode() for each in cancels), version=version
+        )
 
     def _call(self, args: tuple[Any, ...]) -> Any:
         if self._connection is None:

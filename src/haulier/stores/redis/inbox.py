@@ -13,12 +13,13 @@ from typing import Any
 
 from haulier.domain.ids import raw_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, NewJob, OnLost
+from haulier.domain.names import is_dotted
 from haulier.domain.retry import RetryPolicy
 from haulier.exceptions import ValidationError
 from haulier.services.baggage import baggage_text
 from haulier.services.options import LONGEST_KEY
 from haulier.services.payload import MAX_DEPTH
-from haulier.services.registry import MAX_NAME, MAX_PAYLOAD, NAME
+from haulier.services.registry import MAX_PAYLOAD
 from haulier.stores.redis.history import History
 from haulier.stores.redis.packing import Arg, pack_jobs
 
@@ -103,7 +104,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _kind(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_NAME or not NAME.match(value):
+    if not isinstance(value, str) or not is_dotted(value):
         raise RefusedError(f"{name}: is not a dotted name of letters, digits and underscores")
     return value
 

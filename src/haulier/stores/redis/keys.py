@@ -54,6 +54,8 @@ KEYS = (
     Key("alive", "zset", "those that live by when they expire"),
     Key("ended", "zset", "those that ended by when"),
     Key("events", "stream", "what happened; alike events share an entry"),
+    Key("settings", "hash", "what operators have set: version, when, by whom, and the value"),
+    Key("alterations", "list", "their last changes, the latest first, as JSON"),
     Key("names", "zset", "unique names in order, while a copy reads them"),
     Key("inbox:<queue>", "list", "jobs that producers of any language push, as JSON"),
     Key("rejected", "list", "what was refused of an inbox, with the reason"),

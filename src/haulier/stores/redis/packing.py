@@ -157,7 +157,10 @@ def pack_finished(finished: Sequence[Transition]) -> list[Arg]:
 def pack_demands(demands: Sequence[Demand]) -> list[Arg]:
     packed: list[Arg] = [len(demands)]
     for demand in demands:
-        packed += (demand.slots, len(demand.queues), *demand.queues, len(demand.portions))
+        packed += (demand.slots, len(demand.queues), *demand.queues, 1 if demand.shares else 0)
+        for share in demand.shares:
+            packed += share
+        packed.append(len(demand.portions))
         for portion in demand.portions:
             packed += (portion.slots, len(portion.kinds), *portion.kinds)
     return packed

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from haulier.domain.batch import Batch
-from haulier.domain.event import RESET, Event
+from haulier.domain.event import CONFIGURED, RESET, Event
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.domain.line import Line
@@ -18,7 +18,7 @@ from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import ROLE_CODE, ROLES, STATE_CODE, STATES, error_from_text
-from haulier.stores.packed import parsed_cursor
+from haulier.stores.packed import configured, parsed_cursor
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional
@@ -208,6 +208,8 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     batch_id = text_of(batch) if batch else None
     worker_id = text_of(worker) if worker else None
     error_type = error.decode() if error else None
+    if event == CONFIGURED:
+        return [configured(epoch, last, at, kind, error_type)]
     found = []
     for seq, entry in enumerate(jobs.decode().split(";"), start=last - int(n) + 1):
         if seq > seen:

@@ -14,12 +14,14 @@ from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
 from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
+from haulier.stores.configuring import NOBODY
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
 SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs; 3 has jobs that wait for
-others, whom it would not tell."""
+haulier that knows only 1 would leave behind when it removes their jobs. 3 has a configuration, and
+one that knows only 2 would take jobs of paused queues; and jobs that wait for others, whom it would
+not tell."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -120,6 +122,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "prune": _CORE,
     "note": ("base", "ledger"),
     "keep": ("base", "ledger"),
+    "configure": ("base", "ledger", "configuring"),
+    "configuration": ("base", "ledger"),
     "enlist": ("base", "ledger"),
     "renew": ("base", "ledger"),
     "open": ("base", "ledger"),
@@ -148,7 +152,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
-        *("retry", "prune", "enlist"),
+        *("retry", "prune", "enlist", "configure"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""
@@ -205,6 +209,7 @@ def _tables() -> str:
         "ROLES": [role.value for role in codes.ROLES],
         "JOB_FIELDS": {name: number for number, name in enumerate(JOB_FIELDS, start=1)},
         "BATCH_FIELDS": list(BATCH_FIELDS),
+        "NOBODY": NOBODY,
     }
     lines = [f"local {name} = {_lua(value)}" for name, value in tables.items()]
     nothing = ", ".join(["false"] * len(JOB_FIELDS))

@@ -28,6 +28,7 @@ from haulier.stores.background import Background
 from haulier.stores.codes import STATES
 from haulier.stores.redis import check, reading, safety
 from haulier.stores.redis.address import Address
+from haulier.stores.redis.configuring import RedisConfigurable
 from haulier.stores.redis.heartbeat import RedisHeartbeat
 from haulier.stores.redis.history import History, Loss
 from haulier.stores.redis.packing import (
@@ -225,7 +226,7 @@ class RedisStore:
             self._background.begin(self._follow())
         if reply == b"late":
             return Exchange(lost=tuple(finished))
-        rows, lost, cancels, due_in, alive, drain_later, pushed, ready = reply
+        rows, lost, cancels, due_in, alive, drain_later, pushed, ready, version = reply
         jobs = tuple(map(job_from_row, rows))
         if finished or jobs:
             change = Change.EVENTS | Change.SETTLED if finished else Change.EVENTS
@@ -241,6 +242,7 @@ class RedisStore:
             cancels=tuple(each.decode() for each in cancels) if cancels else (),
             due_in=due_in,
             alive=bool(alive),
+            version=version,
         )
 
     async def note(self, notes: Sequence[Note]) -> None:
@@ -297,11 +299,16 @@ class RedisStore:
 
         await self._move_inboxes(await inbox.queues(self._history))
 
+    def configurable(self) -> RedisConfigurable:
+        return RedisConfigurable(self._history, self._write)
+
     async def check(self) -> list[Finding]:
         now = None if self._clock is None else self._clock.now()
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
+        part = self.configurable()
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

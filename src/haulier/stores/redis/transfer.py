@@ -18,6 +18,7 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
+from haulier.stores.redis import configuring
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
@@ -108,6 +109,8 @@ class RedisTransfer:
                 rows.write_jobs(writer, records)
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
+            case Section.CONFIGURATION:
+                configuring.write_copied(writer, records)
             case Section.EVENTS:
                 rows.write_events(writer, records)
 
@@ -126,6 +129,8 @@ class RedisTransfer:
                 return await self._read_jobs(after)
             case Section.NAMES:
                 return await self._read_names(after)
+            case Section.CONFIGURATION:
+                return await configuring.read_copied(self._history)
             case Section.EVENTS:
                 return await self._read_events(after)
 
@@ -199,6 +204,7 @@ class RedisTransfer:
 
     async def _empty(self) -> None:
         """Remove what a copy has brought."""
+        await self._history.call("HDEL", self._key("history"), "configured", "paused")
         prefix = self._history.address.prefix
         pattern = self._history.pattern("")
         cursor: Any = 0

@@ -30,3 +30,30 @@ CREATE TABLE ends (
     done   INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX ends_work ON ends (work) WHERE work > 0;
+
+-- ── Configuration ────────────────────────────────────────────────────────────────────────────
+
+-- At most one row: what every exchange looks at.
+CREATE TABLE configuration (
+    version INTEGER NOT NULL,
+    paused  TEXT                                    -- a JSON list of queues; NULL: none
+) STRICT;
+
+CREATE TABLE settings (
+    name       TEXT    PRIMARY KEY,
+    value      TEXT    NOT NULL,                    -- JSON
+    version    INTEGER NOT NULL,                    -- that set it
+    changed_by TEXT    NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The last changes of single settings: NULL where one was not set.
+CREATE TABLE alterations (
+    version INTEGER NOT NULL,
+    at      INTEGER NOT NULL,
+    by      TEXT    NOT NULL,
+    name    TEXT    NOT NULL,
+    before  TEXT,
+    after   TEXT,
+    PRIMARY KEY (version, name)
+) STRICT, WITHOUT ROWID;

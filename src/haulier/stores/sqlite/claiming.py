@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -227,20 +228,36 @@ def _line_up(
 ) -> list[int]:
     """The first jobs of several lines merged into one, so that none of them starves another."""
     room = [portion.slots for portion in demand.portions]
-    waiting: list[tuple[int, int, int]] = []
+    waiting: list[tuple[int, int, _Line]] = []
     for line in lines:
         slots = min(demand.slots, room[line.portion])
         place = {"queue": line.queue, "kind": line.kind, "slots": slots}
         if pausing:
             db.execute(_PARK_AHEAD, place)
         first = fetch(db, _FIRST_NOT_PAUSING if pausing else _FIRST, place)
-        waiting.extend((rank, seq, line.portion) for rank, seq in first)
+        waiting.extend((rank, seq, line) for rank, seq in first)
+    waiting.sort()
+    if demand.shares:
+        waiting = _in_turn(waiting, demand)
     chosen: list[int] = []
-    for _, seq, number in sorted(waiting):
+    for _, seq, (number, *_) in waiting:
         if room[number] > 0 and len(chosen) < demand.slots:
             room[number] -= 1
             chosen.append(seq)
     return chosen
+
+
+def _in_turn(
+    waiting: Sequence[tuple[int, int, _Line]], demand: Demand
+) -> list[tuple[int, int, _Line]]:
+    """Jobs that stand in line by rank, ordered by the times of their queues instead."""
+    times = dict(zip(demand.queues, demand.shares, strict=True))
+    nth: Counter[str] = Counter()
+    ordered = []
+    for _, seq, line in waiting:
+        nth[line.queue] += 1
+        ordered.append((times[line.queue].after(nth[line.queue]), seq, line))
+    return sorted(ordered)
 
 
 # ── Alone ────────────────────────────────────────────────────────────────────────────────────

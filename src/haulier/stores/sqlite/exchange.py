@@ -15,13 +15,18 @@ from haulier.stores.codes import (
 )
 from haulier.stores.sqlite import flows
 from haulier.stores.sqlite.claiming import Boot, Claimed, anything_to_claim, claim, next_due
+from haulier.stores.sqlite.configuring import open_demands
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
     fetch,
 )
 
 _CANCELS = f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}"
-_ALIVE = "SELECT 1 FROM workers WHERE id = ? AND ended_at IS NULL AND boot = ? AND expires > ?"
+# With the configuration, which has at most one row: all that an exchange has to know beforehand.
+_ALIVE = (
+    "SELECT coalesce(c.version, 0), c.paused FROM workers w LEFT JOIN configuration c "
+    "WHERE w.id = ? AND w.ended_at IS NULL AND w.boot = ? AND w.expires > ?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,18 @@ def nothing_to_do(
     Without it, idle workers of several processes would wake each other by their empty commits.
     """
     worker = raw_id(worker_id)
-    if not fetch(db, _ALIVE, (worker, *boot)):
+    me = fetch(db, _ALIVE, (worker, *boot))
+    if not me:
         return Result(Exchange(alive=False))
+    ((version, paused),) = me
+    demands = open_demands(demands, paused)
     due = next_due(db, now)
     if due is not None and due <= now:
         return None
     if anything_to_claim(db, now, boot, worker, demands):
         return None
     due_in = None if due is None else due - now
-    return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in))
+    return Result(Exchange(cancels=_cancels(db, worker), due_in=due_in, version=version))
 
 
 def exchange(
@@ -66,13 +74,15 @@ def exchange(
 ) -> Result:
     """Apply the transitions that still hold their lease, then claim what the demands ask for."""
     worker = raw_id(worker_id)
-    alive = bool(fetch(db, _ALIVE, (worker, *boot)))
+    me = fetch(db, _ALIVE, (worker, *boot))
+    version, paused = me[0] if me else (None, None)
+    demands = open_demands(demands, paused)
     # Applied before the claim, so that a finish callback is among what it finds.
     applied = apply_all(db, now, finished)
     followed = flows.follow(db, now) if finished else flows.Followed()
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
-    if alive and wanted:
+    if me and wanted:
         claimed = claim(db, now, boot, worker, demands)
     due = None
     if len(claimed.jobs) < wanted:
@@ -82,7 +92,8 @@ def exchange(
         lost=tuple(applied.lost),
         cancels=_cancels(db, worker),
         due_in=None if due is None else max(due - now, 0),
-        alive=alive,
+        alive=bool(me),
+        version=version,
     )
     return Result(reply, applied.settled or followed.anything, applied.drain, followed.more)
 

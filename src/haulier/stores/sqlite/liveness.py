@@ -72,7 +72,8 @@ def renew(db: apsw.Connection, now: int, boot: Boot, worker: bytes, ttl: int) ->
     rows = fetch(
         db, f"SELECT id FROM jobs WHERE worker = ? AND cancel > 0 AND state = {RUNNING}", (worker,)
     )
-    return Renewal(alive=True, cancels=tuple(text_id(row[0]) for row in rows))
+    ((version,),) = fetch(db, "SELECT coalesce((SELECT version FROM configuration), 0)")
+    return Renewal(alive=True, cancels=tuple(text_id(row[0]) for row in rows), version=version)
 
 
 def retire(db: apsw.Connection, now: int, worker: bytes) -> int:

@@ -44,7 +44,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import flows, kept
+from haulier.stores.sqlite import configuring, flows, kept
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = {
@@ -317,11 +317,13 @@ READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
     Section.BATCHES: _read_batches,
     Section.JOBS: _read_jobs,
     Section.NAMES: _read_names,
+    Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
 INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
     Section.BATCHES: _insert_batches,
     Section.JOBS: _insert_jobs,
     Section.NAMES: _insert_names,
+    Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

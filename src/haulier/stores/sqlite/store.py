@@ -29,6 +29,7 @@ from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
+    Configurable,
     Fence,
     Heartbeat,
     Inserted,
@@ -42,6 +43,7 @@ from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
     batches,
     check,
+    configuring,
     control,
     events,
     flows,
@@ -347,6 +349,9 @@ class SqliteStore:
     def transferable(self) -> Transferable:
         return transfer.SqliteTransfer(self._read, self._write)
 
+    def configurable(self) -> Configurable:
+        return configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
+
     async def check(self) -> list[Finding]:
         now, boot = self._clock.now(), self._clock.boot()
         if self.path == MEMORY:
@@ -355,6 +360,8 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
+        part = configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
+        found.append(await checking.configuration(part, part.noted))
         return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────

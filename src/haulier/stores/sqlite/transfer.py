@@ -58,6 +58,7 @@ _TABLES = {
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
+    Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
 
@@ -121,6 +122,9 @@ _KEYS = {
     "ends": "parent",
     "events": "seq",
     "uniques": "name",
+    "configuration": "version",
+    "settings": "name",
+    "alterations": "version, name",
     "jobs": "seq",
     "batches": "id",
 }

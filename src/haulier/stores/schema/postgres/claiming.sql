@@ -80,6 +80,10 @@ DECLARE
     planned integer;
     picked bigint[];
 BEGIN
+    IF p_lines[1].step IS NOT NULL THEN
+        SELECT t.seqs, t.more INTO seqs, more FROM pick_in_turn(p_lines, p_pausing, p_parking) t;
+        RETURN;
+    END IF;
     more := false;
     seqs := '{}';
     -- Of the first so many jobs of a portion, none stands in a line that begins after so many others,
@@ -111,7 +115,7 @@ BEGIN
                 SELECT l.place, l.slots, l.portion_slots, j.rank, j.seq,
                        row_number() OVER (PARTITION BY l.portion ORDER BY j.rank, j.seq) AS nth
                 FROM unnest(lines, ceilings) WITH ORDINALITY l (demand, portion, queue, kind,
-                         floor, portion_slots, slots, ceiling, place), LATERAL (
+                         floor, portion_slots, slots, step, ahead, ceiling, place), LATERAL (
                     SELECT rank, seq FROM jobs_live j
                     WHERE j.queue = l.queue AND j.kind = l.kind AND j.state = 0
                       AND j.rank BETWEEN l.floor AND l.ceiling
@@ -247,23 +251,26 @@ END $$;
 -- `p_doubt`: exchanges up to this turn got no answer. Their last one may still be under way, so
 -- this waits for it, and none that comes later does anything.
 CREATE OR REPLACE FUNCTION take_turn(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
-    OUT late boolean, OUT alive boolean) LANGUAGE plpgsql AS $$
+    OUT late boolean, OUT alive boolean, OUT version bigint, OUT paused text[]) LANGUAGE plpgsql AS $$
 BEGIN
     IF p_doubt IS NOT NULL THEN
         PERFORM 1 FROM workers WHERE id = p_worker FOR UPDATE;
         UPDATE workers SET turn = p_doubt WHERE id = p_worker AND turn < p_doubt;
     END IF;
     -- This lock lets heartbeats pass.
-    SELECT p_turn <= w.turn, w.ended_at IS NULL AND w.expires > p_now INTO late, alive
-    FROM workers w WHERE w.id = p_worker FOR KEY SHARE;
+    SELECT p_turn <= w.turn, w.ended_at IS NULL AND w.expires > p_now, c.version, c.paused
+    INTO late, alive, version, paused
+    FROM workers w LEFT JOIN configuration c ON true WHERE w.id = p_worker FOR KEY SHARE OF w;
     late := coalesce(late, false);
     alive := coalesce(alive, false);
+    version := coalesce(version, 0);
 END $$;
 
 CREATE OR REPLACE FUNCTION exchange(p_now bigint, p_worker uuid, p_turn bigint, p_doubt bigint,
     p_seqs bigint[], p_leases integer[], p_results bytea[], p_moves jsonb,
     p_demands integer[], p_portions integer[], p_queues text[], p_kinds text[], p_floors bigint[],
-    p_portion_slots integer[], p_slots integer[], p_wanted integer)
+    p_portion_slots integer[], p_slots integer[], p_wanted integer,
+    p_steps bigint[] DEFAULT NULL, p_aheads bigint[] DEFAULT NULL)
 RETURNS SETOF claimed LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
@@ -283,13 +290,14 @@ BEGIN
     IF p_wanted > 0 THEN
         SELECT array_agg(u::demand) INTO lines
         FROM unnest(p_demands, p_portions, p_queues, p_kinds, p_floors, p_portion_slots,
-                    p_slots) u;
+                    p_slots, p_steps, p_aheads) u;
     END IF;
     IF nothing AND p_doubt IS NULL THEN
         me := look(v_now, p_worker, lines);
         IF NOT me.worth THEN
             RETURN NEXT answer(json_build_object('alive', me.alive, 'due_in', me.due_at - v_now,
-                'cancels', cancels_of(p_worker), 'slow', slow_since(began)));
+                'cancels', cancels_of(p_worker), 'slow', slow_since(began),
+                'version', me.version));
             RETURN;
         END IF;
     END IF;
@@ -297,6 +305,12 @@ BEGIN
     IF me.late THEN
         RETURN NEXT answer('{"alive": true, "late": true}');
         RETURN;
+    END IF;
+    IF me.paused IS NOT NULL AND p_wanted > 0 THEN
+        lines := open_lines(lines, me.paused);
+        IF lines IS NULL THEN
+            p_wanted := 0;
+        END IF;
     END IF;
     -- Applied before the claim, so that a finish callback is among what it finds.
     applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
@@ -355,7 +369,7 @@ BEGIN
         'lost_done', applied.lost_done, 'lost_moves', applied.lost_moves,
         'settled', applied.settled, 'ready', applied.ready OR followed & 1 = 1,
         'follow', followed > 1, 'drain', applied.drain,
-        'slow', slow));
+        'slow', slow, 'version', me.version));
 END $$;
 
 -- Microseconds that the search took, if it was slow because of what was claimed before: the entries
@@ -372,11 +386,18 @@ END $$;
 
 -- Whether an exchange that hands in nothing is worth its locks.
 CREATE OR REPLACE FUNCTION look(p_now bigint, p_worker uuid, p_lines demand[],
-    OUT alive boolean, OUT due_at bigint, OUT worth boolean) LANGUAGE plpgsql AS $$
+    OUT alive boolean, OUT due_at bigint, OUT worth boolean, OUT version bigint) LANGUAGE plpgsql AS $$
+DECLARE
+    held text[];
 BEGIN
-    alive := EXISTS (SELECT FROM workers
-                     WHERE id = p_worker AND ended_at IS NULL AND expires > p_now);
+    SELECT coalesce(c.version, 0), c.paused INTO version, held
+    FROM workers w LEFT JOIN configuration c ON true
+    WHERE w.id = p_worker AND w.ended_at IS NULL AND w.expires > p_now;
+    alive := FOUND;
     worth := false;
+    IF held IS NOT NULL AND p_lines IS NOT NULL THEN
+        p_lines := open_lines(p_lines, held);
+    END IF;
     IF alive AND p_lines IS NOT NULL THEN
         due_at := next_due(p_now);
         worth := coalesce(due_at <= p_now, false) OR anything_to_claim(p_now, p_worker, p_lines)

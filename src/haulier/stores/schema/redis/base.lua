@@ -32,6 +32,7 @@
 --   worker:<id>           hash    one incarnation; worker:health:<id> string that lives as long
 --   workers alive ended   zset    started -> id; expires -> id; ended -> id
 --   events                stream  <number of the last>-0: events that are alike, together
+--   settings alterations  hash, list  name -> version, when, by whom, value; their last changes
 --   inbox:<queue> rejected  list  what producers of other languages push; what was refused of it
 -- Channels: events (JSON), wake:ready, wake:settled.
 

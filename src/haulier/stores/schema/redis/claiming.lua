@@ -6,10 +6,34 @@ local function read_demands()
   local demands = {}
   for i = 1, number() do
     local demand = {slots = number(), queues = list(), portions = {}}
+    -- Of queues that are taken from by weight, their times.
+    if number() == 1 then
+      demand.times = {}
+      for _, queue in ipairs(demand.queues) do
+        demand.times[queue] = {step = number(), ahead = number()}
+      end
+    end
     for j = 1, number() do demand.portions[j] = {slots = number(), kinds = list()} end
     demands[i] = demand
   end
   return demands
+end
+
+-- What is asked for of queues that are not paused.
+local function open_demands(demands, paused)
+  local shut, left = {}, {}
+  for _, queue in ipairs(cjson.decode(paused)) do shut[queue] = true end
+  for _, demand in ipairs(demands) do
+    local queues = {}
+    for _, queue in ipairs(demand.queues) do
+      if not shut[queue] then queues[#queues + 1] = queue end
+    end
+    if #queues > 0 then
+      left[#left + 1] = {slots = demand.slots, queues = queues, portions = demand.portions,
+        times = demand.times}
+    end
+  end
+  return left
 end
 
 local function wanted_by(demands)
@@ -148,7 +172,7 @@ local function lines_of(demand)
       for _, kind in ipairs(portion.kinds) do
         local at = ready_key(queue, kind)
         if call('EXISTS', at) == 1 then
-          lines[#lines + 1] = {key = at, portion = n, sound = demand.slots}
+          lines[#lines + 1] = {key = at, queue = queue, portion = n, sound = demand.slots}
         end
       end
     end
@@ -193,6 +217,18 @@ local function by_rank(a, b)
   return a.place < b.place
 end
 
+-- Jobs that stand in line by rank, ordered by the times of their queues instead: the n-th of a queue
+-- by its time after n jobs.
+local function in_turn(waiting, times)
+  local nth = {}
+  for _, each in ipairs(waiting) do
+    local queue = each.line.queue
+    nth[queue] = (nth[queue] or 0) + 1
+    each.rank = times[queue].ahead + nth[queue] * times[queue].step
+  end
+  table.sort(waiting, by_rank)
+end
+
 -- The first jobs of several lines merged into one, so that none of them starves another.
 local function line_up(demand, lines)
   local room, waiting, chosen, leaving = {}, {}, {}, {}
@@ -205,6 +241,7 @@ local function line_up(demand, lines)
     end
   end
   table.sort(waiting, by_rank)
+  if demand.times then in_turn(waiting, demand.times) end
   for _, each in ipairs(waiting) do
     local n = each.line.portion
     if room[n] > 0 and #chosen < demand.slots then

@@ -86,7 +86,8 @@ local function write_events()
       'kind', g.kind, 'queue', g.queue, 'role', g.role, 'batch', g.batch or '',
       'worker', g.worker or '', 'error', g.err or '', 'jobs', table.concat(g.jobs, ';'))
     tell(g, seq)
-    if g.target == PENDING or g.event == 'cancel_requested' or g.event == 'resume' then
+    if g.target == PENDING or g.event == 'cancel_requested' or g.event == 'resume'
+      or g.event == 'configured' then
       wakes_ready = true
     end
     if not g.target or g.target > RUNNING or g.source == g.target then wakes_settled = true end

@@ -28,7 +28,8 @@ end
 
 local function totals()
   return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
-    call('HLEN', key('uniques')), call('XLEN', key('events'))}
+    call('HLEN', key('uniques')), call('HEXISTS', key('history'), 'configured'),
+    call('XLEN', key('events'))}
 end
 
 local function is_empty()

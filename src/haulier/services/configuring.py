@@ -1,0 +1,59 @@
+"""Changing what workers go by while they run: queues by name, and all other settings."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+
+from haulier.domain.configuration import LONGEST_BY, Configuration, paused, weight
+from haulier.ports import JobStore
+
+
+class Queues:
+    """What is done to whole queues; every change takes effect on all workers at once.
+
+    `by` is who does it, as the history will say: by default the user of this process, and its host.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    async def paused(self) -> frozenset[str]:
+        """The queues that are paused."""
+        return (await self._store.configurable().configuration()).paused
+
+    async def weights(self) -> dict[str, int]:
+        """The weights that queues were given here; they come before those of workers."""
+        return (await self._store.configurable().configuration()).weights
+
+    async def pause(self, *queues: str, by: str | None = None) -> Configuration:
+        """Let no more jobs of these queues start; those that run go on."""
+        values = dict.fromkeys(map(paused, queues), True)
+        return await self._store.configurable().configure(values, by=by or who())
+
+    async def resume(self, *queues: str, by: str | None = None) -> Configuration:
+        """Let the jobs of paused queues start again."""
+        return await self._store.configurable().configure(
+            {}, unset=map(paused, queues), by=by or who()
+        )
+
+    async def weigh(
+        self, queue: str, number: int | None, *, by: str | None = None
+    ) -> Configuration:
+        """Give a queue a weight (1 to 1000) that comes before what workers say; None: take it away.
+
+        When a worker's queues are all full, each gives it as many jobs as it weighs.
+        """
+        name = weight(queue)
+        values, unset = ({}, [name]) if number is None else ({name: number}, [])
+        return await self._store.configurable().configure(values, unset=unset, by=by or who())
+
+
+def who() -> str:
+    """Who runs this process, as far as the system says."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "somebody"
+    text = f"{user}@{socket.gethostname()}"
+    return "".join(each for each in text if each.isprintable())[:LONGEST_BY]
