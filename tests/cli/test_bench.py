@@ -29,6 +29,7 @@ FIGURES = {
         "other_queues_ratio", "same_queue_ratio",
     ),
     "writers": ("enqueued", "counted", "slowest_ms"),
+    "flow": ("plain_per_s", "flow_enqueue_per_s", "fan_per_s", "chain_per_s", "fan_ratio"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from haulier.domain.flow import PARENT_FAILED
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import RULES, Move
 from simulation.event_log import check_events
@@ -208,7 +209,8 @@ def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:
             head = final.jobs.get(job.batch_id or "")
             with_head = head is not None and head.state in (JobState.FAILED, JobState.CANCELLED)
             asked = known.cancel_asked or trail.jobs[job.batch_id or job.id].cancel_asked
-            return Move.CANCEL in known.ends or asked or cut_short or with_head
+            with_parent = job.error is not None and job.error.type == PARENT_FAILED
+            return Move.CANCEL in known.ends or asked or cut_short or with_head or with_parent
 
 
 def counters_agree(final: Final) -> Iterator[str]:

@@ -45,7 +45,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import queues
+from simulation import flows, queues
 from simulation.history import Entry, Final, What, look
 from simulation.queues import QUEUES
 
@@ -520,6 +520,7 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    flows.enqueue_flow: 5,
     queues.pause_queue: 3,
     queues.resume_queue: 4,
 }

@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "flow")
 FOR_POSTGRES = "long-reader"
 
 
@@ -104,6 +104,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     latency   from enqueue to start, at 100 jobs/s on an idle worker
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
+    flow      jobs that wait for each other against jobs that do not
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -141,6 +142,7 @@ Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
 async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.flow import flow
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
@@ -152,6 +154,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "latency": latency,
         "backlog": backlog,
         "writers": writers,
+        "flow": flow,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:
