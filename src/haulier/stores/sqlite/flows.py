@@ -89,6 +89,9 @@ FROM ends n JOIN edges e ON e.parent = n.parent AND e.state IS NULL
 LEFT JOIN jobs j ON j.seq = e.child
 WHERE n.work = {TELLING} AND n.work > 0 LIMIT ?
 """
+_WILL_TELL = (
+    f"UPDATE jobs SET children = iif(children = {TO_REVIVE}, {TO_REVIVE}, {TO_TELL}) WHERE id = ?"
+)
 _ADD_EDGE = "INSERT INTO edges (child, nth, parent, otherwise) VALUES (?, ?, ?, ?)"
 _TELL = "UPDATE edges SET state = ? WHERE child = ? AND nth = ?"
 _ALL_TOLD = (
@@ -167,9 +170,12 @@ def add(
             for nth, (parent, each) in enumerate(zip(ids, job.after, strict=True))
         ]
         db.executemany(_ADD_EDGE, edges)
-    missing = [text_id(parent) for parent in parents if not _will_tell(db, parent)]
-    if missing:
-        raise flow.absent(missing)
+    # They tell their children when they end, or at once if they have.
+    before = db.total_changes()
+    db.executemany(_WILL_TELL, [(parent,) for parent in parents])
+    if db.total_changes() - before < len(parents):
+        known = "SELECT 1 FROM jobs WHERE id = ?"
+        raise flow.absent(text_id(each) for each in parents if not fetch(db, known, (each,)))
 
 
 def those_there(db: apsw.Connection, jobs: Iterable[NewJob]) -> frozenset[str]:
@@ -179,16 +185,6 @@ def those_there(db: apsw.Connection, jobs: Iterable[NewJob]) -> frozenset[str]:
         for job in jobs
         if job.after and fetch(db, "SELECT 1 FROM jobs WHERE id = ?", (raw_id(job.id),))
     )
-
-
-def _will_tell(db: apsw.Connection, parent: bytes) -> bool:
-    """Let a job tell its children when it ends, or at once if it has; false if it is not there."""
-    db.execute(
-        f"UPDATE jobs SET children = iif(children = {TO_REVIVE}, {TO_REVIVE}, {TO_TELL}) "
-        "WHERE id = ?",
-        (parent,),
-    )
-    return bool(db.changes())
 
 
 # ── What ended, and what came back ───────────────────────────────────────────────────────────
