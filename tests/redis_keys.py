@@ -14,6 +14,7 @@ from haulier.stores.codes import (
     COMPLETED,
     FAILED,
     HEAD,
+    INNER,
     ITEM,
     LET_IN,
     PARKED,
@@ -89,6 +90,7 @@ def check(keys: Keyspace) -> None:
     _check_workers(keys)
     _check_names(keys)
     _check_counts(keys)
+    _check_schedules(keys)
     last = keys.client.xrevrange(keys.prefix + "events", count=1)
     assert not last or last[0][0] == f"{history['last']}-0"
 
@@ -112,7 +114,7 @@ def _of(keys: Keyspace, *, states: tuple[int, ...] = (), roles: tuple[int, ...] 
 
 def _check_indexes(keys: Keyspace) -> None:
     top = (SINGLE, HEAD)
-    assert keys.members("below").keys() == _of(keys, roles=(ITEM,))
+    assert keys.members("below").keys() == _of(keys, roles=(ITEM, INNER))
     assert keys.members("top").keys() == _of(keys, roles=top)
     assert keys.members("dead").keys() == _of(keys, states=(FAILED,))
     finished: dict[str, set[str]] = defaultdict(set)
@@ -182,8 +184,9 @@ def _check_flows(keys: Keyspace) -> None:
 
 
 def _check_batches(keys: Keyspace) -> None:
-    assert keys.members("batches").keys() == keys.batches.keys()
-    assert keys.batches.keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("batches").keys() == _of(keys, roles=(HEAD,))
+    assert keys.members("nested").keys() == _of(keys, roles=(INNER,))
+    assert keys.batches.keys() == _of(keys, roles=(HEAD, INNER))
     items: dict[str, dict[str, set[str]]] = {
         name: defaultdict(set) for name in ("items", "active", "failed")
     }
@@ -196,7 +199,7 @@ def _check_batches(keys: Keyspace) -> None:
         assert batch in keys.batches, f"item {job_id} is orphaned"
         state = _num(row, "state")
         items["items"][batch].add(job_id)
-        if state == RUNNING:
+        if state == RUNNING and "worker" in row:
             items["active"][batch].add(job_id)
         if state == FAILED:
             items["failed"][batch].add(job_id)
@@ -263,3 +266,16 @@ def _check_counts(keys: Keyspace) -> None:
     found = keys.client.hgetall(keys.prefix + "counts")
     told = {tuple(map(unescaped, field.split(":"))): int(n) for field, n in found.items()}
     assert told == expected
+
+
+def _check_schedules(keys: Keyspace) -> None:
+    schedules = keys.hashes("schedule:")
+    assert keys.members("schedules").keys() == schedules.keys()
+    assert keys.members("ticking").keys() == {n for n, row in schedules.items() if "next" in row}
+    ticked = {}
+    for name, ticks in keys.under("ticks:").items():
+        assert name in schedules, f"the ticks of {name} are orphaned"
+        for tick, *_, job in map(str.split, ticks):
+            if job != "-":
+                ticked[job] = f"{name} {tick}"
+    assert keys.client.hgetall(keys.prefix + "ticked") == ticked

@@ -26,12 +26,14 @@ from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.configuring import Queues, who
+from haulier.services.filling import Filling
 from haulier.services.flow import Flow
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.middleware import Middleware
-from haulier.services.options import Options
+from haulier.services.options import BatchLimits, Options
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
+from haulier.services.schedules import AnyCadence, ScheduleManager, ScheduleOptions
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
 from haulier.stores import open_store
@@ -162,6 +164,9 @@ class App:
         def register(target: Callable[..., Any]) -> Task[..., Any]:
             definition = task_from(target, options)
             self.registry.add(definition)
+            cadence = options.get("schedule")
+            if cadence is not None:
+                self.schedules.declare(definition.kind, definition.kind, cadence)
             return Task(self, target, definition.kind)
 
         return register if function is None else register(function)
@@ -169,6 +174,22 @@ class App:
     def add_runner(self, runner: BaseTaskRunner[Any, Any]) -> None:
         """Register a bulk kind."""
         register_runner(self.registry, runner)
+
+    def schedule(
+        self,
+        name: str,
+        task: Task[..., Any] | str,
+        cadence: AnyCadence,
+        payload: Payload | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Declare that a task is enqueued at each tick of a cadence; see ScheduleOptions.
+
+        A worker that starts stores it, if it is new or the declaration has changed: what was set at
+        run time (`app.schedules`, the command line) stays until then. Raises ValidationError with
+        the fields at fault.
+        """
+        self.schedules.declare(name, _kind(task), cadence, payload, options)
 
     def upcast(
         self, task: Task[..., Any] | str, *, from_version: int
@@ -249,6 +270,29 @@ class App:
         """Begin a flow: jobs that wait for each other, inserted together by its `start`."""
         return self.jobs.flow(_kind)
 
+    def open_batch(
+        self,
+        task: Task[..., Any] | str,
+        *,
+        on_finish: Task[..., Any] | str | None = None,
+        keep_open: bool = False,
+        **options: Unpack[Options],
+    ) -> Filling:
+        """Open a batch to be filled as its items come, in flat memory.
+
+        Used as `async with app.open_batch(resize) as batch: await batch.add(items)`. At the end of
+        the block the batch is sealed: it settles with its last item. A block that
+        ends by an exception cancels it, or leaves it open with `keep_open`; one whose process dies
+        leaves it open. With the same `job_id` a later block goes on with it and doubles nothing;
+        see `Filling.add`.
+        """
+        finish = None if on_finish is None else _kind(on_finish)
+        return Filling(self.jobs, _kind(task), options, finish_kind=finish, keep_open=keep_open)
+
+    async def seal(self, batch_id: str) -> None:
+        """Declare that a batch that was left open has all its items."""
+        await self.store.seal(batch_id)
+
     def enqueue_sync(
         self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
     ) -> str:
@@ -281,6 +325,11 @@ class App:
         # for it ends with the call.
         with self._alone:
             return asyncio.run(open_and_run())
+
+    @property
+    def schedules(self) -> ScheduleManager:
+        """The schedules of the store: look at them, set, pause, resume, run and delete them."""
+        return ScheduleManager(self.store, self.registry, self.jobs.sealer)
 
     # ── Look and operate ─────────────────────────────────────────────────────────────────────
 
@@ -341,17 +390,29 @@ class App:
     ) -> int:
         """Requeue only the failed items of a batch; returns how many.
 
-        All, or those whose last error is of the class `error_type`, and at most `limit` of them.
+        All, or those whose last error is of the class `error_type`, and at most `limit` of them. Of
+        batches within it too.
         """
         return await self.jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
 
     async def pause(self, batch_id: str) -> None:
-        """Let no more items of a batch start; those that run go on."""
+        """Let no more items of a batch start, nor of those within it; those that run go on."""
         await self.store.pause(batch_id)
 
     async def resume(self, batch_id: str) -> None:
         """Let the items of a paused batch start again."""
         await self.store.resume(batch_id)
+
+    async def alter_batch(
+        self, batch_id: str, *, by: str = "", **limits: Unpack[BatchLimits]
+    ) -> Batch:
+        """Change limits of a batch while it runs: `concurrency=20, max_failures=None`.
+
+        None removes a limit. It holds at once, see the guarantees; `by` says who did it, in the
+        event. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
+        cancelled, retried or deleted.
+        """
+        return await self.jobs.alter_batch(batch_id, limits, by=by)
 
     async def delete(self, job_id: str) -> None:
         """Delete a job that is not running; a batch goes with its items."""

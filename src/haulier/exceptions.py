@@ -5,6 +5,7 @@ HaulierError                        (alias WorkerServiceError)
 ├── ValidationError                 input was refused; `problems` names each field and reason
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
+├── ScheduleNotFoundError           no schedule has this name
 ├── JobStateError                   the job's state does not allow this
 ├── DuplicateJobError               another job holds the unique name
 │   └── IdempotencyConflictError    the same idempotency key, with another body
@@ -81,6 +82,14 @@ class JobNotFoundError(HaulierError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(f"no job has the id {job_id}")
+
+
+class ScheduleNotFoundError(HaulierError):
+    """No schedule has this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"no schedule has the name {name[:200]}")
 
 
 class JobStateError(HaulierError):

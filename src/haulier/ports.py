@@ -28,6 +28,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
+from haulier.parts import Schedules
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -174,8 +175,17 @@ class JobReader(Protocol):
         """The batch; raises JobNotFoundError."""
         ...
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        """Batches, newest first; `cursor` is the id of the last one seen."""
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        """Batches, newest first; `cursor` is the id of the last one seen.
+
+        Those that are items of no other, or with `within` those that are items of that one.
+        """
+        ...
+
+    def schedules(self) -> Schedules:
+        """The part of this store that keeps schedules."""
         ...
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
@@ -318,12 +328,13 @@ class JobStore(JobReader, Protocol):
         """Insert jobs in one transaction.
 
         A job whose id exists already is left as it is. A head job starts a batch with the given
-        policy; items name their batch, which must not be sealed. With a `fence` nothing happens
-        unless it holds: raises LeaseLostError. A job whose unique name is held by another is dealt
-        with as its `Conflict` says: raises DuplicateJobError or IdempotencyConflictError, and then
-        nothing was inserted. Raises ValidationError for a job that is to run `after` one that is
-        not there or, in a circle, after itself. Two jobs of one call may hold the same name: the
-        first one has it.
+        policy; so does one of the role inner, which is an item of another batch as well, at most
+        `domain.batch.DEEPEST` deep. Items name their batch, which must not be sealed. With a
+        `fence` nothing happens unless it holds: raises LeaseLostError. A job whose unique name is
+        held by another is dealt with as its `Conflict` says: raises DuplicateJobError or
+        IdempotencyConflictError, and then nothing was inserted. Raises ValidationError for
+        a job that is to run `after` one that is not there or, in a circle, after itself. Two jobs
+        of one call may hold the same name: the first one has it.
 
         With the caller's own `connection` to the store's database, in the transaction that is open
         on it: the jobs are there once the caller commits. Raises ConfigurationError for one that is
@@ -347,19 +358,36 @@ class JobStore(JobReader, Protocol):
 
         The head is running from the start, held by nobody; it settles like any other once it is
         sealed and its last item is done. When another head holds its unique name, no item is
-        inserted either.
+        inserted either. The items are plain ones.
         """
         ...
 
     async def pause(self, batch_id: str) -> None:
-        """Let no more items of a batch start; those that run go on. Raises JobNotFoundError.
+        """Let no more items of a batch start, nor of those within it; those that run go on.
 
+        Raises JobNotFoundError.
         Raises JobStateError for a batch that has settled. Pausing a paused batch changes nothing.
         """
         ...
 
     async def resume(self, batch_id: str) -> None:
-        """Let the items of a paused batch start again."""
+        """Let the items of a paused batch start again.
+
+        Those of a batch within it that was paused by itself stay as they are.
+        """
+        ...
+
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        """Change limits of a batch (the names of `domain.batch.LIMITS`); None removes one.
+
+        It holds at once: items that were let into the line beyond it are taken back, those that
+        run go on. With more failed items than it may have now, the batch is cut short. Appends an
+        `alter` event that tells who did it, unless nothing changes. A settled batch keeps the
+        limits for when it is reopened. Raises JobNotFoundError, or JobStateError for a batch that
+        is being cancelled, retried or deleted.
+        """
         ...
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -383,7 +411,7 @@ class JobStore(JobReader, Protocol):
         """Requeue failed items of a batch and reopen its head; returns how many.
 
         All, or only those whose last error is of that class, and at most `limit`, the first ones
-        first.
+        first. Not of batches within it, nor these themselves: see `services.nesting`.
         """
         ...
 

@@ -24,9 +24,10 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
 from haulier.domain.flow import Parent
-from haulier.domain.job import MICROSECOND, Job, Outcome, Role
+from haulier.domain.job import MICROSECOND, Job, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Note, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
 from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
@@ -355,6 +356,9 @@ class _Solo:
     def parents_of(self, job: Job) -> Future[list[Parent]]:
         return self._steps.parents_of(job)
 
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        return self._steps.tick_of(job)
+
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)
 
@@ -468,7 +472,7 @@ async def refute_enqueued(
 
 def _stands_for_items(app: App, job: Job) -> bool:
     """Whether it is only the head of a batch that its producer filled."""
-    if job.role is not Role.HEAD or job.kind not in app.registry:
+    if not job.role.heads or job.kind not in app.registry:
         return False
     return app.registry.get(job.kind).expand is None
 

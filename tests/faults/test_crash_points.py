@@ -61,7 +61,7 @@ BY_WORKERS = {
     "insert": 1,
     "retire": 1,
 }
-NOT_WRITING = {"ttl", "chunk", "watch", "heartbeat", "transferable", "check"}
+NOT_WRITING = {"ttl", "chunk", "watch", "heartbeat", "transferable", "check", "schedules"}
 """What a store has besides verbs; `renew` is a verb of the heartbeat that it gives."""
 
 STEPS = {

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,7 +14,10 @@ from faults.log import Log
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import NewJob
 from haulier.domain.moves import Transition
+from haulier.domain.schedule import Firing
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Renewal, WorkerRow
+from haulier.parts import Schedules
 from haulier.ports import Heartbeat, Inserted, JobStore
 
 SLICES = {"SqliteStore": "_write", "PostgresStore": "_write", "RedisStore": "_write"}
@@ -103,6 +106,9 @@ class Witness:
         told = [[job.id, job.batch_id] for job in jobs]
         self._log.write("enqueue", ok=ok, jobs=told, heads=heads)
 
+    def schedules(self) -> Any:
+        return _Schedules(self._store.schedules(), self._enqueue, self._crash)
+
     # ── Workers ──────────────────────────────────────────────────────────────────────────────
 
     async def enlist(self, worker: WorkerRow) -> None:
@@ -156,6 +162,31 @@ class Witness:
             yield
         finally:
             delattr(self._store, name)
+
+
+class _Schedules:
+    """Of what schedulers do, only that jobs are enqueued is to be written down."""
+
+    def __init__(self, schedules: Schedules, enqueue: Callable[..., None], crash: Crash) -> None:
+        self._schedules = schedules
+        self._enqueue = enqueue
+        self._crash = crash
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._schedules, verb)
+
+    async def fire(self, firings: Sequence[Firing]) -> list[tuple[Tick, ...] | None]:
+        self._crash.reach("fire before")
+        for firing in firings:
+            jobs = [planned.job for planned in firing.ticks if planned.job]
+            self._enqueue(jobs, firing.policy, None)
+        answer = await self._schedules.fire(firings)
+        self._crash.reach("fire after")
+        for firing, ticks in zip(firings, answer, strict=True):
+            made = {tick.job for tick in ticks or ()}
+            jobs = [p.job for p in firing.ticks if p.job and p.job.id in made]
+            self._enqueue(jobs, firing.policy, True)
+        return answer
 
 
 class _Heartbeat:

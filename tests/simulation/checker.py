@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from haulier.domain.batch import Batch
 from haulier.domain.flow import PARENT_FAILED
-from haulier.domain.job import Job, JobState, Role
+from haulier.domain.job import Job, JobState
 from haulier.domain.moves import RULES, Move
 from simulation.event_log import check_events
 from simulation.history import Entry, Final, What, callbacks_of
@@ -129,17 +130,24 @@ class Trail:
             known.steps.add(entry.step)
 
     def _cancel(self, entry: Entry) -> None:
-        for job in (entry.job, *self.items[entry.job]):
+        todo = [entry.job]
+        while todo:
+            job = todo.pop()
             self.jobs[job].cancel_asked = True
+            # Of one within it, its items too.
+            todo += self.items.get(job, ())
 
     def _requeue(self, entry: Entry) -> None:
         for job in {entry.job} if entry.batch is None else self.items[entry.batch]:
             self.jobs[job].requeued = True
 
     def _discard(self, entry: Entry) -> None:
-        for job in self.items.pop(entry.job, ()):
+        todo = [*self.items.pop(entry.job, ())]
+        while todo:
+            job = todo.pop()
             # Made anew it has the same id, so its leases go on from where they were.
             self.leases[job] = self.jobs.pop(job).last
+            todo += self.items.pop(job, ())
 
     def _end(self, entry: Entry) -> None:
         for known in self.jobs.values():
@@ -191,10 +199,9 @@ def _steps(trail: Trail, final: Final) -> Iterator[str]:
 
 
 def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:
-    batch = final.batches.get(job.batch_id or job.id)
-    cut_short = batch is not None and batch.max_failures is not None
+    cut_short = any(batch.max_failures is not None for batch in _batches_of(job, final))
     match job.state:
-        case JobState.COMPLETED if job.role is Role.HEAD:
+        case JobState.COMPLETED if job.role.heads:
             # By its producer, or handed over by the worker that expanded it.
             return known.last == 0 or Move.HAND_OVER in known.ends
         case JobState.COMPLETED:
@@ -202,15 +209,29 @@ def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:
         case JobState.FAILED:
             # A claim that no answer told of may have been the one whose worker was lost.
             unseen = job.lease > known.last
-            whole = cut_short and job.role is Role.HEAD
+            whole = cut_short and job.role.heads
             return bool(known.ends & {Move.FAIL, Move.LOSE}) or unseen or whole
         case _:
             # Items go with a head that failed while it was expanding.
-            head = final.jobs.get(job.batch_id or "")
-            with_head = head is not None and head.state in (JobState.FAILED, JobState.CANCELLED)
+            heads = [final.jobs[batch.id] for batch in _batches_of(job, final)]
+            with_head = any(
+                head.state in (JobState.FAILED, JobState.CANCELLED)
+                for head in heads
+                if head.id != job.id
+            )
             asked = known.cancel_asked or trail.jobs[job.batch_id or job.id].cancel_asked
             with_parent = job.error is not None and job.error.type == PARENT_FAILED
             return Move.CANCEL in known.ends or asked or cut_short or with_head or with_parent
+
+
+def _batches_of(job: Job, final: Final) -> list[Batch]:
+    """Its own batch if it is a head, the one it is an item of, and all around that."""
+    found: list[Batch] = []
+    at: str | None = job.id if job.role.heads else job.batch_id
+    while at is not None and at in final.batches:
+        found.append(final.batches[at])
+        at = found[-1].within
+    return found
 
 
 def counters_agree(final: Final) -> Iterator[str]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from haulier.domain.event import (
+    ALTERED,
     CANCEL_HEARD,
     CANCEL_REQUESTED,
     CONFIGURED,
     DELETED,
     INSERTED,
+    OF_SCHEDULES,
     PAUSED,
     RESUMED,
     Event,
@@ -26,7 +28,7 @@ from simulation.queues import check_queues
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED, CONFIGURED}
+BESIDE = {PAUSED, RESUMED, ALTERED, CONFIGURED, *OF_SCHEDULES}
 
 
 @dataclass(slots=True)

@@ -78,13 +78,17 @@ def callbacks_of(final: Final) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {batch_id: [] for batch_id in final.batches}
     for job in sorted(final.jobs.values(), key=lambda job: job.seq):
         if b'"batch_id"' in job.payload:
-            found[json.loads(job.payload)["batch_id"]].append(job.id)
+            # Of a batch that its outer one made anew, they may be older than itself.
+            found.setdefault(json.loads(job.payload)["batch_id"], []).append(job.id)
     return found
 
 
 async def look(store: JobStore) -> Final:
     """What a store tells now."""
     batches = await store.batches(limit=MANY)
+    for batch in batches:
+        # Those within it, and within these.
+        batches += await store.batches(limit=MANY, within=batch.id)
     assert len(batches) < MANY
     return Final(
         jobs={job.id: job async for job in pages(store, JobFilter())},

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from haulier.testing import FakeClock
+from simulation import schedules
 from simulation.checker import check
 from simulation.direct import direct_store
 from simulation.world import TTL, World
@@ -21,7 +22,8 @@ async def run(seed: int) -> list[str]:
         final = await world.run()
         # What the store does in the background ends before it is closed.
         await store._background.idle()
-    return check(world.history, final) + world.shut.findings
+        found = await schedules.findings(world, final)
+    return check(world.history, final) + world.shut.findings + found
 
 
 def test_nothing_goes_wrong_whatever_the_seed(seeds: range):

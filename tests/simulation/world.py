@@ -45,7 +45,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import flows, queues
+from simulation import flows, nested, queues, schedules
 from simulation.history import Entry, Final, What, look
 from simulation.queues import QUEUES
 
@@ -88,6 +88,7 @@ class World:
         self.unsealed: dict[str, int] = {}
         self.sent: list[list[NewJob]] = []
         self.named: list[str] = []
+        self.clockwork = schedules.Clockwork()
         self.shut = queues.Shut()
 
     async def run(self) -> Final:
@@ -265,7 +266,7 @@ class World:
 
     def outcome(self, job: Job) -> Outcome:
         error = JobError(type=self.pick(("Boom", "Bang")), message="", attempt=job.attempt)
-        good = Expanded() if job.kind == "bulk" and job.role is Role.HEAD else Succeeded(b"1")
+        good = Expanded() if job.kind == "bulk" and job.role.heads else Succeeded(b"1")
         return self.dice.choices(
             [
                 good,
@@ -442,8 +443,9 @@ class World:
         except JobStateError:
             return
         if states.get(job.id) is JobState.PENDING:
-            if job.role is Role.HEAD:
+            if job.role.heads:
                 self.note(What.DISCARD, job.id)
+                await nested.forget(self)
             self.note(What.REQUEUE, job.id)
 
     async def retry_failed(self) -> None:
@@ -485,7 +487,7 @@ class World:
             await self.sweep()
             for hand in list(self.hands):
                 for job in list(hand.held.values()):
-                    good = job.kind == "bulk" and job.role is Role.HEAD
+                    good = job.kind == "bulk" and job.role.heads
                     await self.attempt(hand, job, Expanded() if good else Succeeded(b"1"))
                 await self.exchange(hand, 50)
             if not any(
@@ -521,6 +523,13 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.resume: 2,
     World.step: 10,
     flows.enqueue_flow: 5,
+    schedules.set_schedule: 4,
+    schedules.pause_schedule: 1,
+    schedules.tick: 10,
+    schedules.tick_late: 4,
+    schedules.run_schedule: 1,
+    nested.nest: 2,
+    nested.alter: 3,
     queues.pause_queue: 3,
     queues.resume_queue: 4,
 }

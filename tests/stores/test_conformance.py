@@ -1,5 +1,11 @@
 """The one suite for every store. Its themes are modules of `conformance`; this is the contents."""
 
+from conformance.altering import (
+    TestAlterBatchSize,
+    TestAlterConcurrency,
+    TestAlterEdges,
+    TestAlterMaxFailures,
+)
 from conformance.baggage import TestBaggage, TestBaggageOfBatches
 from conformance.batches import (
     TestCutOff,
@@ -30,6 +36,13 @@ from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
+from conformance.nesting import (
+    TestNested,
+    TestNestedCancel,
+    TestNestedDelete,
+    TestNestedPause,
+    TestNestedRetry,
+)
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
 from conformance.poison import TestAlone, TestLosses
@@ -39,6 +52,7 @@ from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
 from conformance.routing import TestRouting
 from conformance.rules import TestHeadRules, TestRules
+from conformance.schedules import TestDue, TestKeptSchedules, TestOverlap, TestTicks
 from conformance.shares import TestShares
 from conformance.steps import TestKeep, TestStepsStay
 from conformance.stream import TestCursors, TestNumbers, TestWatchEvents
@@ -62,6 +76,10 @@ from conformance.unique import (
 __all__ = [
     "TestActiveNames",
     "TestAlone",
+    "TestAlterBatchSize",
+    "TestAlterConcurrency",
+    "TestAlterEdges",
+    "TestAlterMaxFailures",
     "TestBaggage",
     "TestBaggageOfBatches",
     "TestBatchSize",
@@ -78,6 +96,7 @@ __all__ = [
     "TestDemands",
     "TestDrain",
     "TestDrains",
+    "TestDue",
     "TestErrors",
     "TestExpandAnew",
     "TestFailing",
@@ -93,6 +112,7 @@ __all__ = [
     "TestIncarnations",
     "TestInsert",
     "TestKeep",
+    "TestKeptSchedules",
     "TestLines",
     "TestLinesStay",
     "TestLosses",
@@ -104,12 +124,18 @@ __all__ = [
     "TestMoves",
     "TestNamesOfBatches",
     "TestNamesOfRequeuedJobs",
+    "TestNested",
+    "TestNestedCancel",
+    "TestNestedDelete",
+    "TestNestedPause",
+    "TestNestedRetry",
     "TestNumbers",
     "TestOldEvents",
     "TestOneCallback",
     "TestOneHolder",
     "TestOrder",
     "TestOtherEvents",
+    "TestOverlap",
     "TestParents",
     "TestPause",
     "TestPauseOfMany",
@@ -135,6 +161,7 @@ __all__ = [
     "TestSkip",
     "TestStepsStay",
     "TestThaw",
+    "TestTicks",
     "TestUsedAgain",
     "TestWaiting",
     "TestWatch",

@@ -203,3 +203,8 @@ def says(ctx: Context, login: Login) -> None:
     for number in range(3):
         ctx.log(f"{number}: {plain}")
     ctx.log("x" * 5000)
+
+
+def say_tick(ctx: Context) -> list[Any]:
+    tick = ctx.tick_sync()
+    return [] if tick is None else [tick.schedule, tick.tick, tick.state, tick.job]

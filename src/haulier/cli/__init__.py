@@ -21,6 +21,7 @@ _COMMANDS = {
     "jobs": ("haulier.cli.jobs:jobs", "List, show, watch, cancel, retry, delete."),
     "queues": ("haulier.cli.queues:queues", "What waits where; pause, resume, weigh."),
     "run": ("haulier.cli.run:run", "Run a bulk kind over an input file."),
+    "schedules": ("haulier.cli.schedules:schedules", "What is enqueued by itself, and when."),
     "serve": ("haulier.cli.serve:serve", "Serve the HTTP API with one embedded worker."),
     "store": ("haulier.cli.store:store", "Copy a store into another one, look at its health."),
     "worker": ("haulier.cli.worker:worker", "Run workers until stopped."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from haulier.cli.filling import create, limit, seal
 from haulier.cli.jobs import watch_until_done
 from haulier.cli.output import (
     STATE_NAMES,
@@ -30,6 +31,7 @@ from haulier.cli.queues import lost_lines, waits, why_batch_lost
 from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
+from haulier.services import nesting
 from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from haulier.domain.batch import Batch
     from haulier.domain.job import Job
+    from haulier.ports import JobReader
 
 EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
 
@@ -46,15 +49,24 @@ def batches() -> None:
     """List, watch, pause, cancel, retry and export batches."""
 
 
+batches.add_command(create)
+batches.add_command(limit)
+batches.add_command(seal)
+
+
 @batches.command("list")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
+@click.option("--within", metavar="BATCH_ID", help="Only those that are items of that batch.")
+@click.option("--open", "only_open", is_flag=True, help="Only those that are not sealed yet.")
 @store_option
 @json_option
 @command_body
-async def list_batches(limit: int, store: str | None, as_json: bool) -> None:
+async def list_batches(
+    limit: int, within: str | None, only_open: bool, store: str | None, as_json: bool
+) -> None:
     """List batches, the newest first."""
     async with existing_store(store) as opened:
-        found = await opened.batches(limit=limit)
+        found = await _found(opened, limit, within, only_open=only_open)
         lost = await lost_lines(opened, map(waits, found))
     if as_json:
         emit_json(
@@ -100,23 +112,44 @@ async def show(batch_id: str, store: str | None, as_json: bool) -> None:
     for name in ("cancel_requested", "paused"):
         del document[name]
     document["sealed"] = None if batch.sealed else "not yet: items are still being added"
+    if batch.open:
+        document["sealed"] += f"; to end it: haulier batches seal|cancel {batch.id}"
     if document["rate"] is not None:
         document["rate"] = f"{document['rate']:.1f} items/s"
     document["eta"] = None if document["eta"] is None else duration(document["eta"])
     emit_fields(document.items())
 
 
+async def _found(
+    reader: JobReader, limit: int, within: str | None, *, only_open: bool
+) -> list[Batch]:
+    if not only_open:
+        return await reader.batches(limit=limit, within=within)
+    found: list[Batch] = []
+    cursor = None
+    while len(found) < limit and (
+        page := await reader.batches(limit=500, cursor=cursor, within=within)
+    ):
+        found += [batch for batch in page if batch.open]
+        cursor = page[-1].id
+    return found[:limit]
+
+
 def _view(batch: Batch) -> str:
-    """The state as people see it: paused and stopping are views of pending and running."""
+    """The state as people see it: paused, open and stopping are views of pending and running."""
     if batch.state.final:
         return batch.state
     if batch.cancel_requested:
         return "stopping"
-    return "paused" if batch.paused else batch.state
+    if batch.paused:
+        return "paused"
+    return "open" if batch.open else batch.state
 
 
 def _in_words(batch: Batch) -> str:
-    return f"{batch.state}, {'asked to stop' if batch.cancel_requested else 'paused'}"
+    if batch.cancel_requested:
+        return f"{batch.state}, asked to stop"
+    return f"{batch.state}, {'paused' if batch.paused else 'open'}"
 
 
 def _limits(batch: Batch) -> str:
@@ -211,9 +244,9 @@ async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
 async def retry_failed(
     batch_id: str, error_type: str | None, limit: int | None, store: str | None, as_json: bool
 ) -> None:
-    """Run only the failed items of a batch again."""
+    """Run only the failed items of a batch again, and of those within it."""
     async with existing_store(store) as opened:
-        count = await opened.retry_failed(batch_id, error_type=error_type, limit=limit)
+        count = await nesting.retry_failed(opened, batch_id, error_type=error_type, limit=limit)
     if as_json:
         emit_json({"id": batch_id, "requeued": count})
     else:

@@ -104,7 +104,7 @@ async def enqueue(
             f"{kind} takes secrets, which the list of processes would show",
             [Problem("payload", "give it on standard input: --payload -")],
         )
-    document = _parsed(sys.stdin.read() if payload == "-" else payload)
+    document = parsed(sys.stdin.read() if payload == "-" else payload)
     async with app:
         with baggage(**_values(carries)):
             new_id = await app.enqueue(kind, document, **options)
@@ -181,7 +181,8 @@ def _values(carries: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in split}
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def parsed(text: str) -> dict[str, Any]:
+    """A payload as it is given on the command line; raises ValidationError for no JSON object."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -77,5 +77,7 @@ def _line(event: Event) -> str:
     told += [f"batch {event.batch_id}"] if event.batch_id else []
     told += [f"worker {event.worker}"] if event.worker else []
     told += [event.error_type] if event.error_type else []
+    told += [event.setting] if event.setting else []
+    told += [f"by {event.by}"] if event.by else []
     what = f"{instant(event.at)}  {event.type:{WIDEST_TYPE}}  {event.job_id}"
     return f"{what}  {event.kind:{USUAL_KIND}}  {', '.join(told)}".rstrip()

@@ -29,7 +29,7 @@ from haulier.cli.output import (
 )
 from haulier.cli.queues import lost_lines, why_lost
 from haulier.cli.selecting import filter_of, filter_options, ids_or_filter, selection_options
-from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
+from haulier.domain.job import MICROSECOND, Job, JobError, JobState
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.services import selection
 
@@ -125,8 +125,11 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
         parents = await opened.parents(job_id)
         children = await opened.children(job_id, limit=CHILDREN)
+        tick = await opened.schedules().tick_of(job_id)
+    origin = {"schedule": tick and tick.schedule, "tick": tick and instant(tick.tick)}
     if as_json:
         beside = {
+            **origin,
             "parents": [parent_document(parent) for parent in parents],
             "children": [{"id": each.id, "state": each.state} for each in children.jobs],
             "more_children": children.next is not None,
@@ -136,7 +139,7 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         }
         emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
-    emit_fields(_fields(job, why_lost(job, lost)).items())
+    emit_fields({**_fields(job, why_lost(job, lost)), **origin}.items())
     _show_flow(parents, children)
     _show_way(steps, lines)
     if job.error is not None:
@@ -272,7 +275,7 @@ def tell_end(job: Job, *, as_json: bool) -> int:
         emit_json(job_document(job))
     else:
         click.echo(f"{job.kind} {job.id} {job.state} {_note(job)}".rstrip())
-    failed_items = job.role is Role.HEAD and job.value and job.value.get("failed")
+    failed_items = job.role.heads and job.value and job.value.get("failed")
     done = job.state is JobState.COMPLETED and not failed_items
     return EXIT_CODES["ok" if done else "unsuccessful"]
 
@@ -408,7 +411,7 @@ def _note(job: Job) -> str:
         return job.message or (f"{job.progress} %" if job.progress is not None else "")
     if job.state is JobState.PENDING and job.run_at > job.created_at:
         return f"due {instant(job.run_at)}" + (f", {job.message}" if job.message else "")
-    if job.role is Role.HEAD and job.value:
+    if job.role.heads and job.value:
         return f"{job.value['completed']} of {job.value['total']} completed"
     return ""
 

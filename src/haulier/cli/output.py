@@ -27,6 +27,7 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
+    ScheduleNotFoundError,
     StoreError,
     ValidationError,
 )
@@ -55,6 +56,7 @@ EXIT_CODES = {
 
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
+    (ScheduleNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),
@@ -399,6 +401,7 @@ def batch_document(batch: Batch, unroutable: str | None = None) -> dict[str, Any
         "started_at": instant(batch.started_at),
         "finished_at": instant(batch.finished_at),
         "finish_job": batch.finish_job,
+        "within": batch.within,
     }
 
 

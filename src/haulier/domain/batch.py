@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from haulier.domain.job import MICROSECOND, JobState
+
+DEEPEST = 4
+"""The most batches that may lie around one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +20,23 @@ class FinishCallback:
 
     kind: str
     queue: str = "default"
+
+
+LIMITS: Mapping[str, int] = {"concurrency": 1, "batch_size": 1, "max_failures": 0}
+"""The limits of a batch that may be changed while it runs, and the least that each may be."""
+
+
+def told_change(old: Mapping[str, int | None], new: Mapping[str, int | None]) -> str:
+    """What was changed, in words: `concurrency 5 -> 20, max_failures none -> 3`."""
+    return ", ".join(
+        f"{name} {_told(old[name])} -> {_told(new[name])}"
+        for name in LIMITS
+        if old[name] != new[name]
+    )
+
+
+def _told(limit: int | None) -> str:
+    return "none" if limit is None else str(limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +54,7 @@ class BatchPolicy:
     max_failures: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("concurrency", 1), ("batch_size", 1), ("max_failures", 0)):
+        for name, least in LIMITS.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ValueError(f"{name} must be an integer, {least} or more")
@@ -63,6 +84,7 @@ class Batch:
     `sealed` says that all items were added, `paused` that no more of them are started,
     `settled` that nothing of it runs or will run any more: a head may end before its last items do.
     `finish_job` is the id of the last finish callback's job, once the batch has settled.
+    `within` is the id of the batch that this one is an item of.
     """
 
     id: str
@@ -81,6 +103,12 @@ class Batch:
     started_at: int | None = None
     finished_at: int | None = None
     finish_job: str | None = None
+    within: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it waits for more items: until it is sealed or ends, it does not settle."""
+        return not self.sealed and self.state is JobState.RUNNING and not self.cancel_requested
 
     @property
     def progress(self) -> float:

@@ -12,10 +12,18 @@ CANCEL_HEARD = "cancel_heard"
 PAUSED = "pause"
 RESUMED = "resume"
 DELETED = "delete"
+ALTERED = "alter"
+SCHEDULE_SET = "schedule_set"
+SCHEDULE_PAUSED = "schedule_pause"
+SCHEDULE_RESUMED = "schedule_resume"
+SCHEDULE_DELETED = "schedule_delete"
 CONFIGURED = "configured"
 RESET = "reset"
 """Events that no move of `RULES` names. `reset`: what lies between the reader's place and the next
-event is no longer kept; look at the jobs anew."""
+event is no longer kept; look at the jobs anew. Those of a schedule have its id in the place of the
+job's, and the kind and queue of the jobs it enqueues."""
+
+OF_SCHEDULES = frozenset({SCHEDULE_SET, SCHEDULE_PAUSED, SCHEDULE_RESUMED, SCHEDULE_DELETED})
 
 
 class Event(NamedTuple):
@@ -24,6 +32,7 @@ class Event(NamedTuple):
     `seq` rises by one from event to event; `epoch` names the history that it counts in, which
     changes when a store was restored to an earlier state. `at`: microseconds UTC by the store's
     clock. `worker`: the incarnation that did it. `error_type`: the class of the error it recorded.
+    Of an `alter`, `setting` tells what was changed and `by` who did it.
     `configured` is no job's: `setting` names what was changed, `by` who did it.
     """
 

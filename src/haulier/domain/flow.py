@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from haulier.domain.ids import text_id_of
-from haulier.domain.job import JobError, JobState, NewJob, Role
+from haulier.domain.job import JobError, JobState, NewJob
 from haulier.exceptions import Problem, ValidationError
 
 MOST_PARENTS = 10_000
@@ -94,7 +94,7 @@ def check(jobs: Sequence[NewJob]) -> None:
 
 
 def _wrong(job: NewJob, job_id: str, ids: tuple[str, ...]) -> str | None:
-    if job.role is Role.ITEM:
+    if job.batch_id is not None:
         return "an item of a batch cannot wait for other jobs: let its batch wait"
     if len(ids) > MOST_PARENTS:
         return f"a job can wait for {MOST_PARENTS:,} others, not for {len(ids):,}"

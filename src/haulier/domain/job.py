@@ -63,11 +63,20 @@ class OnLost(StrEnum):
 
 
 class Role(StrEnum):
-    """What a job is for: on its own, as the head of a batch, or as one of its items."""
+    """What a job is for: on its own, as the head of a batch, or as one of its items.
+
+    inner: both, the head of a batch that is an item of another one.
+    """
 
     SINGLE = "single"
     HEAD = "head"
     ITEM = "item"
+    INNER = "inner"
+
+    @property
+    def heads(self) -> bool:
+        """Whether a batch has its id."""
+        return self is Role.HEAD or self is Role.INNER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ class Section(StrEnum):
     JOBS = "jobs"
     BATCHES = "batches"
     NAMES = "names"
+    SCHEDULES = "schedules"
+    TICKS = "ticks"
     CONFIGURATION = "configuration"
     EVENTS = "events"
 
@@ -117,7 +119,8 @@ class BatchRecord(NamedTuple):
     """A batch beside its head job. Its fields are those of `Batch`, and some more.
 
     `own_expander`: a worker runs the head to make the items. `cancel`: 0, 1 by request, 2 cut
-    short. `gated`: paused or limited, and not settled. `owed`: not settled in this round.
+    short. `paused`: 0, 1 by itself, 2 by the batch around it, 3 both.
+    `gated`: paused or limited, and not settled. `owed`: not settled in this round.
     `leases`: those of its items begin above this.
     """
 
@@ -125,7 +128,7 @@ class BatchRecord(NamedTuple):
     own_expander: bool
     sealed: bool
     cancel: int
-    paused: bool
+    paused: int
     gated: bool
     owed: bool
     leases: int
@@ -152,6 +155,32 @@ class NameRecord(NamedTuple):
     scope: Scope
     until: int | None
     digest: bytes
+
+
+class ScheduleRecord(NamedTuple):
+    """A schedule. Its fields are those of `Schedule`; `body` is what stores need not understand."""
+
+    name: str
+    id: str
+    revision: int
+    next: int | None
+    last_job: str | None
+    kind: str
+    queue: str
+    body: str
+    changed_by: str
+    changed_at: int
+
+
+class TickRecord(NamedTuple):
+    """A tick of a schedule. Its fields are those of `Tick`, `state` is one of its words."""
+
+    schedule: str
+    tick: int
+    at: int
+    state: str
+    job: str | None
+    since: int | None
 
 
 class ConfigurationRecord(NamedTuple):
@@ -184,7 +213,15 @@ class EventRecord(NamedTuple):
     jobs: tuple[tuple[str, int, int], ...]
 
 
-Record = JobRecord | BatchRecord | NameRecord | ConfigurationRecord | EventRecord
+Record = (
+    JobRecord
+    | BatchRecord
+    | NameRecord
+    | ScheduleRecord
+    | TickRecord
+    | ConfigurationRecord
+    | EventRecord
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from haulier.domain.job import JobState, OnLost
 from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
+from haulier.exceptions import ConfigurationError
 from haulier.services.code import code_of_runner
 from haulier.services.context import Context
 from haulier.services.registry import (
@@ -52,6 +53,9 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     `retention` that of the batch: see `TaskOptions`. `version` is that of the start model,
     `item_version` that of the item model; upcasts are for the kinds `task_type` and
     `<task_type>.item`.
+
+    With `item_kind` the items are jobs of that kind: of a task, or of another bulk kind, which then
+    are batches within this one. `item_model` is not used then, nor `run_item`.
     """
 
     task_type: ClassVar[str]
@@ -67,6 +71,7 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
     hard_timeout: ClassVar[float | None] = None
     on_lost: ClassVar[OnLost] = OnLost.RETRY
     retention: ClassVar[Retention] = Retention()
+    item_kind: ClassVar[str | None] = None
 
     @abstractmethod
     def expand(self, ctx: Context, start: StartT) -> Iterable[ItemT]:
@@ -76,65 +81,73 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
         Raise for an input that cannot be worked on: the head fails, its items are cancelled.
         """
 
-    @abstractmethod
     def run_item(self, ctx: Context, item: ItemT) -> Any | Awaitable[Any]:
         """Do one item; what it returns is kept as the item's result. May run more than once."""
+        del ctx, item
+        raise TypeError(f"{type(self).__qualname__} does no items: it has no run_item")
 
     async def finish(self, ctx: Context, start: StartT, finished: BatchFinished) -> Any:
         """Called once the batch has settled; `ctx.items(finished.batch_id)` has the results."""
         del ctx, start, finished
 
     def definitions(self) -> list[TaskDefinition]:
-        """The three kinds of this runner, as the registry takes them."""
-        item_kind, finish_kind = f"{self.task_type}.item", f"{self.task_type}.finish"
-        executor = executor_for(item_kind, self.run_item, self.executor)
+        """The kinds of this runner, as the registry takes them."""
+        item_kind = f"{self.task_type}.item"
+        made = [self._head(self.item_kind or item_kind), self._finish()]
+        return made if self.item_kind else [*made, self._item(item_kind)]
 
+    def _head(self, item_kind: str) -> TaskDefinition:
+        return TaskDefinition(
+            kind=self.task_type,
+            model=self.start_model,
+            executor=Executor.ASYNC,
+            expand=self.expand,
+            item_kind=item_kind,
+            finish_kind=f"{self.task_type}.finish",
+            retry=self.retry,
+            queue=self.queue,
+            version=self.version,
+            max_payload=MAX_START,
+            retention=self.retention,
+            has_secrets=holds_secrets(self.start_model),
+        )
+
+    def _item(self, kind: str) -> TaskDefinition:
+        if type(self).run_item is BaseTaskRunner.run_item:
+            raise ConfigurationError(f"{self.task_type} needs run_item, or an item_kind")
+        executor = executor_for(kind, self.run_item, self.executor)
+        return TaskDefinition(
+            kind=kind,
+            model=self.item_model,
+            executor=executor,
+            call=self.run_item,
+            retry=self.retry,
+            queue=self.queue,
+            per_worker=self.per_worker,
+            version=self.item_version,
+            has_secrets=holds_secrets(self.item_model),
+            timeout=self.timeout,
+            hard_timeout=self.hard_timeout,
+            on_lost=self.on_lost,
+            retention=self.retention,
+            code=code_of_runner(self) if executor is Executor.PROCESS else None,
+        )
+
+    def _finish(self) -> TaskDefinition:
         async def finish(ctx: Context, finished: BatchFinished) -> Any:
             start = await ctx.payload_of(finished.batch_id)
             return await self.finish(ctx, start, finished)  # type: ignore[arg-type]
 
-        return [
-            TaskDefinition(
-                kind=self.task_type,
-                model=self.start_model,
-                executor=Executor.ASYNC,
-                expand=self.expand,
-                item_kind=item_kind,
-                finish_kind=finish_kind,
-                retry=self.retry,
-                queue=self.queue,
-                version=self.version,
-                max_payload=MAX_START,
-                retention=self.retention,
-                has_secrets=holds_secrets(self.start_model),
-            ),
-            TaskDefinition(
-                kind=item_kind,
-                model=self.item_model,
-                executor=executor,
-                call=self.run_item,
-                retry=self.retry,
-                queue=self.queue,
-                per_worker=self.per_worker,
-                version=self.item_version,
-                has_secrets=holds_secrets(self.item_model),
-                timeout=self.timeout,
-                hard_timeout=self.hard_timeout,
-                on_lost=self.on_lost,
-                retention=self.retention,
-                code=code_of_runner(self) if executor is Executor.PROCESS else None,
-            ),
-            TaskDefinition(
-                kind=finish_kind,
-                model=BatchFinished,
-                executor=Executor.ASYNC,
-                call=finish,
-                queue=self.queue,
-            ),
-        ]
+        return TaskDefinition(
+            kind=f"{self.task_type}.finish",
+            model=BatchFinished,
+            executor=Executor.ASYNC,
+            call=finish,
+            queue=self.queue,
+        )
 
 
 def register_runner(registry: Registry, runner: BaseTaskRunner[Any, Any]) -> None:
-    """Make the three kinds of a runner known."""
+    """Make the kinds of a runner known."""
     for definition in runner.definitions():
         registry.add(definition)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -14,29 +15,51 @@ Insert = Callable[[Sequence[NewJob]], Awaitable[object]]
 PART = 50
 """Jobs that are made at a stretch: half a millisecond, then others have their turn."""
 
+LINGER = 1.0
+"""Seconds after which jobs are inserted with the next part, though they do not fill a call."""
+
 
 async def insert_all(
-    insert: Insert, parts: Iterable[Sequence[NewJob]], size: int, *, ahead: bool
+    insert: Insert,
+    parts: Iterable[Sequence[NewJob]] | AsyncIterable[Sequence[NewJob]],
+    size: int,
+    *,
+    ahead: bool,
 ) -> None:
     """Insert the jobs of all parts in their order, `size` or a few more to a call.
 
-    There is one call at a time. With `ahead` the next jobs are made meanwhile; not for parts that
-    may be long in coming, since the call's transaction would stay open so long. When a part cannot
-    be made, those before it that fill a call are inserted all the same.
+    There is one call at a time. With `ahead` the next jobs are made meanwhile; not for plain parts
+    that may be long in coming, since the call's transaction would stay open so long. When a part
+    cannot be made, those before it that fill a call are inserted all the same. Of parts that come
+    slowly, one by one, a call takes those of a second.
     """
     made: list[NewJob] = []
+    since = monotonic()
     async with _Calls(insert) as calls:
-        for part in parts:
+        async for part in _one_by_one(parts):
             made += part
-            if len(made) >= size:
+            if len(made) >= size or (made and monotonic() - since > LINGER):
                 await calls.begin(made)
                 made = []
                 if not ahead:
                     await calls.end()
-            await asyncio.sleep(0)
+                since = monotonic()
         if made:
             await calls.begin(made)
         await calls.end()
+
+
+async def _one_by_one(
+    parts: Iterable[Sequence[NewJob]] | AsyncIterable[Sequence[NewJob]],
+) -> AsyncIterator[Sequence[NewJob]]:
+    if isinstance(parts, AsyncIterable):
+        async for part in parts:
+            yield part
+            await asyncio.sleep(0)
+    else:
+        for part in parts:
+            yield part
+            await asyncio.sleep(0)
 
 
 class _Calls:

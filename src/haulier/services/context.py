@@ -17,6 +17,7 @@ from haulier.domain.batch import Batch
 from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobState
 from haulier.domain.line import LONGEST_LINE, Said
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
@@ -75,6 +76,10 @@ class Runtime(Keeper, Protocol):
 
     def payload_of(self, job: Job) -> BaseModel:
         """The checked payload of a job, its secrets bound."""
+        ...
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        """The tick that a job was enqueued for; callable from any thread."""
         ...
 
 
@@ -244,8 +249,26 @@ class Context:
         return self._runtime.parents_of(self.job).result()
 
     async def batch(self, batch_id: str | None = None) -> Batch:
-        """A batch, by default the one this job is the head or an item of."""
-        return await self._runtime.reader.batch(batch_id or self.job.batch_id or self.job.id)
+        """A batch, by default the one this job is the head of, or else an item."""
+        return await self._runtime.reader.batch(batch_id or self._own_batch)
+
+    @property
+    def _own_batch(self) -> str:
+        job = self.job
+        return job.id if job.role.heads or job.batch_id is None else job.batch_id
+
+    async def tick(self) -> Tick | None:
+        """The tick that this job was enqueued for; None if no schedule has enqueued it.
+
+        A scheduled job that is late should take its time from `tick.tick`, not from the clock.
+        """
+        return await asyncio.wrap_future(self._runtime.tick_of(self.job))
+
+    def tick_sync(self) -> Tick | None:
+        """The same for plain functions."""
+        if _on_event_loop():
+            raise RuntimeError("tick_sync would block the event loop: use `await ctx.tick()`")
+        return self._runtime.tick_of(self.job).result()
 
     async def payload_of(self, job_id: str) -> BaseModel:
         """The payload of another job, for instance the head's in a finish callback."""
@@ -256,7 +279,7 @@ class Context:
     ) -> AsyncIterator[Job]:
         """The items of that batch in their order, read page by page."""
         where = JobFilter(
-            batch_id=batch_id or self.job.batch_id or self.job.id,
+            batch_id=batch_id or self._own_batch,
             states=frozenset({state}) if state else None,
         )
         async for job in pages(self._runtime.reader, where):

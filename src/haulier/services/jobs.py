@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 from pydantic import BaseModel
 
-from haulier.domain.batch import Batch, FinishCallback
+from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
 from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
@@ -22,13 +22,13 @@ from haulier.exceptions import (
     StoreError,
     ValidationError,
 )
-from haulier.ports import JobFilter, JobStore
-from haulier.services import selection
+from haulier.ports import Inserted, JobFilter, JobStore
+from haulier.services import nesting, selection
 from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
 from haulier.services.flow import STARTER, Flow
 from haulier.services.ids import new_id, new_ids
-from haulier.services.options import Options, Plan, job_id_of, plan_of
+from haulier.services.options import BatchLimits, Options, Plan, checked_limits, job_id_of, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
@@ -68,10 +68,10 @@ class JobManager:
         checked = validate(definition, payload)
         if definition.expand:
             # The whole input of a batch may take a second to seal: not on the event loop.
-            (job,) = await asyncio.to_thread(self._new_jobs, definition, plan, [job_id], [checked])
+            (job,) = await asyncio.to_thread(self.new_jobs, definition, plan, [job_id], [checked])
         else:
-            (job,) = self._new_jobs(definition, plan, [job_id], [checked])
-        policy = plan.batch_policy(_own_finish(definition, plan))
+            (job,) = self.new_jobs(definition, plan, [job_id], [checked])
+        policy = plan.batch_policy(definition.own_finish(plan.queue))
         inserted = await self.store.insert([job], policy=policy, connection=connection)
         return inserted.instead.get(job.id, job.id)
 
@@ -87,7 +87,7 @@ class JobManager:
         definition = self.registry.get(kind)
         plan = plan_of(definition, options, batch=definition.role is Role.HEAD)
         _refuse_options_of_one(options, plan)
-        policy = plan.batch_policy(_own_finish(definition, plan))
+        policy = plan.batch_policy(definition.own_finish(plan.queue))
         ids: list[str] = []
 
         async def insert(jobs: Sequence[NewJob]) -> None:
@@ -95,8 +95,8 @@ class JobManager:
             ids.extend([instead.get(job.id, job.id) for job in jobs] if instead else _ids(jobs))
 
         parts = (
-            self._new_jobs(definition, plan, new_ids(len(part)), part)
-            for part in _chunks(self._checked(definition, payloads), PART)
+            self.new_jobs(definition, plan, new_ids(len(part)), part)
+            for part in chunks(self._checked(definition, payloads), PART)
         )
         size = self.store.chunk if plan.unique is None else UNIQUE_CHUNK
         await insert_all(insert, parts, size, ahead=isinstance(payloads, Sequence))
@@ -118,17 +118,19 @@ class JobManager:
         same idempotency key did not come to its end, this one goes on; so with a key, a batch that
         the store could not take whole is left open.
         """
-        definition = self.registry.get(kind)
-        if definition.expand:
-            raise ConfigurationError(f"{kind} is a bulk kind itself: enqueue it, not its items")
+        definition = self.item_definition(kind)
         plan = plan_of(definition, options, batch=True)
-        policy = plan.batch_policy(self._finish(finish_kind))
+        policy = plan.batch_policy(self.finish_callback(finish_kind))
         checked = self._checked(definition, items)
-        head = self._own_head(definition, plan, job_id_of(options), checked, finish_kind)
+        head = self.own_head(definition, plan, job_id_of(options), checked, finish_kind)
         batch_id = head.id
-        numbered = iter(enumerate(checked))
+        numbered: Iterator[tuple[int, BaseModel]] = iter(enumerate(checked))
         first = list(islice(numbered, self.store.chunk))
         sealed = len(first) < self.store.chunk
+        if definition.expand:
+            # What comes with its head has its policy.
+            sealed = False
+            numbered, first = chain(first, numbered), []
         opening = self._items(definition, batch_id, first, plan)
         ours = False
         try:
@@ -139,10 +141,14 @@ class JobManager:
                 if plan.idempotency_key is None or (await self.store.batch(batch_id)).sealed:
                     return batch_id
                 await self.store.insert(self._items(definition, batch_id, first, plan))
-            parts = _chunks(numbered, PART)
+            parts = chunks(numbered, PART)
             rest = (self._items(definition, batch_id, part, plan) for part in parts)
             ahead = isinstance(items, Sequence)
-            await insert_all(self.store.insert, rest, self.store.chunk, ahead=ahead)
+
+            async def insert(jobs: Sequence[NewJob]) -> None:
+                await self.insert_items(jobs, definition)
+
+            await insert_all(insert, rest, self.store.chunk, ahead=ahead)
             if not sealed or opened.instead:
                 await self.store.seal(batch_id)
         except (Exception, asyncio.CancelledError) as error:
@@ -156,10 +162,18 @@ class JobManager:
             raise
         return batch_id
 
+    def item_definition(self, kind: str) -> TaskDefinition:
+        """The definition of a kind that items may have: any. Those of a bulk kind are batches."""
+        return self.registry.get(kind)
+
+    async def insert_items(self, jobs: Sequence[NewJob], definition: TaskDefinition) -> Inserted:
+        """Insert items of a batch that is open, all of one definition."""
+        return await self.store.insert(jobs, policy=inner_policy(definition, jobs))
+
     async def _filled(self, batch_id: str) -> bool:
         return (await self.store.batch(batch_id)).sealed
 
-    def _own_head(
+    def own_head(
         self,
         definition: TaskDefinition,
         plan: Plan,
@@ -167,7 +181,7 @@ class JobManager:
         items: Iterable[BaseModel],
         finish_kind: str | None,
     ) -> NewJob:
-        """The head of a batch that its producer fills.
+        """The head of a batch that its producer fills, not yet inserted.
 
         Items count for what is unique about it only if all of them are known.
         """
@@ -238,20 +252,20 @@ class JobManager:
             positions.append(position)
             payloads.append(payload)
         ids = derived_ids(batch_id, map(str, positions))
-        return self._new_jobs(definition, plan, ids, payloads, batch_id, positions)
+        return self.new_jobs(definition, plan, ids, payloads, batch_id, positions)
 
     def _checked(
         self, definition: TaskDefinition, payloads: Iterable[Payload]
     ) -> Iterable[BaseModel]:
         """The payloads as models: all checked first if they are few, else as they are taken."""
         checked = (
-            _validated_item(definition, index, payload) for index, payload in enumerate(payloads)
+            validated_item(definition, index, payload) for index, payload in enumerate(payloads)
         )
         if isinstance(payloads, Sequence) and len(payloads) <= CHECKED_FIRST:
             return list(checked)
         return checked
 
-    def _finish(self, finish_kind: str | None) -> FinishCallback | None:
+    def finish_callback(self, finish_kind: str | None) -> FinishCallback | None:
         if finish_kind is None:
             return None
         definition = self.registry.get(finish_kind)
@@ -260,7 +274,7 @@ class JobManager:
             raise ConfigurationError(f"{finish_kind} has a version: it cannot be a finish callback")
         return FinishCallback(kind=finish_kind, queue=definition.queue)
 
-    def _new_jobs(
+    def new_jobs(
         self,
         definition: TaskDefinition,
         plan: Plan,
@@ -274,7 +288,7 @@ class JobManager:
         kind, version, on_lost = definition.kind, definition.version, definition.on_lost
         queue, priority, run_at, delay = plan.queue, plan.priority, plan.run_at, plan.delay
         key, retry = plan.key, plan.retry
-        role = definition.role if single else Role.ITEM
+        role = definition.role if single else definition.role_as_item
         named = single and plan.named
         baggage, after = carried(), plan.after or () if single else ()
         return [
@@ -331,12 +345,12 @@ class JobManager:
             _refuse_options_of_one(options, plan)
             ids = new_ids(len(payloads))
         checked = [
-            _validated_item(definition, index, payload)
+            validated_item(definition, index, payload)
             if len(payloads) > 1
             else validate(definition, payload)
             for index, payload in enumerate(payloads)
         ]
-        return self._new_jobs(definition, plan, ids, checked)
+        return self.new_jobs(definition, plan, ids, checked)
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────
 
@@ -384,7 +398,7 @@ class JobManager:
     ) -> Job | None:
         """The job if it is done, with its batch's callback; reports what it saw."""
         job = await self.store.get(job_id)
-        batch = await self.store.batch(job_id) if job.role is Role.HEAD else None
+        batch = await self.store.batch(job_id) if job.role.heads else None
         if on_change is not None:
             on_change(job, batch)
         if not job.state.final:
@@ -420,12 +434,17 @@ class JobManager:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
 
+    async def alter_batch(self, batch_id: str, changes: BatchLimits, *, by: str = "") -> Batch:
+        """Change limits of a batch while it runs; see `JobStore.alter_batch`."""
+        await self.store.alter_batch(batch_id, checked_limits(changes, by), by=by)
+        return await self.store.batch(batch_id)
+
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
         """Requeue failed items of a batch, all or those of one error class; returns how many."""
         selection.check_limit(limit)
-        return await self.store.retry_failed(batch_id, error_type=error_type, limit=limit)
+        return await nesting.retry_failed(self.store, batch_id, error_type=error_type, limit=limit)
 
     async def cancel_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Request that all jobs that a filter finds stop; see `selection.cancel_all`."""
@@ -467,14 +486,15 @@ def _refuse_options_of_one(options: Options, plan: Plan) -> None:
         raise ValidationError("options were refused", problems)
 
 
-def _own_finish(definition: TaskDefinition, plan: Plan) -> FinishCallback | None:
-    """The finish callback of a bulk kind's head; like its items it stays on the head's queue."""
-    if definition.finish_kind is None:
+def inner_policy(definition: TaskDefinition, jobs: Sequence[NewJob]) -> BatchPolicy | None:
+    """How batches are worked on whose heads are these items of a bulk kind."""
+    if not definition.expand or not jobs:
         return None
-    return FinishCallback(kind=definition.finish_kind, queue=plan.queue)
+    return BatchPolicy(finish=definition.own_finish(jobs[0].queue))
 
 
-def _validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
+def validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
+    """The payload of an item as a model; a ValidationError names its index."""
     try:
         return validate(definition, payload)
     except ValidationError as error:
@@ -487,7 +507,8 @@ def _validated_item(definition: TaskDefinition, index: int, payload: Payload) ->
         ) from None
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """The items in lists of `size`, the last one shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypedDict
@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from haulier.domain.batch import BatchPolicy, FinishCallback
+from haulier.domain.batch import LIMITS, BatchPolicy, FinishCallback
 from haulier.domain.flow import After
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Priority
@@ -80,6 +80,34 @@ class Options(TypedDict, total=False):
     concurrency: int | None
     batch_size: int | None
     max_failures: int | None
+
+
+class BatchLimits(TypedDict, total=False):
+    """Limits of a batch that change while it runs; None removes one, what is left out stays.
+
+    concurrency: items that run at once. batch_size: items that one claim takes. max_failures:
+    failed items after which the rest is cancelled.
+    """
+
+    concurrency: int | None
+    batch_size: int | None
+    max_failures: int | None
+
+
+def checked_limits(changes: Mapping[str, Any], by: str) -> dict[str, int | None]:
+    """The limits as they were given; raises ValidationError for bad ones."""
+    problems = [Problem(name, "is no limit of a batch") for name in changes if name not in LIMITS]
+    for name in changes.keys() & LIMITS.keys():
+        _limit(name, changes[name], LIMITS[name], problems, batch=True)
+    if not changes:
+        problems.append(Problem("limits", f"name at least one of {', '.join(LIMITS)}"))
+    if not isinstance(by, str) or len(by) > LONGEST_KEY:
+        problems.append(Problem("by", f"must be a text of at most {LONGEST_KEY} characters"))
+    elif by:
+        _key("by", by, problems)
+    if problems:
+        raise ValidationError("the limits were refused", problems)
+    return dict(changes)
 
 
 _OPTIONS = frozenset(Options.__annotations__)

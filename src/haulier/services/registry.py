@@ -9,12 +9,14 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic.errors import PydanticUserError
 
+from haulier.domain.batch import FinishCallback
 from haulier.domain.job import OnLost, Role
 from haulier.domain.names import is_dotted
 from haulier.domain.retention import Removal, Retention
@@ -24,6 +26,9 @@ from haulier.services.code import Code, code_of
 from haulier.services.context import Context
 from haulier.services.middleware import Middleware
 from haulier.services.secrets import SCHEMA_FORMAT
+
+if TYPE_CHECKING:
+    from haulier.domain.schedule import Cadence, Schedule
 
 MAX_PAYLOAD = 256 * 1024
 
@@ -101,6 +106,17 @@ class TaskDefinition:
         """The role of jobs of this kind that are enqueued on their own."""
         return Role.HEAD if self.expand else Role.SINGLE
 
+    def own_finish(self, queue: str) -> FinishCallback | None:
+        """The finish callback of a bulk kind's head; like its items on the head's queue."""
+        if self.finish_kind is None:
+            return None
+        return FinishCallback(kind=self.finish_kind, queue=queue)
+
+    @property
+    def role_as_item(self) -> Role:
+        """What a job of this kind is for in a batch."""
+        return Role.INNER if self.expand else Role.ITEM
+
 
 def _is_version(value: Any) -> bool:
     return type(value) is int and 1 <= value <= LATEST_VERSION
@@ -133,7 +149,8 @@ class TaskOptions(TypedDict, total=False):
     is stopped, 24 h unless told. on_lost: "retry", or "fail" for a job that must not run again when
     its worker died. retention: how long its finished jobs are kept; in short remove_on_complete
     and remove_on_fail (True: at once, False: never, a number: all but the latest so many, or
-    {"age": seconds, "count": jobs}).
+    {"age": seconds, "count": jobs}). schedule: when to enqueue it by itself, a Cron or an Interval,
+    in short a cron expression in UTC or seconds; `app.schedule` can say more.
     """
 
     kind: str | None
@@ -150,6 +167,7 @@ class TaskOptions(TypedDict, total=False):
     retention: Retention | None
     remove_on_complete: Removal | None
     remove_on_fail: Removal | None
+    schedule: Cadence | str | float | timedelta | None
 
 
 def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinition:
@@ -157,6 +175,8 @@ def task_from(function: Callable[..., Any], options: TaskOptions) -> TaskDefinit
     given: dict[str, Any] = {**options}
     if unknown := given.keys() - TaskOptions.__annotations__:
         raise ConfigurationError(f"a task has no option {', '.join(sorted(unknown))}")
+    # Declared by the app, once the kind is known.
+    given.pop("schedule", None)
     short = {name: given.pop(name, None) for name in ("remove_on_complete", "remove_on_fail")}
     given["retry"] = given.get("retry") or RetryPolicy()
     try:
@@ -173,6 +193,8 @@ class Registry:
         self._definitions: dict[str, TaskDefinition] = {}
         self._missing: dict[str, str] = {}
         self._middleware: list[tuple[Middleware, frozenset[str] | None]] = []
+        self.schedules: dict[str, Schedule] = {}
+        """Those that code declares, by name."""
 
     def missing(self, kind: str, remedy: str) -> None:
         """Remember that a kind exists but lacks a library, and what to do about it."""

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from haulier.domain.finding import Finding, Level
-from haulier.domain.job import MICROSECOND, JobState, Role
+from haulier.domain.job import MICROSECOND, Job, JobState, Role
 from haulier.domain.transfer import Mark, Stage
 from haulier.domain.worker import WorkerRow
-from haulier.ports import Configurable
+from haulier.exceptions import JobNotFoundError
+from haulier.ports import Configurable, JobFilter, JobReader
+
+if TYPE_CHECKING:
+    from haulier.domain.schedule import Due
 
 ROUND_TRIPS = 20
 
@@ -24,6 +38,10 @@ SKEW = 2.0
 
 OLD = 600.0
 """Seconds that a job may stand in the line before somebody should know."""
+
+
+LATE = 60.0
+"""Seconds that a tick may be late."""
 
 
 def ok(name: str, what: str) -> Finding:
@@ -119,6 +137,19 @@ def counters(counts: Mapping[tuple[str, str, Role, JobState], int], jobs: int) -
     return problem("counters", what, "copy the store into a new one: they are made anew there")
 
 
+def schedules(due: Due) -> Finding:
+    """Whether schedules tick when they should; of what is due, only the longest overdue counts."""
+    if not due.schedules:
+        wait = None if due.wait is None else timedelta(seconds=round(due.wait / MICROSECOND))
+        return ok("schedules", "none ticks" if wait is None else f"the next tick is in {wait}")
+    first = due.schedules[0]
+    late = (due.now - (first.next or due.now)) / MICROSECOND
+    what = f"{first.name} is {timedelta(seconds=round(late))} late"
+    if late <= LATE:
+        return ok("schedules", what)
+    return warning("schedules", what, "every worker ticks: start one, or look into its log")
+
+
 async def configuration(
     part: Configurable, noted: Callable[[], Awaitable[Collection[str]]]
 ) -> Finding:
@@ -138,6 +169,45 @@ def under_way(batches: int) -> Finding:
     """Cancels, retries, pauses and deletes of whole batches that are not done yet."""
     what = f"{batches} with a cancel, retry, pause or delete under way"
     return ok("batches", what)
+
+
+OPEN_LONG = 24 * 3600.0
+"""Seconds that a batch may be open before somebody should know: its producer may be dead."""
+
+LOOKED_THROUGH = 10_000
+"""Heads that run, the oldest first, that a look goes through for batches that are open."""
+
+
+async def left_open(reader: JobReader, now: int) -> Finding:
+    """Batches that a producer has opened and not yet sealed."""
+    count, since = 0, now
+    async for head in _waiting_heads(reader):
+        with contextlib.suppress(JobNotFoundError):
+            if (await reader.batch(head.id)).open:
+                count, since = count + 1, min(since, head.created_at)
+    if not count:
+        return ok("open batches", "none")
+    seconds = max(now - since, 0) / MICROSECOND
+    what = f"{count}, the oldest for {timedelta(seconds=round(seconds))}"
+    if seconds <= OPEN_LONG:
+        return ok("open batches", what)
+    advice = "`haulier batches list --open` shows them: go on filling, seal or cancel them"
+    return warning("open batches", what, advice)
+
+
+async def _waiting_heads(reader: JobReader) -> AsyncIterator[Job]:
+    """Running heads that no worker holds."""
+    where = JobFilter(states=frozenset({JobState.RUNNING}), roles=frozenset({Role.HEAD}))
+    cursor, seen = None, 0
+    while seen < LOOKED_THROUGH:
+        page = await reader.find(where, limit=500, cursor=cursor, oldest_first=True, payloads=False)
+        for job in page.jobs:
+            seen += 1
+            if job.worker is None:
+                yield job
+        cursor = page.next
+        if cursor is None:
+            return
 
 
 def copying(mark: Mark | None) -> Finding:

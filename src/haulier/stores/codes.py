@@ -22,9 +22,11 @@ STATES = (
 STATE_CODE: Mapping[JobState, int] = {state: code for code, state in enumerate(STATES)}
 PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = range(5)
 
-ROLES = (Role.SINGLE, Role.HEAD, Role.ITEM)
+ROLES = (Role.SINGLE, Role.HEAD, Role.ITEM, Role.INNER)
 ROLE_CODE: Mapping[Role, int] = {role: code for code, role in enumerate(ROLES)}
-SINGLE, HEAD, ITEM = range(3)
+SINGLE, HEAD, ITEM, INNER = range(4)
+HEADS = (HEAD, INNER)
+"""Those that have batches. From ITEM on they are items themselves."""
 
 REQUESTED, HEARD = 1, 2
 """How far the cancel of a running job is."""

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.event import CONFIGURED, Event
+from haulier.domain.event import ALTERED, CONFIGURED, Event
 from haulier.domain.ids import text_id
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import Problem, ValidationError
@@ -38,12 +38,26 @@ def events_of(
     last, n, at, event, kind, queue, role, _, _, error, body = row
     if event == CONFIGURED:
         return [configured(epoch, last, at, kind, error)]
+    said = said_by(event, error)
     what = (kind, queue, ROLES[role], batch)
     return [
-        Event(epoch, seq, at, event, text_id(job), *what, attempt, lease, worker, error)
+        Event(epoch, seq, at, event, text_id(job), *what, attempt, lease, worker, *said)
         for seq, (job, attempt, lease) in enumerate(ENTRY.iter_unpack(body), start=last - n + 1)
         if seq > seen
     ]
+
+
+def altered(by: str, what: str) -> str:
+    """What an `alter` event keeps in the place of an error's class."""
+    return json.dumps([by, what])
+
+
+def said_by(event: str, error: str | None) -> tuple[str | None, str | None, str | None]:
+    """The last fields of an event: the class of its error, or what was changed and who did it."""
+    if event != ALTERED or error is None:
+        return error, None, None
+    by, what = json.loads(error)
+    return None, what, by or None
 
 
 def configured(epoch: str, seq: int, at: int, setting: str, by: str | None) -> Event:
@@ -55,8 +69,10 @@ def configured(epoch: str, seq: int, at: int, setting: str, by: str | None) -> E
     return Event(epoch, seq, at, CONFIGURED, setting=setting, by=by)
 
 
-def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch:
-    """The batch of a row: BATCH_COLUMNS of either store, whose two ids are given as text."""
+def batch_of(
+    row: Sequence[Any], batch_id: str, finish_job: str | None, within: str | None
+) -> Batch:
+    """The batch of a row: BATCH_COLUMNS of either store, whose ids are given as text."""
     return Batch(
         id=batch_id,
         kind=row[1],
@@ -81,6 +97,7 @@ def batch_of(row: Sequence[Any], batch_id: str, finish_job: str | None) -> Batch
         batch_size=row[18],
         max_failures=row[19],
         settled=not row[20],
+        within=within,
     )
 
 

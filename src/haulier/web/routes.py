@@ -64,7 +64,7 @@ from haulier.web.starts import START_PATHS, media_uniq_start, own_echo_url, prox
 
 PREFIX = "/api/v1"
 
-_ITEMS = frozenset({Role.ITEM})
+_ITEMS = frozenset({Role.ITEM, Role.INNER})
 
 router = APIRouter(prefix=PREFIX)
 
@@ -105,7 +105,7 @@ async def health(jobs: Jobs, options: Settings) -> Health:
     answered = time.perf_counter()
     tops, items = Counter[JobState](), Counter[JobState]()
     for (_, _, role, state), number in counts.items():
-        (items if role is Role.ITEM else tops)[state] += number
+        (items if role in _ITEMS else tops)[state] += number
     alive = sum(worker.alive for worker in workers)
     return Health(
         status="ok" if alive else "degraded",
@@ -161,7 +161,7 @@ async def show_job(jobs: Jobs, job_id: str) -> JobDetail:
 async def job_status(jobs: Jobs, job_id: str) -> JobStatus:
     """Cheap enough to be asked again and again, also of a batch of a million items."""
     job = await jobs.store.get(job_id)
-    batch = await jobs.store.batch(job_id) if job.role is Role.HEAD else None
+    batch = await jobs.store.batch(job_id) if job.role.heads else None
     return JobStatus.of(job, batch, now=time.time_ns() // 1000)
 
 
@@ -247,7 +247,7 @@ async def retry_job(jobs: Jobs, job_id: str) -> StateChange:
 async def retry_failed(jobs: Jobs, job_id: str, body: RetryFailedBody | None = None) -> Requeued:
     """Only those items run again that have failed; with a body, only some of them."""
     wanted = body or RetryFailedBody()
-    count = await jobs.store.retry_failed(job_id, error_type=wanted.error_type, limit=wanted.limit)
+    count = await jobs.retry_failed(job_id, error_type=wanted.error_type, limit=wanted.limit)
     return Requeued(id=job_id, requeued=count)
 
 

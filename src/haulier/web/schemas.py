@@ -295,6 +295,8 @@ class EventView(_View):
     lease: int
     worker: str | None
     error_type: str | None
+    setting: str | None
+    by: str | None
 
 
 class EventList(BaseModel):

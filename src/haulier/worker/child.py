@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from haulier.domain.flow import Parent
 from haulier.domain.job import Failed, Job, Outcome, Succeeded
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick, TickState
 from haulier.domain.worker import Note
 from haulier.exceptions import ConfigurationError, PermanentError, StoreError
 from haulier.ports import JobReader
@@ -262,6 +263,13 @@ class Child:
     def keep(self, step: Step) -> Future[bool]:
         request = {"is": "keep", "name": step.name, "result": step.result.decode()}
         return _done(bool(self._ask(request)["kept"]))
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        del job
+        found = self._ask({"is": "tick"})["tick"]
+        return _done(
+            None if found is None else Tick(**found | {"state": TickState(found["state"])})
+        )
 
     @property
     def reader(self) -> JobReader:

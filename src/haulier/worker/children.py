@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Self
@@ -201,7 +202,7 @@ class _Visit:
             case "line":
                 said = Said(message["number"], _masked(message["text"])[:LONGEST_LINE])
                 self._runtime.report(Note(self._job.id, self._job.lease, lines=(said,)))
-            case "steps" | "keep" | "parents":
+            case "steps" | "keep" | "parents" | "tick":
                 return self._answer(message)
             case "log":
                 level = message["level"] if message["level"] in _LEVELS else "info"
@@ -220,6 +221,9 @@ class _Visit:
             if message["is"] == "parents":
                 parents = self._runtime.parents_of(job).result()
                 return {"is": "answer", "parents": [parent_to(each) for each in parents]}
+            if message["is"] == "tick":
+                tick = self._runtime.tick_of(job).result()
+                return {"is": "answer", "tick": None if tick is None else asdict(tick)}
             step = Step(job.id, job.lease, message["name"], message["result"].encode())
             return {"is": "answer", "kept": self._runtime.keep(step).result()}
         except HaulierError as error:

@@ -10,12 +10,12 @@ from typing import Any
 import structlog
 from pydantic import BaseModel
 
-from haulier.domain.job import Expanded, Job, Outcome, Role, Snoozed, Succeeded
+from haulier.domain.job import Expanded, Job, Outcome, Snoozed, Succeeded
 from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
-from haulier.services.jobs import JobManager
+from haulier.services.jobs import JobManager, inner_policy
 from haulier.services.payload import NEWER_DELAY, decode, encode_result, newer_than
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber
@@ -121,7 +121,7 @@ def _check_role(job: Job, definition: TaskDefinition) -> None:
 
     A head that is not expanded, or a single job that is, would never settle.
     """
-    if (job.role is Role.HEAD) != (definition.expand is not None):
+    if job.role.heads != (definition.expand is not None):
         bulk = "a bulk kind" if definition.expand else "no bulk kind"
         raise PermanentError(f"{job.kind} is {bulk}, but was enqueued as a {job.role} job")
 
@@ -156,6 +156,8 @@ async def _expand(
     """Insert the batch's items, a chunk at a time, each under the head's fence."""
     expand = definition.expand
     assert expand is not None
+    assert definition.item_kind is not None
+    item = manager.registry.get(definition.item_kind)
     items = await threads.run(lambda: iter(expand(ctx, payload)))
     position = 0
     while chunk := await threads.run(lambda: list(islice(items, manager.store.chunk))):
@@ -163,7 +165,8 @@ async def _expand(
         numbered = enumerate(chunk, start=position)
         made = manager.expanded_items(definition, job, numbered)
         try:
-            await manager.store.insert(made, fence=Fence(job.id, job.lease))
+            policy = inner_policy(item, made)
+            await manager.store.insert(made, fence=Fence(job.id, job.lease), policy=policy)
         except JobStateError as error:
             # The batch was cancelled, and this call met it before the worker was told.
             if (await manager.store.get(job.id)).cancel_requested:

@@ -22,6 +22,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.shares import shares_of, weights_of
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
 from haulier.ports import JobFilter, JobReader, JobStore, pages
@@ -30,6 +31,7 @@ from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.payload import decode
 from haulier.services.registry import Executor
+from haulier.services.schedules import ScheduleManager
 from haulier.worker.around import Around
 from haulier.worker.configured import Configured
 from haulier.worker.execution import Executors, execute
@@ -40,6 +42,7 @@ from haulier.worker.outcomes import policy_failed
 from haulier.worker.patience import pause_after
 from haulier.worker.running import Running, RunningJobs, Stop
 from haulier.worker.steps import StepKeeper
+from haulier.worker.ticking import tick_often
 from haulier.worker.upkeep import prune_often, sweep_often
 
 LONGEST_WAIT = 5.0
@@ -83,6 +86,7 @@ class Session:
         self._finished: list[Transition] = []
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
+        self._schedules = ScheduleManager(self._store, manager.registry, manager.sealer)
         self._wake = asyncio.Event()
         self._claiming = True
         self._stopping = False
@@ -122,6 +126,7 @@ class Session:
                 group.create_task(sweep_often(self._store)),
                 group.create_task(prune_often(self._store, self._retention, self._prune_now)),
                 group.create_task(self._configured.follow()),
+                group.create_task(tick_often(self._store, self._schedules)),
                 group.create_task(self._notes.flush_often()),
                 group.create_task(self._jobs.scan()),
             ]
@@ -407,6 +412,9 @@ class Session:
 
     def parents_of(self, job: Job) -> Future[list[Parent]]:
         return self._steps.parents_of(job)
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        return self._steps.tick_of(job)
 
     def keep(self, step: Step) -> Future[bool]:
         return self._steps.keep(step)

@@ -14,6 +14,7 @@ import structlog
 from haulier.domain.flow import Parent
 from haulier.domain.job import Job
 from haulier.domain.step import Step
+from haulier.domain.tick import Tick
 from haulier.exceptions import StoreClosedError, StoreError
 from haulier.ports import JobStore
 from haulier.worker.patience import LONGEST, pause_after
@@ -33,7 +34,7 @@ class _Waiting(NamedTuple):
 class StepKeeper:
     """While one call is under way the next steps gather. Waits for a store that is away.
 
-    `steps_of`, `parents_of` and `keep` are for any thread, the rest for the event loop's.
+    `steps_of`, `parents_of`, `tick_of`, `keep` are for any thread, the rest for the event loop's.
     """
 
     def __init__(self, store: JobStore) -> None:
@@ -58,6 +59,14 @@ class StepKeeper:
 
         async def read() -> list[Parent]:
             return await self._patiently(lambda: self._store.parents(job.id))
+
+        return asyncio.run_coroutine_threadsafe(read(), self._loop)
+
+    def tick_of(self, job: Job) -> Future[Tick | None]:
+        """The tick that a job was enqueued for."""
+
+        async def read() -> Tick | None:
+            return await self._patiently(lambda: self._store.schedules().tick_of(job.id))
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from conformance.schedules import scheduled
 from haulier.domain.finding import Level
+from haulier.domain.schedule import Interval
 from haulier.domain.transfer import Mark, Stage
 from support import Hand, filled_batch, work, works
 
 EVERYWHERE = {
     "connection", "rights", "version", "schema", "durability", "clock", "counters", "queues",
     "configuration", "oldest ready job", "workers", "batches", "copy", "read", "commit", "bloat",
-    "indexes",
+    "indexes", "open batches", "schedules",
 }  # fmt: skip
 
 
@@ -54,6 +56,17 @@ class TestCheck:
         assert found["oldest ready job"].what == "waits for 0:00:05"
         clock.advance(3600)
         assert (await findings(store))["oldest ready job"].level is Level.WARNING
+
+    async def test_a_schedule_that_nobody_ticks(self, store, clock):
+        assert (await findings(store))["schedules"].what == "none ticks"
+        await scheduled(store, "hourly", cadence=Interval(3600, clock.now()))
+        assert (await findings(store))["schedules"].what == "the next tick is in 0:00:01"
+        clock.advance(31)
+        found = (await findings(store))["schedules"]
+        assert (found.level, found.what) == (Level.OK, "hourly is 0:00:30 late")
+        clock.advance(60)
+        found = (await findings(store))["schedules"]
+        assert (found.level, found.what) == (Level.WARNING, "hourly is 0:01:30 late")
 
     async def test_what_is_set(self, store):
         assert (await findings(store))["configuration"].what == "version 0, 0 set"

@@ -201,6 +201,22 @@ class StoreModel(RuleBasedStateMachine):
         self._look_whether_paused(head)
 
     @precondition(lambda self: self.model.heads)
+    @rule(
+        pick=picks,
+        concurrency=st.sampled_from([None, 1, 2, 3]),
+        max_failures=st.sampled_from([None, 0, 1, 2]),
+    )
+    def alter(self, pick: int, concurrency: int | None, max_failures: int | None) -> None:
+        head = self._pick(list(self.model.heads.values()), pick)
+        changes = {"concurrency": concurrency, "max_failures": max_failures}
+        if head.ending and head.state is RUNNING:
+            with pytest.raises(JobStateError):
+                self.run(self.store.alter_batch(head.id, changes))
+            return
+        self.run(self.store.alter_batch(head.id, changes))
+        self.model.alter(head, concurrency, max_failures)
+
+    @precondition(lambda self: self.model.heads)
     @rule(pick=picks)
     def pause(self, pick: int) -> None:
         self._switch(self._pick(list(self.model.heads.values()), pick), paused=True)

@@ -86,7 +86,8 @@ class Model:
         """How many more items of a batch may start; None: any number."""
         if head.concurrency is None:
             return None
-        return head.concurrency - len(self.items(head.id, RUNNING))
+        # After it was lowered, more may still run.
+        return max(head.concurrency - len(self.items(head.id, RUNNING)), 0)
 
     def check_claim(self, worker: str, slots: int, claimed: list[str]) -> None:
         """Whether a worker may have been given these jobs, and had to be."""
@@ -199,6 +200,14 @@ class Model:
             how = head.ending or Move.SETTLE
             head.state = RULES[how].target
             self.told.append((how, head.id))
+
+    def alter(self, head: HeadShadow, concurrency: int | None, max_failures: int | None) -> None:
+        """Its limits are changed."""
+        if (head.concurrency, head.max_failures) != (concurrency, max_failures):
+            self.told.append((ev.ALTERED, head.id))
+        head.concurrency, head.max_failures = concurrency, max_failures
+        if head.state is RUNNING:
+            self._count_failures(head.id)
 
     def may_requeue(self, shadow: Shadow) -> bool:
         """Whether nobody else has its name by now."""

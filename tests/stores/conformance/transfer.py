@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from conformance.schedules import FULL, scheduled, tick_all
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.configuration import Configuration
 from haulier.domain.event import RESET
@@ -19,6 +20,7 @@ from haulier.domain.job import MICROSECOND, Job, JobState, OnLost, Priority
 from haulier.domain.line import KEPT_LINES, Said
 from haulier.domain.moves import Move
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.schedule import Cron, Interval, Missed, Overlap, by_hand
 from haulier.domain.step import Step
 from haulier.domain.transfer import Mark, Section, Stage, Tally
 from haulier.domain.unique import Conflict, Scope, Uniqueness
@@ -49,6 +51,7 @@ async def busy(store: JobStore, clock) -> None:
     await _flows(store, hand)
     await _batches(store, hand)
     await _loner(store, clock)
+    await _schedules(store, clock)
     await _configuration(store, clock)
     await store.retire(hand.id)
 
@@ -160,6 +163,18 @@ async def _loner(store: JobStore, clock) -> None:
         await store.retire(loser.id)
 
 
+async def _schedules(store: JobStore, clock) -> None:
+    """One that is paused, and one with ticks of every kind."""
+    await scheduled(store, "paused", template=FULL, next=None, cadence=Cron("0 3 * * 1"))
+    hourly = {"cadence": Interval(HOUR, clock.now()), "next": clock.now() + MICROSECOND}
+    made = await scheduled(store, "hourly", missed=Missed.all(2), overlap=Overlap.SKIP, **hourly)
+    await store.schedules().fire([by_hand(made, clock.now())])
+    clock.advance(1)
+    await tick_all(store)
+    clock.advance(3 * HOUR)
+    await tick_all(store)
+
+
 async def _configuration(store: JobStore, clock) -> None:
     """Settings of several versions, one of which is gone, and a paused queue."""
     values = {"queues.still.paused": True, "log.level": "debug", "queues.a.weight": 7}
@@ -189,6 +204,8 @@ async def everything(store: JobStore) -> dict[str, Any]:
         "alterations": await store.configurable().history(1000),
         "events": events,
         "last event": await store.last_event(),
+        "schedules": (found := await store.schedules().find()),
+        "ticks": {each.name: await store.schedules().ticks(each.name) for each in found},
     }
 
 

@@ -120,10 +120,11 @@ class TestFullMemory:
 class TestForm:
     """Of the data: a store of an earlier one is brought up to it, and one of a later refused."""
 
-    async def test_an_earlier_form_is_brought_up_and_its_jobs_go_on(self, home, client):
+    @pytest.mark.parametrize("form", range(1, SCHEMA))
+    async def test_an_earlier_form_is_brought_up_and_its_jobs_go_on(self, home, client, form):
         async with home.client() as store:
             await store.insert(works(1))
-        client.hset(f"{home.prefix}history", "schema", 1)
+        client.hset(f"{home.prefix}history", "schema", form)
         async with home.client() as store:
             job = await (await Hand.enlist(store)).claim_one()
             assert await store.keep([Step(job.id, job.lease, "one", b"1")]) == []

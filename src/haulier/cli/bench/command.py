@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "flow")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "flow", "schedule")
 FOR_POSTGRES = "long-reader"
 
 
@@ -33,6 +33,7 @@ class Load:
     rounds: int
     writers: int
     seconds: float
+    schedules: int
 
 
 @click.command()
@@ -85,7 +86,14 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader: for how long.",
+    help="writers, long-reader, schedule: for how long.",
+)
+@click.option(
+    "--schedules",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(1, 1_000_000),
+    help="schedule: how many there are beside those that tick.",
 )
 @click.option(
     "--store",
@@ -105,6 +113,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
     flow      jobs that wait for each other against jobs that do not
+    schedule  how many schedules tick a second, how late, and what thousands cost
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -146,6 +155,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
+    from haulier.cli.bench.scheduling import schedule
 
     profiles: dict[str, Profile] = {
         "noop": noop,
@@ -155,6 +165,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "backlog": backlog,
         "writers": writers,
         "flow": flow,
+        "schedule": schedule,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:

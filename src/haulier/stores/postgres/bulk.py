@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from haulier.domain.job import NewJob, Role
+from haulier.domain.job import NewJob
 from haulier.ports import Fence
 from haulier.stores.codes import (
     ON_LOST_CODE,
@@ -42,7 +42,7 @@ _Batches = Mapping[str | None, tuple[bool, int]]
 def fit(jobs: Sequence[NewJob]) -> bool:
     """Whether these jobs are many enough, and so plain that COPY can insert them."""
     return len(jobs) >= FEWEST and not any(
-        job.unique or job.after or job.role is Role.HEAD for job in jobs
+        job.unique or job.after or job.role.heads for job in jobs
     )
 
 

@@ -12,7 +12,7 @@ import asyncpg.pool
 from haulier.domain import flow
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import derived_id
-from haulier.domain.job import NewJob, Role
+from haulier.domain.job import NewJob
 from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
@@ -169,7 +169,7 @@ def _names(jobs: Sequence[NewJob]) -> tuple[list[Any], ...]:
 
 def _rules(jobs: Sequence[NewJob], policy: BatchPolicy, own_expander: bool) -> tuple[Any, ...]:
     finish = policy.finish
-    heads = [job.id for job in jobs if job.role is Role.HEAD] if finish else []
+    heads = [job.id for job in jobs if job.role.heads] if finish else []
     return (
         own_expander,
         finish and finish.kind,

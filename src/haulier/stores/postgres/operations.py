@@ -80,7 +80,9 @@ async def note(connection: Connection, now: int | None, notes: Sequence[Note]) -
 async def look_around(connection: Connection, now: int | None) -> tuple[list[str], list[str]]:
     """Expired incarnations, and batches that somebody has to go on with."""
     expired = await connection.fetchval("SELECT expired_workers($1)::text[]", now)
-    draining = await connection.fetch("SELECT id::text FROM batches WHERE draining > 0")
+    draining = await connection.fetch(
+        "SELECT id::text FROM batches WHERE draining > 0 UNION SELECT batch::text FROM nested_due"
+    )
     return expired, [row[0] for row in draining]
 
 

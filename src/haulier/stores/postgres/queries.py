@@ -142,13 +142,17 @@ async def batch(connection: Connection, batch_id: str) -> Batch:
     return batch_from_row(row)
 
 
-async def batches(connection: Connection, limit: int, cursor: str | None) -> list[Batch]:
+async def batches(
+    connection: Connection, limit: int, cursor: str | None, within: str | None
+) -> list[Batch]:
     """Ids of batches begin with their time, so their order is the order of age."""
+    where = f"j.role = {HEAD}" if within is None else "b.within = $3"
     rows = await connection.fetch(
         f"SELECT {BATCH_COLUMNS} FROM {BATCH_TABLES} "
-        f"WHERE j.role = {HEAD} AND ($1::uuid IS NULL OR b.id < $1) ORDER BY b.id DESC LIMIT $2",
+        f"WHERE {where} AND ($1::uuid IS NULL OR b.id < $1) ORDER BY b.id DESC LIMIT $2",
         None if cursor is None else uuid_of(cursor),
         limit,
+        *(() if within is None else (uuid_of(within),)),
     )
     return [batch_from_row(row) for row in rows]
 

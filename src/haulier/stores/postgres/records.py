@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from haulier.domain.ids import derived_id, raw_id, text_id
-from haulier.domain.job import JobError
+from haulier.domain.job import JobError, Role
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
@@ -40,7 +40,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.postgres import configuring, flows, kept
+from haulier.stores.postgres import configuring, flows, kept, schedule_records
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
@@ -180,6 +180,9 @@ async def _insert_jobs(connection: Connection, schema: str, records: Sequence[Jo
     )
     await kept.add_copied(connection, schema, records)
     await flows.add_copied(connection, schema, records)
+    inner = [(r.id, r.batch_id) for r in records if r.role is Role.INNER]
+    if inner:
+        await connection.executemany("UPDATE batches SET within = $2 WHERE id = $1", inner)
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     await connection.executemany(
         "INSERT INTO counts (queue, kind, role, state, n) VALUES ($1, $2, $3, $4, $5) "
@@ -235,7 +238,7 @@ def _job_row(record: JobRecord) -> tuple[Any, ...]:
 # ── Batches ──────────────────────────────────────────────────────────────────────────────────
 
 _BATCH = (
-    *("id", "own_expander", "sealed", "cancel", "paused", "gated", "owed", "leases", "total"),
+    *("id", "own_expander", "sealed", "cancel", "pauses", "gated", "owed", "leases", "total"),
     *("pending", "running", "completed", "failed", "cancelled", "started_at", "concurrency"),
     *("batch_size", "max_failures", "finish_kind", "finish_queue", "finish_job"),
 )
@@ -271,8 +274,8 @@ async def _insert_batches(
     await connection.copy_records_to_table(
         "batches",
         schema_name=schema,
-        columns=(*_BATCH, "finish_ids"),
-        records=[(*record, _finish_ids(record)) for record in records],
+        columns=(*_BATCH, "finish_ids", "paused"),
+        records=[(*record, _finish_ids(record), record.paused > 0) for record in records],
     )
 
 
@@ -367,6 +370,8 @@ READ: Mapping[Section, Callable[[Connection, str | None], Awaitable[Records]]] =
     Section.JOBS: _read_jobs,
     Section.BATCHES: _read_batches,
     Section.NAMES: _read_names,
+    Section.SCHEDULES: schedule_records.read_schedules,
+    Section.TICKS: schedule_records.read_ticks,
     Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
@@ -374,6 +379,8 @@ INSERT: Mapping[Section, Callable[[Connection, str, Sequence[Any]], Awaitable[No
     Section.JOBS: _insert_jobs,
     Section.BATCHES: _insert_batches,
     Section.NAMES: _insert_names,
+    Section.SCHEDULES: schedule_records.insert_schedules,
+    Section.TICKS: schedule_records.insert_ticks,
     Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

@@ -81,7 +81,8 @@ BATCH_COLUMNS = (
     "b.total + d.total, b.pending + d.pending, b.running + d.running, "
     "b.completed + d.completed, b.failed + d.failed, b.cancelled + d.cancelled, "
     "b.sealed, b.cancel, j.created_at, coalesce(b.started_at, d.started_at), j.finished_at, "
-    "b.finish_job::text, b.paused, b.concurrency, b.batch_size, b.max_failures, b.owed"
+    "b.finish_job::text, b.paused, b.concurrency, b.batch_size, b.max_failures, b.owed, "
+    "j.batch::text"
 )
 BATCH_TABLES = """
     batches b JOIN jobs j ON j.id = b.id, LATERAL (
@@ -97,7 +98,7 @@ BATCH_TABLES = """
 
 def batch_from_row(row: Row) -> Batch:
     """The batch that a row of BATCH_COLUMNS holds."""
-    return batch_of(row, row[0], row[15])
+    return batch_of(row, row[0], row[15], row[21])
 
 
 def worker_from_row(row: Row) -> WorkerRow:

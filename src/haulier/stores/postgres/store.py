@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +25,7 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -52,7 +55,7 @@ from haulier.stores.postgres import (
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
 from haulier.stores.postgres.pool import Pool, Work
-from haulier.stores.postgres.rows import uuid_of
+from haulier.stores.postgres.rows import storable, uuid_of
 from haulier.stores.postgres.signals import Signals
 from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
@@ -231,6 +234,18 @@ class PostgresStore:
         ):
             await self._drain(batch)
 
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch, given = uuid_of(batch_id), json.dumps(dict(changes))
+        if await self._write(
+            lambda db: db.fetchval(
+                "SELECT alter_batch($1, $2, $3, $4)", self._now, batch, given, storable(by)
+            ),
+            Change.ANY,
+        ):
+            await self._drain(batch)
+
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
@@ -389,6 +404,12 @@ class PostgresStore:
     def transferable(self) -> Transferable:
         return PostgresTransfer(self._pool, self._place.schema, self._signals.tell)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.postgres.schedules import PostgresSchedules
+
+        return PostgresSchedules(self._pool.run, self._write, lambda: self._now, self._drain)
+
     def configurable(self) -> Configurable:
         return configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
 
@@ -396,9 +417,16 @@ class PostgresStore:
         found = await self._pool.run(lambda db: check.look(db, self._place, self._now))
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._pool.run(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = configuring.PostgresConfigurable(self._pool, self._write, lambda: self._now)
         found.append(await checking.configuration(part, part.noted))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, self._now or time.time_ns() // 1000)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
@@ -444,8 +472,10 @@ class PostgresStore:
     async def batch(self, batch_id: str) -> Batch:
         return await self._pool.run(lambda db: queries.batch(db, batch_id))
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await self._pool.run(lambda db: queries.batches(db, limit, cursor))
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await self._pool.run(lambda db: queries.batches(db, limit, cursor, within))
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._pool.run(queries.counts)

@@ -25,6 +25,8 @@ TABLES = {
     Section.JOBS: "jobs",
     Section.BATCHES: "batches",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
@@ -33,7 +35,9 @@ _STANDING = f"""
 SELECT (SELECT mark FROM transfer) AS mark, h.epoch, h.last,
     (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM job_seqs) AS seq,
     (SELECT count(*) FROM jobs_live WHERE state = 1 AND worker IS NOT NULL) AS running,
-    (SELECT count(*) FROM batches WHERE draining > 0) + flows_wait()::integer AS under_way,
+    (SELECT count(*) FROM batches WHERE draining > 0)
+        + (SELECT count(DISTINCT batch) FROM nested_due)
+         + flows_wait()::integer AS under_way,
     {", ".join(f"(SELECT count(*) FROM {table}) AS {section}" for section, table in TABLES.items())}
 FROM history h
 """
@@ -46,6 +50,8 @@ _KEYS = {
     "lines": "job, lease, number",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "configuration": "version",
     "settings": "name",
     "alterations": "version, name",

@@ -28,7 +28,9 @@ KEYS = (
     Key("scheduled", "zset", "pending jobs that are not due, by when they are"),
     Key("alone", "zset", "jobs to be run alone, by when they are due"),
     Key("batch:<id>", "hash", "one batch: counters, policy, what is done to it"),
-    Key("batches", "zset", "the ids of all batches"),
+    Key("batches", "zset", "the ids of all batches that lie within no other"),
+    Key("inner:<id>", "zset", "the ids of those that lie within one"),
+    Key("nested", "zset", "the ids of all those that lie within another"),
     Key("items:<id>", "zset", "the items of a batch by number"),
     Key("active:<id>", "zset", "those that run"),
     Key("failed:<id>", "zset", "those that failed"),
@@ -54,6 +56,11 @@ KEYS = (
     Key("alive", "zset", "those that live by when they expire"),
     Key("ended", "zset", "those that ended by when"),
     Key("events", "stream", "what happened; alike events share an entry"),
+    Key("schedule:<name>", "hash", "one schedule"),
+    Key("schedules", "zset", "the names of all schedules"),
+    Key("ticking", "zset", "those that are not paused, by their next tick"),
+    Key("ticks:<name>", "zset", "the ticks of a schedule"),
+    Key("ticked", "hash", "jobs that were enqueued for a tick, and which"),
     Key("settings", "hash", "what operators have set: version, when, by whom, and the value"),
     Key("alterations", "list", "their last changes, the latest first, as JSON"),
     Key("names", "zset", "unique names in order, while a copy reads them"),
@@ -64,7 +71,7 @@ KEYS = (
 CHANNELS = ("events", "wake:ready", "wake:settled")
 
 _ID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+"}
+_PARTS = {"id": _ID, "state": "[234]", "queue": "[^:]+", "kind": "[^:]+", "name": "[^:]+"}
 
 
 _FAMILIES = [

@@ -18,7 +18,7 @@ from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, Page
 from haulier.stores.codes import ROLE_CODE, ROLES, STATE_CODE, STATES, error_from_text
-from haulier.stores.packed import configured, parsed_cursor
+from haulier.stores.packed import configured, parsed_cursor, said_by
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional
@@ -150,15 +150,19 @@ def _filters(where: JobFilter) -> list[Arg]:
 
 
 async def batch(history: History, batch_id: str) -> Batch:
-    rows = await history.script("batches", known_id(batch_id), 1, "")
+    rows = await history.script("batches", known_id(batch_id), 1, "", "")
     if not rows:
         raise JobNotFoundError(batch_id)
     return batch_from_row(rows[0])
 
 
-async def batches(history: History, limit: int, cursor: str | None) -> list[Batch]:
+async def batches(
+    history: History, limit: int, cursor: str | None, within: str | None
+) -> list[Batch]:
     after = "" if cursor is None else canonical(cursor)
-    return [batch_from_row(row) for row in await history.script("batches", "", limit, after)]
+    outer = "" if within is None else known_id(within)
+    rows = await history.script("batches", "", limit, after, outer)
+    return [batch_from_row(row) for row in rows]
 
 
 async def counts(history: History) -> dict[tuple[str, str, Role, JobState], int]:
@@ -210,6 +214,7 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     error_type = error.decode() if error else None
     if event == CONFIGURED:
         return [configured(epoch, last, at, kind, error_type)]
+    said = said_by(event, error_type)
     found = []
     for seq, entry in enumerate(jobs.decode().split(";"), start=last - int(n) + 1):
         if seq > seen:
@@ -217,7 +222,7 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
             found.append(
                 Event(
                     *(epoch, seq, at, event, job_id, kind, queue, ROLES[int(role)], batch_id),
-                    *(int(attempt), int(lease), worker_id, error_type),
+                    *(int(attempt), int(lease), worker_id, *said),
                 )
             )
     return found

@@ -253,11 +253,13 @@ def _uniq(names: Iterable[tuple[str, int]]) -> str:
 def _index(writer: Writer, record: JobRecord) -> None:
     """Enter a job where it stands, and into all that it is found by."""
     seq, job_id, batch = record.seq, record.id, record.batch_id
-    if record.role is Role.ITEM:
+    if ROLE_CODE[record.role] >= ITEM:
         writer.rank("below", seq, job_id)
         writer.rank(f"items:{batch}", seq, job_id)
     else:
         writer.rank("top", seq, job_id)
+    if record.role is Role.INNER:
+        _put_within(writer, record)
     if record.state is JobState.PENDING:
         _stand(writer, record)
         return
@@ -265,7 +267,7 @@ def _index(writer: Writer, record: JobRecord) -> None:
         return
     code, kind = STATE_CODE[record.state], escaped(record.kind)
     ended = record.finished_at or 0
-    if ROLE_CODE[record.role] != ITEM:
+    if ROLE_CODE[record.role] < ITEM:
         writer.rank(f"finished:{code}:{kind}", ended, job_id)
     if code == FAILED:
         writer.rank("dead", seq, job_id)
@@ -309,6 +311,16 @@ def _write_edges(writer: Writer, record: JobRecord) -> None:
     writer.hash(f"edges:{record.id}", edges)
 
 
+def _put_within(writer: Writer, record: JobRecord) -> None:
+    """The batch of this head lies within another one."""
+    writer.add("ZREM", "batches", record.id)
+    writer.rank("nested", 0, record.id)
+    writer.rank(f"inner:{record.batch_id}", 0, record.id)
+    writer.add("HSET", f"batch:{record.id}", "within", record.batch_id)
+    if not record.state.final:
+        writer.add("HINCRBY", f"batch:{record.batch_id}", "unsettled", 1)
+
+
 def _stand(writer: Writer, record: JobRecord) -> None:
     rank = rank_of(record.run_at, record.priority)
     place = place_of(record.seq, record.id)
@@ -339,7 +351,7 @@ _NUMBERS = BATCH_FIELDS.index("started")
 def batch_record(batch_id: str, row: Sequence[bytes | None], *, gated: bool) -> BatchRecord:
     own_expander, sealed, cancel, paused, owed, *numbers = (int(raw or 0) for raw in row[:_NUMBERS])
     limits, finish = map(_int, row[_NUMBERS : _NUMBERS + 4]), map(_text, row[_NUMBERS + 4 :])
-    flags = bool(own_expander), bool(sealed), cancel, bool(paused), gated, bool(owed)
+    flags = bool(own_expander), bool(sealed), cancel, paused, gated, bool(owed)
     return BatchRecord._make((batch_id, *flags, *numbers, *limits, *finish))
 
 

@@ -141,7 +141,7 @@ def parent_from_row(row: Row) -> tuple[int, Parent]:
 
 def batch_from_row(row: Row) -> Batch:
     """The batch behind: id, what its head's hash says, and BATCH_FIELDS."""
-    batch_id, (kind, queue, state, created, finished), fields = row
+    batch_id, (kind, queue, state, created, finished, within), fields = row
     total, pending, running, completed, failed, cancelled, sealed, cancel, *rest = fields
     started, finish_job, paused, concurrency, batch_size, max_failures, owed = rest
     return Batch(
@@ -168,6 +168,7 @@ def batch_from_row(row: Row) -> Batch:
         batch_size=_int(batch_size),
         max_failures=_int(max_failures),
         settled=not int(owed or 0),
+        within=within and text_of(within),
     )
 
 

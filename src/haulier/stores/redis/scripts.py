@@ -9,9 +9,11 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from haulier.domain.batch import DEEPEST
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
+from haulier.domain.tick import KEPT_TICKS, TICK_STATES, TickState
 from haulier.domain.unique import Conflict, Scope
 from haulier.stores import codes
 from haulier.stores.configuring import NOBODY
@@ -19,9 +21,9 @@ from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 
 SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
-haulier that knows only 1 would leave behind when it removes their jobs. 3 has a configuration, and
-one that knows only 2 would take jobs of paused queues; and jobs that wait for others, whom it would
-not tell."""
+haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, batches
+within batches, whose heads have a role that one that knows only 2 would not understand, and a
+configuration: it would take jobs of paused queues. Nor would it tell jobs that wait for others."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -38,6 +40,7 @@ CODES = {
     "SINGLE": codes.SINGLE,
     "HEAD": codes.HEAD,
     "ITEM": codes.ITEM,
+    "INNER": codes.INNER,
     "REQUESTED": codes.REQUESTED,
     "HEARD": codes.HEARD,
     "PARKED": codes.PARKED,
@@ -61,6 +64,7 @@ CONSTANTS: dict[str, int] = {
     "RESUMING": 5,
     "PRUNING": 6,
     "RESTARTING": 7,
+    "LIMITING": 8,
     # When running items of a cancelled batch are told: of its pending ones' end.
     "BEFORE": 1,
     "AFTER": 2,
@@ -71,6 +75,7 @@ CONSTANTS: dict[str, int] = {
     "TO_TELL": 1,
     "TOLD": 2,
     "POINT": RANK_PER_PRIORITY,
+    "DEEPEST": DEEPEST,
     "ALONE_AFTER": ALONE_AFTER,
     "GENERATION": GENERATION,
     # Claims of one job whose errors are kept.
@@ -95,13 +100,22 @@ CONSTANTS: dict[str, int] = {
     # A longer field would take a hash out of the compact form that Redis keeps small ones in
     # (hash-max-listpack-value), which doubles what a job takes.
     "COMPACT": COMPACT,
+    # Overlap policies and states of ticks.
+    "ALLOW_OVERLAP": 0,
+    "SKIP_OVERLAP": 1,
+    "FIRED": TICK_STATES.index(TickState.FIRED),
+    "MANUAL": TICK_STATES.index(TickState.MANUAL),
+    "MISSED": TICK_STATES.index(TickState.MISSED),
+    "OVERLAPPED": TICK_STATES.index(TickState.OVERLAP),
+    "KEPT_TICKS": KEPT_TICKS,
     # Entries of inboxes that were refused.
     "REJECTED_KEPT": 1000,
     **{f"F_{name.upper()}": number for number, name in enumerate(JOB_FIELDS, start=1)},
 }
 
-_CORE = ("base", "ledger", "uniques", "lines", "settling", "slices", "flows")
+_CORE = ("base", "ledger", "uniques", "lines", "settling", "nesting", "slices", "flows")
 _TRANSFER = ("base", "ledger", "transfer")
+_SCHEDULES = ("base", "ledger", "schedules")
 _MOVING = (*_CORE, "moving")
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -110,10 +124,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "open_batch": (*_CORE, "inserts"),
     "inbox": (*_CORE, "inserts"),
     "seal": _CORE,
-    "cancel": _CORE,
+    "cancel": (*_CORE, "cancelling"),
     "requeue": _CORE,
     "delete": _CORE,
     "switch": _CORE,
+    "alter": _CORE,
     "retry": _CORE,
     "drain": _CORE,
     "follow": _CORE,
@@ -136,6 +151,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
     "events": ("base", "ledger"),
+    "schedule_find": _SCHEDULES,
+    "schedule_due": _SCHEDULES,
+    "schedule_put": _SCHEDULES,
+    "schedule_delete": _SCHEDULES,
+    "schedule_fire": (*_CORE, "inserts", "cancelling", "schedules"),
+    "schedule_ticks": _SCHEDULES,
+    "schedule_tick_of": _SCHEDULES,
     "standing": _TRANSFER,
     "freeze": _TRANSFER,
     "receive": _TRANSFER,
@@ -152,7 +174,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 OPEN_ONLY = frozenset(
     {
         *("insert", "open_batch", "inbox", "seal", "cancel", "requeue", "delete", "switch"),
+        "alter",
         *("retry", "prune", "enlist", "configure"),
+        *("schedule_put", "schedule_delete", "schedule_fire"),
     }
 )
 """Verbs that a store refuses while a copy lets nothing of it change."""

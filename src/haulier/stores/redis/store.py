@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -21,7 +22,16 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
-from haulier.ports import DEFAULT_TTL, Clock, Fence, Heartbeat, Inserted, JobFilter, Page
+from haulier.parts import Schedules
+from haulier.ports import (
+    DEFAULT_TTL,
+    Clock,
+    Fence,
+    Heartbeat,
+    Inserted,
+    JobFilter,
+    Page,
+)
 from haulier.services.ids import new_id
 from haulier.stores import checking
 from haulier.stores.background import Background
@@ -175,6 +185,14 @@ class RedisStore:
         if await self._write("switch", batch, int(paused), change=change):
             await self._drain(batch)
 
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch = known_id(batch_id)
+        given = [each for name, limit in changes.items() for each in (name, optional(limit))]
+        if await self._write("alter", batch, by, len(changes), *given, change=Change.ANY):
+            await self._drain(batch)
+
     async def retry_failed(
         self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
     ) -> int:
@@ -293,6 +311,12 @@ class RedisStore:
     def transferable(self) -> RedisTransfer:
         return RedisTransfer(self._history, self._listener.tell, self._take_inboxes)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.redis.schedules import RedisSchedules
+
+        return RedisSchedules(self._history, self._write, self._drain)
+
     async def _take_inboxes(self) -> None:
         """Of all queues: what was pushed before is to be copied too."""
         from haulier.stores.redis import inbox
@@ -307,9 +331,16 @@ class RedisStore:
         found = await check.look(self._history, self.transferable(), now)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: check.touch(self._history))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = self.configurable()
         found.append(await checking.configuration(part, part.noted))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, now or time.time_ns() // 1000)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
@@ -353,8 +384,10 @@ class RedisStore:
     async def batch(self, batch_id: str) -> Batch:
         return await reading.batch(self._history, batch_id)
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await reading.batches(self._history, limit, cursor)
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await reading.batches(self._history, limit, cursor, within)
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await reading.counts(self._history)

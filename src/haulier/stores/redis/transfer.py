@@ -18,13 +18,17 @@ from haulier.domain.transfer import (
     Standing,
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS, check_replaced, may_freeze
-from haulier.stores.redis import configuring
+from haulier.stores.redis import configuring, schedule_records
 from haulier.stores.redis import records as rows
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
 
 KEPT = ("history", "inbox:", "rejected", "worker", "alive", "ended")
 """What stays when a store is emptied: what a copy has not brought."""
+
+
+_NESTED = "+"
+"""Before a cursor: of batches that lie within others."""
 
 
 class RedisTransfer:
@@ -109,6 +113,10 @@ class RedisTransfer:
                 rows.write_jobs(writer, records)
             case Section.NAMES:
                 rows.write_names(writer, records, await self._held(records))
+            case Section.SCHEDULES:
+                schedule_records.write_schedules(writer, records)
+            case Section.TICKS:
+                schedule_records.write_ticks(writer, records)
             case Section.CONFIGURATION:
                 configuring.write_copied(writer, records)
             case Section.EVENTS:
@@ -129,6 +137,10 @@ class RedisTransfer:
                 return await self._read_jobs(after)
             case Section.NAMES:
                 return await self._read_names(after)
+            case Section.SCHEDULES:
+                return await schedule_records.read_schedules(self._history, after)
+            case Section.TICKS:
+                return await schedule_records.read_ticks(self._history, after)
             case Section.CONFIGURATION:
                 return await configuring.read_copied(self._history)
             case Section.EVENTS:
@@ -141,7 +153,11 @@ class RedisTransfer:
         return Records(tuple(map(rows.job_record, page)), _text(following))
 
     async def _read_batches(self, after: str | None) -> Records:
-        ids = [raw.decode() for raw in await self._members("batches", after)]
+        # Those that lie within others after all those that do not.
+        nested = after is not None and after.startswith(_NESTED)
+        start = (after or "").removeprefix(_NESTED) or None
+        found = await self._members("nested" if nested else "batches", start)
+        ids = [raw.decode() for raw in found]
         page = ids[:PAGE_RECORDS]
         looks: list[tuple[Any, ...]] = [
             ("HMGET", self._key(f"batch:{batch}"), *rows.BATCH_FIELDS) for batch in page
@@ -154,7 +170,9 @@ class RedisTransfer:
                 page, answers[: len(page)], answers[len(page) :], strict=True
             )
         )
-        return Records(records, page[-1] if len(ids) > PAGE_RECORDS else None)
+        if len(ids) > PAGE_RECORDS:
+            return Records(records, f"{_NESTED if nested else ''}{page[-1]}")
+        return Records(records, None if nested else _NESTED)
 
     async def _read_names(self, after: str | None) -> Records:
         """Names in order: a hash has none that stays the same, so that one is made first."""

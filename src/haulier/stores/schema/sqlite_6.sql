@@ -31,6 +31,35 @@ CREATE TABLE ends (
 ) STRICT;
 CREATE INDEX ends_work ON ends (work) WHERE work > 0;
 
+-- ── Schedules ────────────────────────────────────────────────────────────────────────────────
+
+CREATE TABLE schedules (
+    name       TEXT    NOT NULL PRIMARY KEY,
+    id         BLOB    NOT NULL,
+    revision   INTEGER NOT NULL,                    -- rises with every change and every tick
+    next       INTEGER,                             -- the next tick; NULL: paused
+    last_job   BLOB,                                -- of the latest tick
+    kind       TEXT    NOT NULL,                    -- of its jobs
+    queue      TEXT    NOT NULL,
+    body       TEXT    NOT NULL,                    -- JSON, opaque here
+    changed_by TEXT    NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX schedules_next ON schedules (next) WHERE next IS NOT NULL;
+
+-- States: 0 fired, 1 manual, 2 missed (from `since` up to this one), 3 left out for an overlap.
+CREATE TABLE ticks (
+    schedule TEXT    NOT NULL,
+    tick     INTEGER NOT NULL,
+    at       INTEGER NOT NULL,
+    state    INTEGER NOT NULL,
+    job      BLOB,
+    since    INTEGER,
+    PRIMARY KEY (schedule, tick)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX ticks_job ON ticks (job) WHERE job IS NOT NULL;
 -- ── Configuration ────────────────────────────────────────────────────────────────────────────
 
 -- At most one row: what every exchange looks at.
@@ -57,3 +86,10 @@ CREATE TABLE alterations (
     after   TEXT,
     PRIMARY KEY (version, name)
 ) STRICT, WITHOUT ROWID;
+
+-- ── Nested batches ───────────────────────────────────────────────────────────────────────────
+
+-- A job of role 3 is the head of a batch and an item of another one: `within` that one. From here on
+-- `paused` is 1 by itself, 2 by the batch around it, 3 both.
+ALTER TABLE batches ADD COLUMN within BLOB;
+CREATE INDEX batches_within ON batches (within, owed) WHERE within IS NOT NULL;

@@ -10,13 +10,14 @@ from collections.abc import Iterable
 
 import apsw
 
-from haulier.domain.event import DELETED, PAUSED, RESUMED
+from haulier.domain.event import PAUSED, RESUMED
 from haulier.domain.ids import text_id
 from haulier.domain.moves import RULES, Move
 from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.stores.codes import (
     CANCELLED,
     FAILED,
+    ITEM,
     PARKED,
     PENDING,
     RUNNING,
@@ -24,20 +25,24 @@ from haulier.stores.codes import (
     WAITING,
     rank_of,
 )
-from haulier.stores.sqlite import flows, gates, kept, uniques
+from haulier.stores.sqlite import altering, flows, gates, nesting, removing, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
+from haulier.stores.sqlite.nesting import FROM_AROUND, OWN
 from haulier.stores.sqlite.rows import (
     Row,
     fetch,
 )
 from haulier.stores.sqlite.settling import (
+    CANCELLED_BY_REQUEST,
     CANCELLING,
     DELETING,
+    LIMITING,
     PAUSING,
     PRUNING,
     RESTARTING,
     RESUMING,
     RETRYING,
+    begin_cancel,
     follow_up,
     settle_done,
     tell_running,
@@ -45,9 +50,6 @@ from haulier.stores.sqlite.settling import (
 
 SLICE = 500
 """Items that one slice moves: a few milliseconds."""
-
-DELETED_AT_ONCE = 250
-"""A row leaves all its indexes when it is deleted, which takes longer than to move it."""
 
 LOOKED_AT = 10_000
 """Sequence numbers that one slice covers at most: of a large batch most may be done already."""
@@ -84,7 +86,7 @@ UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, ca
     rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
-              WHERE batch = :batch AND state = {FAILED}
+              WHERE batch = :batch AND state = {FAILED} AND role = {ITEM}
               AND seq > :cursor AND seq <= :cursor + {LOOKED_AT}
               AND (:type IS NULL OR error ->> 'type' = :type) ORDER BY seq LIMIT :slice)
 RETURNING seq, {SUBJECT}
@@ -95,6 +97,8 @@ _STATE = (
     "j.lease, j.queue, j.kind, j.role, j.batch "
     "FROM jobs j JOIN batches b ON j.id = b.id WHERE j.id = ?"
 )
+
+_TOGGLE = "UPDATE batches SET paused = (paused | ?1) - (paused & ?1) WHERE id = ?2"
 
 _RETRY_UNDER_WAY = "SELECT retry_type, retry_left, gated FROM batches WHERE id = ?"
 
@@ -125,7 +129,7 @@ def begin_retry(
     if not failed or limit == 0:
         return False
     if state != RUNNING:
-        if error_type is not None and not _any_failed(db, batch, error_type):
+        if not _any_failed(db, batch, error_type):
             return False
         reopen_head(db, now, head, state)
     db.execute(
@@ -136,12 +140,12 @@ def begin_retry(
     return True
 
 
-def _any_failed(db: apsw.Connection, batch: bytes, error_type: str) -> bool:
+def _any_failed(db: apsw.Connection, batch: bytes, error_type: str | None) -> bool:
     return bool(
         fetch(
             db,
-            f"SELECT 1 FROM jobs INDEXED BY jobs_failed WHERE batch = ? AND state = {FAILED} "
-            "AND error ->> 'type' = ? LIMIT 1",
+            f"SELECT 1 FROM jobs INDEXED BY jobs_failed WHERE batch = ?1 AND state = {FAILED} "
+            f"AND role = {ITEM} AND (?2 IS NULL OR error ->> 'type' = ?2) LIMIT 1",
             (batch, error_type),
         )
     )
@@ -158,6 +162,8 @@ def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> Non
         raise JobStateError("this batch was never completely filled; start it anew")
     if not uniques.retake(db, now, head.id, uniq):
         raise JobStateError("another batch holds the unique name of this one by now")
+    if head.batch is not None:
+        reopen_for_item(db, now, head.batch)
     db.execute(
         f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL, "
         f"children = {REVIVED} WHERE id = ?",
@@ -173,6 +179,17 @@ def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> Non
     ledger.write(db, now)
 
 
+def reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
+    """Reopen the batch of an item that runs again; whether it has a gate."""
+    (state, _, _, draining, cancel, _), head = _head(db, batch)
+    if draining in (DELETING, PRUNING, RESTARTING) or (cancel and state == RUNNING):
+        raise JobStateError("a cancel or delete of this item's batch is still under way")
+    if state != RUNNING:
+        reopen_head(db, now, head, state)
+    ((gated,),) = fetch(db, "SELECT gated FROM batches WHERE id = ?", (batch,))
+    return bool(gated)
+
+
 def begin_delete(db: apsw.Connection, batch: bytes, *, pruned: bool = False) -> None:
     """Mark a batch as being deleted; `drain` then removes its items, and the head with the last.
 
@@ -184,6 +201,8 @@ def begin_delete(db: apsw.Connection, batch: bytes, *, pruned: bool = False) -> 
 def begin_restart(db: apsw.Connection, batch: bytes) -> None:
     """Mark a batch as starting anew; `drain` removes its items and then requeues the head."""
     _begin(db, batch, RESTARTING)
+    # What it lies within must not settle meanwhile.
+    db.execute("UPDATE batches SET owed = 1 WHERE id = ?", (batch,))
 
 
 def _begin(db: apsw.Connection, batch: bytes, what: int) -> None:
@@ -207,21 +226,54 @@ def _switch(db: apsw.Connection, now: int, batch: bytes, *, paused: bool) -> boo
     (state, _, _, draining, cancel, is_paused), head = _head(db, batch)
     if state not in (PENDING, RUNNING) or cancel:
         raise JobStateError("this batch has ended, or is being cancelled")
-    if draining not in (0, PAUSING, RESUMING):
+    if draining not in (0, PAUSING, RESUMING, LIMITING):
         raise JobStateError("a retry or delete of this batch is still under way")
-    if paused == bool(is_paused):
+    if paused == bool(is_paused & OWN):
         return False
-    db.execute(
-        "UPDATE batches SET paused = ?1, drained = 0, moved = 0, draining = CASE WHEN ?1 THEN ?2 "
-        "WHEN concurrency IS NULL AND batch_size IS NULL THEN ?3 ELSE 0 END, "
-        "gated = ?1 OR concurrency IS NOT NULL OR batch_size IS NOT NULL WHERE id = ?4",
-        (paused, PAUSING, RESUMING, batch),
-    )
+    if is_paused & FROM_AROUND:
+        # It is held by the batch around it; only whether it will be by itself has changed.
+        db.execute(_TOGGLE, (OWN, batch))
+    else:
+        set_paused(db, batch, OWN if paused else 0)
     ledger = Ledger()
     ledger.moved(PAUSED if paused else RESUMED, head, state, state)
     ledger.write(db, now)
     gates.let_in(db, now, batch)
     return True
+
+
+def set_paused(db: apsw.Connection, batch: bytes, paused: int) -> None:
+    """Pause a batch that was not, or the other way about, and begin what that brings along."""
+    db.execute(
+        "UPDATE batches SET paused = ?1, drained = 0, moved = 0, draining = CASE "
+        # In the midst of a retry; the pause follows it.
+        f"WHEN draining NOT IN (0, {PAUSING}, {RESUMING}, {LIMITING}) THEN draining "
+        "WHEN ?1 THEN ?2 "
+        "WHEN concurrency IS NULL AND batch_size IS NULL THEN ?3 "
+        # Got its limits while it was being paused: what still stands in the line is not let in.
+        "WHEN draining = ?2 THEN ?5 "
+        # Those within it are to be resumed as well.
+        "WHEN EXISTS (SELECT 1 FROM batches i WHERE i.within = ?4 AND i.owed = 1) THEN ?5 "
+        "ELSE 0 END, "
+        "gated = ?1 OR concurrency IS NOT NULL OR batch_size IS NOT NULL WHERE id = ?4",
+        (paused, PAUSING, RESUMING, batch, LIMITING),
+    )
+
+
+def _adapt(db: apsw.Connection, now: int, batch: bytes, *, cancel: bool, pause: bool) -> None:
+    """Do to a batch what was done to the one around it."""
+    if cancel:
+        begin_cancel(db, now, batch, CANCELLED_BY_REQUEST)
+        return
+    (state, _, _, _, _, paused), head = _head(db, batch)
+    if paused & OWN:
+        db.execute(_TOGGLE, (FROM_AROUND, batch))
+        return
+    set_paused(db, batch, FROM_AROUND if pause else 0)
+    ledger = Ledger()
+    ledger.moved(PAUSED if pause else RESUMED, head, state, state)
+    ledger.write(db, now)
+    gates.let_in(db, now, batch)
 
 
 # ── Go on ────────────────────────────────────────────────────────────────────────────────────
@@ -255,7 +307,20 @@ def drain(db: apsw.Connection, now: int, batch: bytes) -> bool:
             (following, count, batch),
         )
         return True
-    db.execute("UPDATE batches SET draining = 0, moved = moved + ? WHERE id = ?", (count, batch))
+    if under_way in (CANCELLING, PAUSING, RESUMING, LIMITING) and nesting.go_on(
+        db,
+        batch,
+        lambda inner, cancel, pause: _adapt(db, now, inner, cancel=cancel, pause=pause),
+        lambda inner: drain(db, now, inner),
+    ):
+        db.execute("UPDATE batches SET moved = moved + ? WHERE id = ?", (count, batch))
+        return True
+    # A pause that came in the midst of a retry follows now.
+    db.execute(
+        "UPDATE batches SET draining = iif(? AND paused > 0, ?, 0), drained = 0, "
+        "moved = moved + ? WHERE id = ?",
+        (under_way == RETRYING, PAUSING, count, batch),
+    )
     if under_way == RESTARTING:
         _restart(db, now, batch)
     else:
@@ -325,6 +390,13 @@ def _park_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tup
     return len(parked), _following(db, batch, cursor, parked)
 
 
+def _limit_slice(
+    db: apsw.Connection, now: int, batch: bytes, cursor: int
+) -> tuple[int, int | None]:
+    parked, count = altering.limit_slice(db, now, batch, cursor)
+    return count, _following(db, batch, cursor, parked)
+
+
 def _unpark_slice(
     db: apsw.Connection, now: int, batch: bytes, cursor: int
 ) -> tuple[int, int | None]:
@@ -332,47 +404,6 @@ def _unpark_slice(
     db.execute(_UNPARK, (batch,))
     count = db.changes()
     return count, None if count < SLICE else 0
-
-
-def _delete_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    return _delete_items(db, now, batch, cursor, with_periods=True)
-
-
-def _prune_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    return _delete_items(db, now, batch, cursor, with_periods=False)
-
-
-def _delete_items(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int, *, with_periods: bool
-) -> tuple[int, int | None]:
-    """Remove items, with the last ones the head too. The batch's counters go with it."""
-    rows = fetch(db, _DELETE, (batch,))
-    count = len(rows)
-    over = count < DELETED_AT_ONCE
-    if over:
-        rows += fetch(db, f"DELETE FROM jobs WHERE id = ? {REMOVED}", (batch,))
-        db.execute("DELETE FROM batches WHERE id = ?", (batch,))
-    ledger = Ledger()
-    removed(db, ledger, rows, uncounted=True, with_periods=with_periods)
-    ledger.write(db, now)
-    return count, None if over else cursor
-
-
-def _clear_slice(
-    db: apsw.Connection, now: int, batch: bytes, cursor: int
-) -> tuple[int, int | None]:
-    """Remove items whose head makes them anew: with the same ids, so their leases go on."""
-    rows = fetch(db, _DELETE, (batch,))
-    ledger = Ledger()
-    removed(db, ledger, rows)
-    ledger.write(db, now)
-    highest = max((Subject(*row[4:]).lease for row in rows), default=0)
-    db.execute("UPDATE batches SET leases = max(leases, ?) WHERE id = ?", (highest, batch))
-    return len(rows), None if len(rows) < DELETED_AT_ONCE else cursor
 
 
 def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
@@ -385,53 +416,29 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
     )
     ((state, *_), head) = _head(db, batch)
     ((seq,),) = fetch(db, "SELECT seq FROM jobs WHERE id = ?", (batch,))
-    waits = flows.wait_again(db, seq)
+    gate = None
+    if flows.wait_again(db, seq):
+        gate = WAITING
+    elif head.batch is not None and head.batch in gates.gated_batches(db):
+        gate = PARKED
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
         f"cancel = 0, children = {REVIVED}, run_at = ?1, "
-        f"rank = iif(?3, NULL, ?1 - priority * {_POINT}), gate = iif(?3, {WAITING}, NULL) "
-        "WHERE id = ?2",
-        (now, batch, waits),
+        f"rank = iif(?3 IS NULL, ?1 - priority * {_POINT}, NULL), gate = ?3 WHERE id = ?2",
+        (now, batch, gate),
     )
     ledger = Ledger()
     ledger.moved(Move.REQUEUE, head._replace(attempt=0), state, PENDING)
-    ledger.write(db, now)
+    follow_up(db, now, ledger.write(db, now))
 
 
 _SLICES = {
     CANCELLING: _drop_slice,
     RETRYING: _requeue_slice,
-    DELETING: _delete_slice,
+    DELETING: removing.delete_slice,
     PAUSING: _park_slice,
     RESUMING: _unpark_slice,
-    PRUNING: _prune_slice,
-    RESTARTING: _clear_slice,
+    PRUNING: removing.prune_slice,
+    RESTARTING: removing.clear_slice,
+    LIMITING: _limit_slice,
 }
-
-REMOVED = f"RETURNING seq, state, uniq, children, {SUBJECT}"
-"""What `removed` has to be told of deleted rows."""
-
-_DELETE = (
-    f"DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? LIMIT {DELETED_AT_ONCE}) "
-    f"{REMOVED}"
-)
-
-
-def removed(
-    db: apsw.Connection,
-    ledger: Ledger,
-    rows: Iterable[Row],
-    *,
-    uncounted: bool = False,
-    with_periods: bool = True,
-) -> None:
-    """Account for deleted jobs, and remove what was kept beside them."""
-    for seq, state, uniq, children, *job in rows:
-        db.execute("DELETE FROM errors WHERE job = ?", (seq,))
-        kept.forget(db, seq)
-        flows.forget(db, seq, job[0], state, children)
-        if uniq is not None and with_periods:
-            uniques.forget(db, job[0])
-        elif uniq is not None:
-            uniques.release_ended(db, job[0])
-        ledger.moved(DELETED, Subject(*job), state, None, uncounted=uncounted)

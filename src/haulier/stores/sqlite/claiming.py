@@ -29,7 +29,7 @@ from haulier.stores.sqlite.rows import (
     fetch,
     job_from_row,
 )
-from haulier.stores.sqlite.settling import PAUSING
+from haulier.stores.sqlite.settling import LIMITING, PAUSING
 
 Boot = tuple[str, int]
 
@@ -55,7 +55,12 @@ _RANK_AND_SEQ = itemgetter(-1, 1)
 _CLAIM_FIRST = _claiming(f"SELECT seq {_READY}{_IN_LINE}")
 _FIRST = f"SELECT rank, seq {_READY}{_IN_LINE}"
 _CLAIM_THESE = _claiming("SELECT value FROM json_each(:seqs)")
-_PAUSING = f"SELECT id FROM batches WHERE draining = {PAUSING} AND draining > 0"
+_PAUSING = f"SELECT id FROM batches WHERE draining IN ({PAUSING}, {LIMITING}) AND draining > 0"
+# Of one that gets limits just now, those that are let in may be claimed.
+_HELD_BACK = (
+    f"EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch AND (b.draining = {PAUSING} "
+    f"OR (b.draining = {LIMITING} AND j.gate IS NULL)))"
+)
 
 LOOKED_THROUGH = 500
 """Jobs of the line that a claim looks through for items of batches that are just being paused."""
@@ -64,13 +69,14 @@ LOOKED_THROUGH = 500
 # meets: passing over them would cost every claim the same way again.
 _PARK_AHEAD = f"""
 UPDATE jobs SET rank = NULL, gate = {PARKED}
-WHERE seq IN (SELECT seq FROM (SELECT seq, batch {_READY}
-                               ORDER BY rank, seq LIMIT {LOOKED_THROUGH})
-              WHERE batch IN ({_PAUSING}))
+WHERE seq IN (SELECT seq FROM (SELECT seq, batch, gate {_READY}
+                               ORDER BY rank, seq LIMIT {LOOKED_THROUGH}) j
+              WHERE {_HELD_BACK})
 """
 _FIRST_NOT_PAUSING = f"""
-SELECT rank, seq FROM (SELECT rank, seq, batch {_READY} ORDER BY rank, seq LIMIT {LOOKED_THROUGH})
-WHERE batch IS NULL OR batch NOT IN ({_PAUSING}) ORDER BY rank, seq LIMIT :slots
+SELECT rank, seq FROM (SELECT rank, seq, batch, gate {_READY}
+                       ORDER BY rank, seq LIMIT {LOOKED_THROUGH}) j
+WHERE NOT {_HELD_BACK} ORDER BY rank, seq LIMIT :slots
 """
 NEXT_DUE = f"""
 SELECT min(at) FROM (
@@ -89,7 +95,7 @@ WHERE j.gate = {ALONE} AND j.state = {PENDING} AND j.run_at <= :now
   AND j.queue IN (SELECT value FROM json_each(:queues))
   AND j.kind IN (SELECT value FROM json_each(:kinds))
   AND NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.batch
-                  AND (b.paused = 1 OR b.concurrency <= b.running + (
+                  AND (b.paused > 0 OR b.concurrency <= b.running + (
                       SELECT count(*) FROM jobs w WHERE w.batch = b.id
                       AND w.state = {PENDING} AND w.gate = {LET_IN})))
 ORDER BY j.run_at LIMIT 100

@@ -14,7 +14,7 @@ from haulier.exceptions import JobNotFoundError, JobStateError
 from haulier.stores.codes import (
     CANCELLED,
     FAILED,
-    HEAD,
+    HEADS,
     ITEM,
     PARKED,
     PENDING,
@@ -26,17 +26,16 @@ from haulier.stores.codes import (
     key_of,
     rank_of,
 )
-from haulier.stores.sqlite import flows, uniques
+from haulier.stores.sqlite import flows, nesting, uniques
 from haulier.stores.sqlite.batches import (
-    REMOVED,
     REVIVED,
     begin_delete,
     begin_restart,
     first_slices,
-    removed,
-    reopen_head,
+    reopen_for_item,
 )
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
+from haulier.stores.sqlite.removing import REMOVED, removed
 from haulier.stores.sqlite.rows import (
     fetch,
 )
@@ -44,7 +43,6 @@ from haulier.stores.sqlite.settling import (
     CANCELLED_BY_REQUEST,
     DELETING,
     PRUNING,
-    RESTARTING,
     begin_cancel,
     follow_up,
 )
@@ -82,13 +80,17 @@ def cancel(
         if found is None:
             continue
         state, role = found.state, found.job.role
-        if role == HEAD and state in (PENDING, RUNNING):
+        if role in HEADS and state in (PENDING, RUNNING):
             begin_cancel(db, now, found.job.id, CANCELLED_BY_REQUEST)
             heads.append(job_id)
         if state == PENDING:
             _drop(db, now, ledger, found)
             state = CANCELLED
-        elif state == RUNNING and (role != HEAD or found.worker is not None) and not found.cancel:
+        elif (
+            state == RUNNING
+            and (role not in HEADS or found.worker is not None)
+            and not found.cancel
+        ):
             db.execute("UPDATE jobs SET cancel = ? WHERE seq = ?", (REQUESTED, found.seq))
             ledger.moved(CANCEL_REQUESTED, found.job, state, state)
         states[job_id] = STATES[state]
@@ -118,7 +120,7 @@ def replace(db: apsw.Connection, now: int, jobs: Iterable[bytes], by: str) -> No
         ledger = Ledger()
         _drop(db, now, ledger, found, JobError(type="Replaced", message=f"by job {by}"))
         follow_up(db, now, ledger.write(db, now))
-        if found.job.role == HEAD:
+        if found.job.role in HEADS:
             begin_cancel(db, now, job, CANCELLED_BY_REQUEST)
             # It has no items yet, or it would have stayed.
             first_slices(db, now, [job])
@@ -139,8 +141,8 @@ def requeue(
             continue
         state = found.state
         if state in (FAILED, CANCELLED) and uniques.retake(db, now, found.job.id, found.uniq):
-            if found.job.role == HEAD:
-                _restart_head(db, found.job.id)
+            if found.job.role in HEADS:
+                _restart_head(db, now, found.job)
                 heads.append(job_id)
             else:
                 _requeue(db, now, found)
@@ -152,7 +154,7 @@ def requeue(
 def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     job, gated = found.job, False
     if job.batch is not None:
-        gated = _reopen_for_item(db, now, job.batch)
+        gated = reopen_for_item(db, now, job.batch)
     gate = WAITING if flows.wait_again(db, found.seq) else PARKED if gated else None
     rank = None if gate else rank_of(now, found.priority)
     db.execute(
@@ -169,7 +171,7 @@ def delete(db: apsw.Connection, now: int, job_id: str) -> bytes | None:
     """Delete a single job, or begin to delete a batch, which is returned and to be drained."""
     found = _deletable(db, job_id)
     ledger = Ledger()
-    if found.job.role == HEAD:
+    if found.job.role in HEADS:
         if found.state == PENDING:
             # Out of the line, or a worker might still take it and make items.
             _drop(db, now, ledger, found)
@@ -188,37 +190,30 @@ def _deletable(db: apsw.Connection, job_id: str) -> _Found:
         raise JobNotFoundError(job_id)
     if found.state == RUNNING:
         raise JobStateError(f"job {job_id} is running: stop it before you delete it")
-    if found.job.role == ITEM:
+    if found.job.role >= ITEM:
         raise JobStateError(f"job {job_id} is an item: delete its batch instead")
-    if found.job.role == HEAD and fetch(
-        db, "SELECT 1 FROM batches WHERE id = ? AND running + pending > 0", (found.job.id,)
+    if found.job.role in HEADS and (
+        nesting.any_owed(db, found.job.id)
+        or fetch(
+            db, "SELECT 1 FROM batches WHERE id = ? AND running + pending > 0", (found.job.id,)
+        )
     ):
         raise JobStateError(f"batch {job_id} still has items that are not finished")
     return found
 
 
-def _restart_head(db: apsw.Connection, batch: bytes) -> None:
+def _restart_head(db: apsw.Connection, now: int, head: Subject) -> None:
     """A head that failed or was cancelled is to expand again, from nothing."""
+    batch = head.id
     ((own_expander, unfinished, draining),) = fetch(
         db, "SELECT own_expander, running + pending, draining FROM batches WHERE id = ?", (batch,)
     )
     if not own_expander:
         raise JobStateError("this batch was filled by its producer: retry its items instead")
-    if unfinished:
+    if unfinished or nesting.any_owed(db, batch):
         raise JobStateError("this batch still has items that are not finished")
     if draining in (DELETING, PRUNING):
         raise JobStateError("this batch is being deleted")
+    if head.batch is not None:
+        reopen_for_item(db, now, head.batch)
     begin_restart(db, batch)
-
-
-def _reopen_for_item(db: apsw.Connection, now: int, batch: bytes) -> bool:
-    """Reopen the batch of an item that runs again; whether it has a gate."""
-    ((cancel, draining),) = fetch(db, "SELECT cancel, draining FROM batches WHERE id = ?", (batch,))
-    head = _look(db, batch)
-    assert head is not None
-    if draining in (DELETING, PRUNING, RESTARTING) or (cancel and head.state == RUNNING):
-        raise JobStateError("a cancel or delete of this item's batch is still under way")
-    if head.state != RUNNING:
-        reopen_head(db, now, head.job, head.state)
-    ((gated,),) = fetch(db, "SELECT gated FROM batches WHERE id = ?", (batch,))
-    return bool(gated)

@@ -61,7 +61,7 @@ _REQUEUED = f"children IN (1, 3) AND children = {TO_REVIVE}"
 # brings its children back before it ends again.
 _READY = (
     "NOT EXISTS (SELECT 1 FROM ends e WHERE e.parent = j.id AND e.work = 2) AND "
-    f"(role <> {HEAD} OR NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.id AND b.owed = 1))"
+    "NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.id AND b.owed = 1)"
 )
 _ANYTHING = (
     f"SELECT 1 FROM jobs INDEXED BY jobs_parents WHERE {_ENDED} "

@@ -83,15 +83,24 @@ def let_in(db: apsw.Connection, now: int, batch: bytes) -> int:
     `batch_size`: so no claim can take too many, and none has to count. Those that are due to be
     run alone have a place kept for them.
     """
+    free = room(db, now, batch)
+    if free is None or free <= 0:
+        return 0
+    db.execute(_LET_IN, (batch, free))
+    return db.changes()
+
+
+def room(db: apsw.Connection, now: int, batch: bytes) -> int | None:
+    """How many more items may be let into the line; below 0, as many are too much.
+
+    None for a batch that is paused or has no limits.
+    """
     rows = fetch(db, _ROOM, (batch,))
     if not rows or rows[0][0]:
-        return 0
+        return None
     _, concurrency, batch_size, running = rows[0]
     ((waiting, alone),) = fetch(db, _WAITING, (now, batch))
-    room = [batch_size - waiting] if batch_size is not None else []
+    free = [batch_size - waiting] if batch_size is not None else []
     if concurrency is not None:
-        room.append(concurrency - running - waiting - alone)
-    if not room or min(room) <= 0:
-        return 0
-    db.execute(_LET_IN, (batch, int(min(room))))
-    return db.changes()
+        free.append(concurrency - running - waiting - alone)
+    return int(min(free)) if free else None

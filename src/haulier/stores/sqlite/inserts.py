@@ -15,7 +15,7 @@ from haulier.domain.job import NewJob, Role
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
 from haulier.stores.codes import (
-    HEAD,
+    HEADS,
     ON_LOST_CODE,
     PARKED,
     PENDING,
@@ -26,7 +26,7 @@ from haulier.stores.codes import (
     retry_to_text,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import control, flows, gates, uniques
+from haulier.stores.sqlite import control, flows, gates, nesting, uniques
 from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
     Row,
@@ -74,7 +74,7 @@ def _insert(
         return _insert_unique(db, now, jobs, policy, gated)
     new = _insert_rows(db, now, jobs, PENDING, gated)
     for job in new:
-        if job.role is Role.HEAD:
+        if job.role.heads:
             _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
     # Only for what is new: repeating an insert is harmless, also after the batch was sealed.
     _check_open(db, {job.batch_id for job in new if job.batch_id is not None})
@@ -129,7 +129,7 @@ def _insert_unique(
         inserted = _insert_one(db, now, job, PENDING, gated)
         if inserted.new and job.batch_id is not None:
             _check_open(db, {job.batch_id})
-        if inserted.new and job.role is Role.HEAD:
+        if inserted.new and job.role.heads:
             _add_batch(db, job, policy or BatchPolicy(), own_expander=True)
         new += inserted.new
         instead |= inserted.instead
@@ -253,6 +253,20 @@ def _add_batch(
             _first_round(db, head.id) if policy.finish else 0,
         ),
     )
+    if head.role is Role.INNER:
+        assert head.batch_id is not None
+        _put_within(db, raw_id(head.id), raw_id(head.batch_id))
+
+
+def _put_within(db: apsw.Connection, batch: bytes, outer: bytes) -> None:
+    """A new batch lies within another one: paused like it, with leases above all used there."""
+    nesting.depth_within(db, outer)
+    db.execute(
+        "UPDATE batches SET within = ?1, (paused, leases) = "
+        "(SELECT iif(paused > 0, ?2, 0), leases FROM batches WHERE id = ?1) WHERE id = ?3",
+        (outer, nesting.FROM_AROUND, batch),
+    )
+    db.execute("UPDATE batches SET gated = 1 WHERE id = ? AND paused > 0", (batch,))
 
 
 def _first_round(db: apsw.Connection, batch_id: str) -> int:
@@ -286,8 +300,8 @@ def _check_open(db: apsw.Connection, batch_ids: set[str]) -> None:
         rows = fetch(
             db,
             "SELECT b.sealed, b.cancel FROM batches b JOIN jobs j ON j.id = b.id "
-            "WHERE b.id = ? AND j.role = ?",
-            (raw_id(batch_id), HEAD),
+            "WHERE b.id = ? AND j.role IN (?, ?)",
+            (raw_id(batch_id), *HEADS),
         )
         if not rows:
             raise JobStateError(f"there is no batch {batch_id} to add items to")

@@ -132,7 +132,7 @@ class Ledger:
                 counts[queue, kind, role, source] -= n
             if target is not None:
                 counts[queue, kind, role, target] += n
-            if role == ITEM and batch is not None and not uncounted:
+            if role >= ITEM and batch is not None and not uncounted:
                 _add(batches[batch], source, target, n)
         rows = [(*key, n) for key, n in counts.items() if n]
         if rows:

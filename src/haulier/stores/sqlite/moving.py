@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import apsw
 
 from haulier.domain.ids import raw_id
-from haulier.domain.job import Job, Role
+from haulier.domain.job import Job
 from haulier.domain.moves import RULES, Move, Transition, runs_alone
 from haulier.stores.codes import (
     ALONE,
@@ -237,7 +237,7 @@ def _account(
     )
     if job.unique and state > RUNNING:
         uniques.release_ended(db, raw)
-    if job.role is not Role.HEAD:
+    if not job.role.heads:
         return
     if move is Move.HAND_OVER:
         db.execute("UPDATE batches SET sealed = 1 WHERE id = ?", (raw,))

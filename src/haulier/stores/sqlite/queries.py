@@ -144,13 +144,16 @@ def batch(db: apsw.Connection, batch_id: str) -> Batch:
     return batch_from_row(rows[0])
 
 
-def batches(db: apsw.Connection, limit: int, cursor: str | None) -> list[Batch]:
+def batches(db: apsw.Connection, limit: int, cursor: str | None, within: str | None) -> list[Batch]:
     """Ids of batches begin with their time, so their order is the order of age."""
+    where, outer = f"j.role = {HEAD}", []
+    if within is not None:
+        where, outer = "b.within = ?", [key_of(within)]
     rows = fetch(
         db,
         f"SELECT {BATCH_COLUMNS} FROM batches b JOIN jobs j ON j.id = b.id "
-        f"WHERE j.role = {HEAD} AND b.id < ? ORDER BY b.id DESC LIMIT ?",
-        (raw_id(cursor) if cursor is not None else b"\xff" * 17, limit),
+        f"WHERE {where} AND b.id < ? ORDER BY b.id DESC LIMIT ?",
+        (*outer, raw_id(cursor) if cursor is not None else b"\xff" * 17, limit),
     )
     return [batch_from_row(row) for row in rows]
 

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 
 from haulier.domain.ids import raw_id, text_id
-from haulier.domain.job import JobError
+from haulier.domain.job import JobError, Role
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
@@ -44,7 +44,7 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import configuring, flows, kept
+from haulier.stores.sqlite import configuring, flows, kept, schedule_records
 from haulier.stores.sqlite.rows import Row, fetch
 
 GATES = {
@@ -173,6 +173,14 @@ def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
     )
     kept.add_copied(db, ((record.seq, record.steps, record.lines) for record in records))
     flows.add_copied(db, ((record.seq, record.edges) for record in records))
+    db.executemany(
+        "UPDATE batches SET within = ? WHERE id = ?",
+        [
+            (raw_id(record.batch_id), raw_id(record.id))
+            for record in records
+            if record.role is Role.INNER and record.batch_id is not None
+        ],
+    )
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
 
@@ -221,8 +229,8 @@ def _read_batches(db: apsw.Connection, after: str | None) -> Records:
             (
                 text_id(row[0]),
                 *map(bool, row[1:3]),
-                row[3],
-                *map(bool, row[4:7]),
+                *row[3:5],
+                *map(bool, row[5:7]),
                 *row[7:20],
                 row[20] and text_id(row[20]),
             )
@@ -317,6 +325,8 @@ READ: Mapping[Section, Callable[[apsw.Connection, str | None], Records]] = {
     Section.BATCHES: _read_batches,
     Section.JOBS: _read_jobs,
     Section.NAMES: _read_names,
+    Section.SCHEDULES: schedule_records.read_schedules,
+    Section.TICKS: schedule_records.read_ticks,
     Section.CONFIGURATION: configuring.read_copied,
     Section.EVENTS: _read_events,
 }
@@ -324,6 +334,8 @@ INSERT: Mapping[Section, Callable[[apsw.Connection, Sequence[Any]], None]] = {
     Section.BATCHES: _insert_batches,
     Section.JOBS: _insert_jobs,
     Section.NAMES: _insert_names,
+    Section.SCHEDULES: schedule_records.insert_schedules,
+    Section.TICKS: schedule_records.insert_ticks,
     Section.CONFIGURATION: configuring.insert_copied,
     Section.EVENTS: _insert_events,
 }

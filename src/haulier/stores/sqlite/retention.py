@@ -15,8 +15,9 @@ from haulier.stores.codes import (
     SINGLE,
     STATE_CODE,
 )
-from haulier.stores.sqlite.batches import REMOVED, begin_delete, removed
+from haulier.stores.sqlite.batches import begin_delete
 from haulier.stores.sqlite.ledger import Ledger
+from haulier.stores.sqlite.removing import REMOVED, removed
 from haulier.stores.sqlite.rows import (
     Row,
     fetch,

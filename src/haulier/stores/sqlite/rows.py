@@ -63,13 +63,15 @@ def job_from_row(row: Row) -> Job:
 BATCH_COLUMNS = (
     "b.id, j.kind, j.queue, j.state, b.total, b.pending, b.running, b.completed, b.failed, "
     "b.cancelled, b.sealed, b.cancel, j.created_at, b.started_at, j.finished_at, b.finish_job, "
-    "b.paused, b.concurrency, b.batch_size, b.max_failures, b.owed"
+    "b.paused, b.concurrency, b.batch_size, b.max_failures, b.owed, j.batch"
 )
 
 
 def batch_from_row(row: Row) -> Batch:
     """The batch that a row of BATCH_COLUMNS holds."""
-    return batch_of(row, text_id(row[0]), row[15] and text_id(row[15]))
+    return batch_of(
+        row, text_id(row[0]), row[15] and text_id(row[15]), row[21] and text_id(row[21])
+    )
 
 
 def worker_from_row(row: Row) -> WorkerRow:

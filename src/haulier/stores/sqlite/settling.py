@@ -32,7 +32,7 @@ from haulier.stores.sqlite.rows import (
     fetch,
 )
 
-CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING = range(1, 8)
+CANCELLING, RETRYING, DELETING, PAUSING, RESUMING, PRUNING, RESTARTING, LIMITING = range(1, 9)
 """What is done to all items of a batch, slice by slice."""
 
 CANCELLED_BY_REQUEST, CUT_SHORT = 1, 2
@@ -40,7 +40,8 @@ CANCELLED_BY_REQUEST, CUT_SHORT = 1, 2
 
 _LOOK = (
     "SELECT b.gated, b.cancel = 0 AND b.failed > b.max_failures, "
-    "b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0, j.state, "
+    "b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0 AND NOT EXISTS "
+    "(SELECT 1 FROM batches i WHERE i.within = b.id AND i.owed = 1), j.state, "
     "j.worker IS NULL AND (b.sealed = 1 OR b.cancel > 0) "
     "FROM batches b JOIN jobs j ON j.id = b.id WHERE b.id = ?"
 )
@@ -73,7 +74,9 @@ class Consequences:
 def follow_up(db: apsw.Connection, now: int, touched: Iterable[Touched]) -> Consequences:
     """Do what the new counters of these batches ask for."""
     result = Consequences()
-    for each in touched:
+    todo = list(touched)
+    while todo:
+        each = todo.pop(0)
         for row in fetch(db, _LOOK, (each.batch,)):
             gated, exceeded, nothing_left, state, waits = row
             # Only a new failure counts: some of the old ones may just be tried again.
@@ -82,7 +85,8 @@ def follow_up(db: apsw.Connection, now: int, touched: Iterable[Touched]) -> Cons
                 result.cut.append(each.batch)
                 continue
             if nothing_left and ((state == RUNNING and waits) or state > RUNNING):
-                _settle(db, now, each.batch)
+                # What it is an item of may settle now.
+                todo += _settle(db, now, each.batch)
                 result.settled = True
             elif gated:
                 gates.let_in(db, now, each.batch)
@@ -115,8 +119,8 @@ def tell_running(db: apsw.Connection, now: int, batch: bytes) -> None:
     ledger.write(db, now)
 
 
-def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
-    """End the head, unless it ended before its items did, and call back."""
+def _settle(db: apsw.Connection, now: int, batch: bytes) -> list[Touched]:
+    """End the head, unless it ended before its items did, and call back; whom that concerns."""
     ((cancel, total, completed, failed, cancelled, allowed, *rest),) = fetch(db, _BATCH, (batch,))
     finish_kind, finish_queue, round_, priority, state, *head = rest
     counts = {"total": total, "completed": completed, "failed": failed, "cancelled": cancelled}
@@ -145,7 +149,9 @@ def _settle(db: apsw.Connection, now: int, batch: bytes) -> None:
         "UPDATE batches SET round = ?, finish_job = ?, owed = 0, gated = 0 WHERE id = ?",
         (round_ + 1, callback, batch),
     )
-    ledger.write(db, now)
+    touched = ledger.write(db, now)
+    outer = Subject(*head).batch
+    return touched or ([] if outer is None else [Touched(outer, 0)])
 
 
 def _callback_id(db: apsw.Connection, batch: bytes, round_: int) -> tuple[bytes, int]:

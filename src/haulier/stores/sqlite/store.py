@@ -25,6 +25,7 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
+from haulier.parts import Schedules
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
@@ -41,6 +42,7 @@ from haulier.stores import checking
 from haulier.stores.background import Background
 from haulier.stores.codes import key_of
 from haulier.stores.sqlite import (
+    altering,
     batches,
     check,
     configuring,
@@ -210,6 +212,15 @@ class SqliteStore:
         ):
             await self._drain(batch)
 
+    async def alter_batch(
+        self, batch_id: str, changes: Mapping[str, int | None], *, by: str = ""
+    ) -> None:
+        batch = key_of(batch_id)
+        if await self._change(
+            lambda db: altering.alter(db, self._clock.now(), batch, changes, by), Change.ANY
+        ):
+            await self._drain(batch)
+
     async def requeue(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         states, heads = await self._change(
             lambda db: control.requeue(db, self._clock.now(), job_ids), Change.ANY
@@ -349,6 +360,12 @@ class SqliteStore:
     def transferable(self) -> Transferable:
         return transfer.SqliteTransfer(self._read, self._write)
 
+    def schedules(self) -> Schedules:
+        # Loaded only now: what knows time zones takes longer to load than short commands may.
+        from haulier.stores.sqlite import schedules
+
+        return schedules.SqliteSchedules(self._read, self._change, self._clock.now, self._drain)
+
     def configurable(self) -> Configurable:
         return configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
 
@@ -360,9 +377,16 @@ class SqliteStore:
             found = await asyncio.to_thread(check.look_at_file, self.path, now, boot)
         reads = await checking.timed(self.last_event)
         commits = await checking.timed(lambda: self._write(check.touch))
+        found.append(checking.schedules(await self.schedules().due(1)))
         part = configuring.SqliteConfigurable(self._read, self._change, self._clock.now)
         found.append(await checking.configuration(part, part.noted))
-        return [*found, checking.latency("read", reads), checking.latency("commit", commits)]
+        left_open = await checking.left_open(self, now)
+        return [
+            *found,
+            left_open,
+            checking.latency("read", reads),
+            checking.latency("commit", commits),
+        ]
 
     # ── Questions ────────────────────────────────────────────────────────────────────────────
 
@@ -408,8 +432,10 @@ class SqliteStore:
     async def batch(self, batch_id: str) -> Batch:
         return await self._read(lambda db: queries.batch(db, batch_id))
 
-    async def batches(self, *, limit: int = 50, cursor: str | None = None) -> list[Batch]:
-        return await self._read(lambda db: queries.batches(db, limit, cursor))
+    async def batches(
+        self, *, limit: int = 50, cursor: str | None = None, within: str | None = None
+    ) -> list[Batch]:
+        return await self._read(lambda db: queries.batches(db, limit, cursor, within))
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._read(queries.counts)

@@ -58,6 +58,8 @@ _TABLES = {
     Section.BATCHES: "batches",
     Section.JOBS: "jobs",
     Section.NAMES: "uniques",
+    Section.SCHEDULES: "schedules",
+    Section.TICKS: "ticks",
     Section.CONFIGURATION: "configuration",
     Section.EVENTS: "events",
 }
@@ -122,6 +124,8 @@ _KEYS = {
     "ends": "parent",
     "events": "seq",
     "uniques": "name",
+    "schedules": "name",
+    "ticks": "schedule, tick",
     "configuration": "version",
     "settings": "name",
     "alterations": "version, name",

@@ -39,7 +39,7 @@ BEGIN
     INSERT INTO batch_deltas
     SELECT g.batch, sum(g.n), sum(g.n), 0, 0, 0, 0, NULL
     FROM unnest(g_counts, g_roles, g_batches) g (n, role, batch)
-    WHERE g.role = 2 AND g.batch IS NOT NULL GROUP BY g.batch;
+    WHERE g.role >= 2 AND g.batch IS NOT NULL GROUP BY g.batch;
     SELECT array_agg(DISTINCT b) INTO parents FROM unnest(g_batches) b WHERE b IS NOT NULL;
     IF parents IS NOT NULL THEN
         PERFORM check_open(p_now, parents);

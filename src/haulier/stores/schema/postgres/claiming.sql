@@ -59,14 +59,21 @@ BEGIN
     -- it meets: passing over them would cost every claim the same way again.
     UPDATE jobs_live SET rank = NULL, gate = 1
     WHERE seq = ANY (ARRAY(SELECT seq FROM (
-        SELECT seq, batch FROM jobs_live
+        SELECT seq, batch, gate FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
-        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j WHERE batch = ANY (p_parking)));
+        ORDER BY rank, seq LIMIT 500 FOR UPDATE SKIP LOCKED) j
+        WHERE batch = ANY (p_parking) AND NOT is_let_in(batch, gate)));
     RETURN (SELECT array_agg(seq) FROM (
         SELECT seq FROM jobs_live
         WHERE queue = p_queue AND kind = p_kind AND state = 0 AND rank >= p_floor
-          AND (batch IS NULL OR batch <> ALL (p_pausing))
+          AND (batch IS NULL OR batch <> ALL (p_pausing) OR is_let_in(batch, gate))
         ORDER BY rank, seq LIMIT p_slots FOR UPDATE SKIP LOCKED) j);
+END $$;
+
+-- Of a batch that gets limits just now, those that are let in may be claimed.
+CREATE OR REPLACE FUNCTION is_let_in(p_batch uuid, p_gate smallint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN p_gate IS NOT DISTINCT FROM 2 AND EXISTS (SELECT FROM batches WHERE id = p_batch AND draining = 8);
 END $$;
 
 -- Lock what one demand asks for; `more`: others took some of it just now.
@@ -345,7 +352,7 @@ BEGIN
             counted AS (
                 INSERT INTO batch_deltas
                 SELECT batch, 0, -count(*), count(*), 0, 0, 0, v_now
-                FROM c WHERE role = 2 AND batch IS NOT NULL GROUP BY batch),
+                FROM c WHERE role >= 2 AND batch IS NOT NULL GROUP BY batch),
             freed AS (
                 DELETE FROM uniques u USING c
                 WHERE c.uniq IS NOT NULL AND u.job = c.id AND u.scope = 0)
@@ -419,7 +426,7 @@ DECLARE
 BEGIN
     SELECT EXISTS (SELECT FROM jobs_live WHERE gate = 3),
            EXISTS (SELECT FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL),
-           (SELECT array_agg(id) FROM batches WHERE draining > 0 AND draining = 4)
+           (SELECT array_agg(id) FROM batches WHERE draining > 0 AND draining IN (4, 8))
     INTO alone, sized, pausing;
     more := false;
     IF sized THEN
@@ -441,7 +448,7 @@ BEGIN
     IF pausing IS NOT NULL THEN
         -- Held until this is committed, or a resume could miss what the claim takes out of the line.
         SELECT array_agg(h.id) INTO parking FROM (
-            SELECT id FROM batches WHERE draining > 0 AND draining = 4 FOR SHARE SKIP LOCKED) h;
+            SELECT id FROM batches WHERE draining > 0 AND draining IN (4, 8) FOR SHARE SKIP LOCKED) h;
     END IF;
     IF p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
         one := pick_lines(p_lines, pausing, parking);

@@ -14,11 +14,11 @@ BEGIN
     FOR pass IN 1 .. 2 LOOP
         PERFORM lock_jobs(left_over);
         FOR j IN SELECT * FROM jobs_live l WHERE l.id = ANY (left_over)
-                 ORDER BY (l.role = 1), l.seq FOR UPDATE
+                 ORDER BY (l.role IN (1, 3)), l.seq FOR UPDATE
         LOOP
             job := j.id;
             now_in := cancel_one(v_now, j);
-            head := j.role = 1;
+            head := j.role IN (1, 3);
             left_over := array_remove(left_over, job);
             RETURN NEXT;
         END LOOP;
@@ -34,21 +34,21 @@ END $$;
 -- Lock jobs that are not done, heads excepted, and then the batches of all of them.
 CREATE OR REPLACE FUNCTION lock_jobs(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM 1 FROM jobs_live l WHERE l.id = ANY (p_ids) AND l.role <> 1 ORDER BY l.seq FOR UPDATE;
-    PERFORM lock_batches((SELECT array_agg(coalesce(l.batch, l.id)) FROM jobs_live l
+    PERFORM 1 FROM jobs_live l WHERE l.id = ANY (p_ids) AND l.role NOT IN (1, 3) ORDER BY l.seq FOR UPDATE;
+    PERFORM lock_batches((SELECT array_agg(u) FROM jobs_live l, unnest(ARRAY[l.batch, l.id]) u
                           WHERE l.id = ANY (p_ids) AND (l.batch IS NOT NULL OR l.role = 1)));
 END $$;
 
 CREATE OR REPLACE FUNCTION cancel_one(p_now bigint, j jobs) RETURNS smallint LANGUAGE plpgsql AS $$
 BEGIN
-    IF j.role = 1 THEN
+    IF j.role IN (1, 3) THEN
         PERFORM begin_cancel(p_now, j.id, 1::smallint);
     END IF;
     IF j.state = 0 THEN
         PERFORM drop_job(p_now, j, NULL);
         RETURN 4;
     END IF;
-    IF j.cancel = 0 AND (j.role <> 1 OR j.worker IS NOT NULL) THEN
+    IF j.cancel = 0 AND (j.role NOT IN (1, 3) OR j.worker IS NOT NULL) THEN
         UPDATE jobs_live SET cancel = 1 WHERE seq = j.seq;
         PERFORM write_moves(p_now, ARRAY[('cancel_requested', j.id, j.attempt, j.lease, j.queue,
             j.kind, j.role, j.batch, 1, 1, NULL, NULL)::moved]);
@@ -70,20 +70,21 @@ BEGIN
     SELECT coalesce(array_agg(d.id), '{}') INTO ended FROM jobs_done d WHERE d.id = ANY (p_ids);
     PERFORM lock_names((SELECT array_agg(n) FROM (
         SELECT d.id, coalesce(d.batch, d.id) AS top FROM jobs_done d WHERE d.id = ANY (ended)) d
-        JOIN jobs o ON o.id IN (d.id, d.top), unnest(o.uniq) n));
-    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role <> 1 ORDER BY d.seq FOR UPDATE;
-    PERFORM lock_batches((SELECT array_agg(coalesce(d.batch, d.id)) FROM jobs_done d
-                          WHERE d.id = ANY (ended) AND (d.batch IS NOT NULL OR d.role = 1)));
-    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role = 1 ORDER BY d.seq FOR UPDATE;
+        JOIN jobs o ON o.id = ANY (with_around(ARRAY[d.id, d.top])), unnest(o.uniq) n));
+    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role NOT IN (1, 3) ORDER BY d.seq FOR UPDATE;
+    PERFORM lock_batches(with_around((
+        SELECT array_agg(u) FROM jobs_done d, unnest(ARRAY[d.batch, d.id]) u
+        WHERE d.id = ANY (ended) AND (d.batch IS NOT NULL OR d.role = 1))));
+    PERFORM 1 FROM jobs_done d WHERE d.id = ANY (ended) AND d.role IN (1, 3) ORDER BY d.seq FOR UPDATE;
     -- One after the other: of two that held the same name, the first one takes it back.
     FOREACH job IN ARRAY p_ids LOOP
         SELECT * INTO j FROM jobs o WHERE o.id = job;
         CONTINUE WHEN NOT FOUND;
         head := false;
         IF j.state IN (3, 4) AND j.id = ANY (ended) AND retake(v_now, j.id, j.uniq) THEN
-            head := j.role = 1;
+            head := j.role IN (1, 3);
             IF head THEN
-                PERFORM begin_restart(j.id);
+                PERFORM begin_restart(v_now, j);
             ELSE
                 PERFORM requeue_one(v_now, j);
                 j.state := 0;
@@ -115,20 +116,24 @@ BEGIN
 END $$;
 
 -- A head that failed or was cancelled is to expand again, from nothing.
-CREATE OR REPLACE FUNCTION begin_restart(p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION begin_restart(p_now bigint, top jobs) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     b batches;
 BEGIN
-    PERFORM fold(p_batch);
-    SELECT * INTO b FROM batches WHERE id = p_batch;
+    PERFORM fold(top.id);
+    SELECT * INTO b FROM batches WHERE id = top.id;
     IF NOT b.own_expander THEN
         PERFORM refuse('HL002', 'this batch was filled by its producer: retry its items instead');
-    ELSIF b.running + b.pending > 0 THEN
+    ELSIF b.running + b.pending > 0 OR any_owed_within(top.id) THEN
         PERFORM refuse('HL002', 'this batch still has items that are not finished');
     ELSIF b.draining IN (3, 6) THEN
         PERFORM refuse('HL002', 'this batch is being deleted');
     END IF;
-    UPDATE batches SET draining = 7, drained = 0, moved = 0 WHERE id = p_batch;
+    IF top.batch IS NOT NULL THEN
+        PERFORM reopen_for_item(p_now, top.batch);
+    END IF;
+    -- Owed: what it lies within must not settle meanwhile.
+    UPDATE batches SET draining = 7, drained = 0, moved = 0, owed = true WHERE id = top.id;
 END $$;
 
 -- Reopen the locked batch of an item that runs again; whether it has a gate.
@@ -157,6 +162,9 @@ BEGIN
     ELSIF NOT retake(p_now, top.id, top.uniq) THEN
         PERFORM refuse('HL002', 'another batch holds the unique name of this one by now');
     END IF;
+    IF top.batch IS NOT NULL THEN
+        PERFORM reopen_for_item(p_now, top.batch);
+    END IF;
     PERFORM revive(ARRAY[top.seq], 1::smallint);
     UPDATE jobs_live SET result = NULL, error = NULL, error_at = NULL, error_type = NULL
     WHERE seq = top.seq;
@@ -169,7 +177,7 @@ END $$;
 -- Lock a batch and bring it up to date; refuses when there is none.
 CREATE OR REPLACE FUNCTION lock_batch(p_batch uuid, OUT b batches, OUT top jobs) LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM lock_batches(ARRAY[p_batch]);
+    PERFORM lock_batches(with_around(ARRAY[p_batch]));
     PERFORM fold(p_batch);
     SELECT * INTO b FROM batches WHERE id = p_batch;
     SELECT * INTO top FROM jobs WHERE id = p_batch;
@@ -188,7 +196,8 @@ DECLARE
     top jobs;
 BEGIN
     PERFORM must_be_open();
-    PERFORM lock_names((SELECT uniq FROM jobs WHERE id = p_batch));
+    PERFORM lock_names((SELECT array_agg(n) FROM jobs j, unnest(j.uniq) n
+                        WHERE j.id = ANY (with_around(ARRAY[p_batch]))));
     found_batch := lock_batch(p_batch);
     b := found_batch.b;
     top := found_batch.top;
@@ -202,8 +211,9 @@ BEGIN
         RETURN false;
     END IF;
     IF top.state <> 1 THEN
-        IF p_type IS NOT NULL AND NOT EXISTS (
-            SELECT FROM jobs_done WHERE batch = p_batch AND state = 3 AND error_type = p_type)
+        IF NOT EXISTS (
+            SELECT FROM jobs_done WHERE batch = p_batch AND state = 3 AND role = 2
+              AND (p_type IS NULL OR error_type = p_type))
         THEN
             RETURN false;
         END IF;
@@ -228,17 +238,18 @@ BEGIN
     PERFORM must_be_open();
     IF top.state > 1 OR b.cancel > 0 THEN
         PERFORM refuse('HL002', 'this batch has ended, or is being cancelled');
-    ELSIF b.draining NOT IN (0, 4, 5) THEN
+    ELSIF b.draining NOT IN (0, 4, 5, 8) THEN
         PERFORM refuse('HL002', 'a retry or delete of this batch is still under way');
     END IF;
-    IF b.paused = p_paused THEN
+    IF (b.pauses & 1 > 0) = p_paused THEN
         RETURN false;
     END IF;
-    UPDATE batches SET paused = p_paused, drained = 0, moved = 0,
-        draining = CASE WHEN p_paused THEN 4
-                        WHEN concurrency IS NULL AND batch_size IS NULL THEN 5 ELSE 0 END,
-        gated = p_paused OR concurrency IS NOT NULL OR batch_size IS NOT NULL
-    WHERE id = p_batch;
+    IF b.pauses & 2 > 0 THEN
+        -- It is held by the batch around it; only whether it will be by itself has changed.
+        UPDATE batches SET pauses = b.pauses # 1 WHERE id = p_batch;
+    ELSE
+        PERFORM set_paused(p_batch, p_paused::integer);
+    END IF;
     PERFORM write_moves(v_now, ARRAY[(CASE WHEN p_paused THEN 'pause' ELSE 'resume' END, top.id,
         top.attempt, top.lease, top.queue, top.kind, top.role, top.batch, top.state, top.state,
         NULL, NULL)::moved]);
@@ -265,14 +276,16 @@ BEGIN
         PERFORM refuse('HL001', p_job::text);
     ELSIF j.state = 1 THEN
         PERFORM refuse('HL002', format('job %s is running: stop it before you delete it', p_job));
-    ELSIF j.role = 2 THEN
+    ELSIF j.role >= 2 THEN
         PERFORM refuse('HL002', format('job %s is an item: delete its batch instead', p_job));
     ELSIF j.role = 0 THEN
         PERFORM remove_jobs(v_now, ARRAY[j.seq], true, false);
         RETURN false;
     END IF;
     PERFORM fold(p_job);
-    IF EXISTS (SELECT FROM batches WHERE id = p_job AND running + pending > 0) THEN
+    IF any_owed_within(p_job)
+        OR EXISTS (SELECT FROM batches WHERE id = p_job AND running + pending > 0)
+    THEN
         PERFORM refuse('HL002', format('batch %s still has items that are not finished', p_job));
     END IF;
     IF j.state = 0 THEN

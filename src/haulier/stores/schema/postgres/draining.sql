@@ -1,5 +1,6 @@
 -- Whole batches at once, in slices that block no claim. A batch with such work under way says so in
--- `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume, 6 delete by retention, 7 restart.
+-- `draining`: 1 cancel, 2 retry, 3 delete, 4 pause, 5 resume, 6 delete by retention, 7 restart,
+-- 8 limit.
 -- Whoever began it goes on until it is done; if that process dies, the next sweep of any worker takes
 -- it up.
 
@@ -12,8 +13,11 @@ DECLARE
     slice record;
 BEGIN
     SELECT * INTO b FROM batches WHERE id = p_batch FOR UPDATE;
-    IF NOT FOUND OR b.draining = 0 THEN
+    IF NOT FOUND THEN
         RETURN false;
+    END IF;
+    IF b.draining = 0 THEN
+        RETURN after_inner(v_now, p_batch) = 2;
     END IF;
     CASE b.draining
         WHEN 1 THEN slice := drop_slice(v_now, b);
@@ -23,10 +27,20 @@ BEGIN
         WHEN 5 THEN slice := unpark_slice(b);
         WHEN 6 THEN slice := delete_slice(v_now, b, false);
         WHEN 7 THEN slice := clear_slice(v_now, b);
+        WHEN 8 THEN slice := limit_slice(v_now, b);
     END CASE;
+    IF NOT slice.more AND b.draining IN (1, 4, 5, 8) THEN
+        slice.more := go_on_within(v_now, p_batch);
+    END IF;
     UPDATE batches SET moved = moved + slice.count, drained = coalesce(slice.following, drained),
-        draining = CASE WHEN slice.more THEN draining ELSE 0 END
+        -- A pause that came in the midst of a retry follows it.
+        draining = CASE WHEN slice.more THEN draining
+                        WHEN draining = 2 AND paused THEN 4 ELSE 0 END
     WHERE id = p_batch;
+    IF NOT slice.more AND b.draining = 2 AND b.paused THEN
+        UPDATE batches SET drained = 0 WHERE id = p_batch;
+        RETURN true;
+    END IF;
     IF NOT slice.more AND b.draining = 7 THEN
         PERFORM restart(v_now, p_batch);
     ELSIF NOT slice.more THEN
@@ -73,7 +87,7 @@ BEGIN
                       NULL, NULL)::moved ORDER BY j.seq), array_agg(j.seq), max(j.seq)
     INTO moves, seqs, following
     FROM (SELECT * FROM jobs_done
-          WHERE batch = b.id AND state = 3 AND seq > b.drained
+          WHERE batch = b.id AND state = 3 AND role = 2 AND seq > b.drained
             AND (b.retry_type IS NULL OR error_type = b.retry_type)
           ORDER BY seq LIMIT least(500, b.retry_left) FOR UPDATE SKIP LOCKED) j;
     count := coalesce(cardinality(seqs), 0);
@@ -124,14 +138,15 @@ END $$;
 -- Remove items, with the last ones the head too. The batch's counters go with it.
 CREATE OR REPLACE FUNCTION delete_slice(p_now bigint, b batches, p_periods boolean,
     OUT count integer, OUT following bigint, OUT more boolean) LANGUAGE plpgsql AS $$
+DECLARE
+    target uuid := innermost(b.id);
 BEGIN
-    count := remove_jobs(p_now, ARRAY(SELECT seq FROM jobs WHERE batch = b.id
+    count := remove_jobs(p_now, ARRAY(SELECT seq FROM jobs WHERE batch = target
                                       ORDER BY seq LIMIT 250), p_periods, true);
     more := count = 250;
     IF NOT more THEN
-        PERFORM remove_jobs(p_now, ARRAY(SELECT seq FROM jobs WHERE id = b.id), p_periods, true);
-        DELETE FROM batch_deltas WHERE batch = b.id;
-        DELETE FROM batches WHERE id = b.id;
+        PERFORM remove_batch(p_now, target, p_periods, true);
+        more := target <> b.id;
     END IF;
 END $$;
 
@@ -141,21 +156,29 @@ CREATE OR REPLACE FUNCTION clear_slice(p_now bigint, b batches,
 DECLARE
     seqs bigint[];
     highest integer;
+    target uuid := innermost(b.id);
 BEGIN
     SELECT array_agg(seq), max(lease) INTO seqs, highest
-    FROM (SELECT seq, lease FROM jobs WHERE batch = b.id ORDER BY seq LIMIT 250) j;
+    FROM (SELECT seq, lease FROM jobs WHERE batch = target ORDER BY seq LIMIT 250) j;
     count := 0;
     IF seqs IS NOT NULL THEN
-        count := remove_jobs(p_now, seqs, true, false);
-        UPDATE batches SET leases = greatest(leases, highest) WHERE id = b.id;
+        count := remove_jobs(p_now, seqs, true, target <> b.id);
     END IF;
     more := count = 250;
+    IF NOT more AND target <> b.id THEN
+        highest := greatest(highest, (SELECT lease FROM jobs WHERE id = target));
+        PERFORM remove_batch(p_now, target, true,
+                             (SELECT within FROM batches WHERE id = target) <> b.id);
+        more := true;
+    END IF;
+    UPDATE batches SET leases = greatest(leases, highest) WHERE id = b.id;
 END $$;
 
 -- The items are gone: the head is pending again and will expand.
 CREATE OR REPLACE FUNCTION restart(p_now bigint, p_batch uuid) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     top jobs;
+    parked boolean;
 BEGIN
     PERFORM fold(p_batch);
     UPDATE batches SET sealed = false, cancel = 0, owed = true, started_at = NULL,
@@ -163,8 +186,15 @@ BEGIN
     WHERE id = p_batch;
     SELECT * INTO top FROM jobs_done WHERE id = p_batch FOR UPDATE;
     PERFORM revive(ARRAY[top.seq], 0::smallint);
-    UPDATE jobs_live SET attempt = 0, lost = 0, run_at = p_now, rank = rank_of(p_now, priority)
+    parked := coalesce((SELECT gated FROM batches WHERE id = top.batch), false);
+    UPDATE jobs_live SET attempt = 0, lost = 0, run_at = p_now,
+        rank = CASE WHEN NOT parked THEN rank_of(p_now, priority) END,
+        gate = CASE WHEN parked THEN 1 END
     WHERE seq = top.seq;
+    IF parked THEN
+        -- There may be room for it.
+        INSERT INTO nested_due VALUES (top.batch, 0);
+    END IF;
     PERFORM wait_again(top.seq);
     PERFORM write_moves(p_now, ARRAY[('requeue', top.id, 0, top.lease, top.queue, top.kind,
         top.role, top.batch, top.state, 0, NULL, NULL)::moved]);

@@ -11,7 +11,7 @@ BEGIN
     RETURN ARRAY(
         SELECT j.seq FROM jobs_done j
         WHERE j.children = 1
-          AND (j.role <> 1 OR NOT EXISTS (SELECT FROM batches b WHERE b.id = j.id AND b.owed))
+          AND NOT EXISTS (SELECT FROM batches b WHERE b.id = j.id AND b.owed)
           AND NOT EXISTS (SELECT FROM ends e WHERE e.parent = j.id AND e.work = 2)
         ORDER BY j.seq LIMIT p_most FOR UPDATE SKIP LOCKED);
 END $$;
@@ -21,7 +21,7 @@ BEGIN
     RETURN EXISTS (
             SELECT FROM jobs_done j
             WHERE j.children = 1
-              AND (j.role <> 1 OR NOT EXISTS (SELECT FROM batches b WHERE b.id = j.id AND b.owed)))
+              AND NOT EXISTS (SELECT FROM batches b WHERE b.id = j.id AND b.owed))
         OR EXISTS (SELECT FROM jobs_live WHERE children = 3)
         OR EXISTS (SELECT FROM ends WHERE work > 0);
 END $$;

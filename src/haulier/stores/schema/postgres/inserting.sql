@@ -73,7 +73,7 @@ BEGIN
             error = json_build_object('type', 'Replaced', 'message', format('by job %s', p_by))
         WHERE seq = j.seq;
         PERFORM drop_job(p_now, j, 'Replaced');
-        IF j.role = 1 THEN
+        IF j.role IN (1, 3) THEN
             PERFORM begin_cancel(p_now, victim, 1::smallint);
             -- It has no items yet, or it would have stayed.
             PERFORM drain_batch(p_now, victim);
@@ -204,12 +204,15 @@ BEGIN
     counted AS (
         INSERT INTO batch_deltas
         SELECT batch, count(*), count(*), 0, 0, 0, 0, NULL
-        FROM given WHERE role = 2 AND batch IS NOT NULL GROUP BY batch)
+        FROM given WHERE role >= 2 AND batch IS NOT NULL GROUP BY batch)
     SELECT array_agg(DISTINCT batch) FILTER (WHERE batch IS NOT NULL),
-           array_agg(id) FILTER (WHERE role = 1)
+           array_agg(id) FILTER (WHERE role IN (1, 3))
     INTO parents, heads FROM given;
     IF heads IS NOT NULL THEN
         PERFORM add_batches(heads, p_policy);
+        IF parents IS NOT NULL THEN
+            PERFORM put_within(heads);
+        END IF;
     END IF;
     IF parents IS NOT NULL THEN
         PERFORM check_open(p_now, parents);

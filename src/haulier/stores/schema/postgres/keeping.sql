@@ -7,7 +7,7 @@ CREATE OR REPLACE FUNCTION keep_steps(p_now bigint, p_jobs uuid[], p_leases inte
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
 BEGIN
-    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role = 1), seq FOR UPDATE;
+    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role IN (1, 3)), seq FOR UPDATE;
     INSERT INTO steps (job, name, lease, at, result)
     SELECT j.seq, u.name, u.lease, v_now, u.result
     FROM unnest(p_jobs, p_leases, p_names, p_results) WITH ORDINALITY u (id, lease, name, result, nth)
@@ -28,7 +28,7 @@ DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     held bigint;
 BEGIN
-    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role = 1), seq FOR UPDATE;
+    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role IN (1, 3)), seq FOR UPDATE;
     INSERT INTO lines (job, lease, number, at, text)
     SELECT j.seq, u.lease, u.number, v_now - u.ago, u.line
     FROM unnest(p_jobs, p_leases, p_numbers, p_ago, p_texts) u (id, lease, number, ago, line)

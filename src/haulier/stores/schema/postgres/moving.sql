@@ -89,7 +89,8 @@ BEGIN
     IF t.records AND t.error IS NOT NULL THEN
         PERFORM record_error(p_now, t);
     END IF;
-    RETURN (0, target = 3, j.role = 1 AND target > 1, j.role = 1 AND t.move = 'hand_over',
+    RETURN (0, target = 3, j.role IN (1, 3) AND target > 1,
+            j.role IN (1, 3) AND t.move = 'hand_over',
             (CASE WHEN yielded THEN 'cancel' ELSE t.move END, j.id, j.attempt, j.lease, j.queue,
              j.kind, j.role, j.batch, 1, target, j.worker, t.error_type)::moved)::applied;
 END $$;
@@ -128,7 +129,7 @@ BEGIN
         FROM jsonb_array_elements(p_moves) WITH ORDINALITY n (value, ordinality),
              jsonb_populate_record(NULL::transition, n.value) m;
         -- All of them at once, in the one order.
-        PERFORM 1 FROM jobs_live j WHERE j.role <> 1
+        PERFORM 1 FROM jobs_live j WHERE j.role NOT IN (1, 3)
             AND j.seq = ANY (p_seqs || ARRAY(SELECT t.seq FROM unnest(given) t))
             ORDER BY j.seq FOR UPDATE;
     END IF;
@@ -137,9 +138,10 @@ BEGIN
         lost_done := places_lost(p_seqs, p_leases, done);
     END IF;
     IF given IS NOT NULL THEN
-        SELECT array_agg(DISTINCT coalesce(j.batch, j.id)) || touched INTO touched
-        FROM jobs_live j, unnest(given) t
-        WHERE j.seq = t.seq AND (j.batch IS NOT NULL OR j.role = 1);
+        SELECT array_agg(DISTINCT u) || touched INTO touched
+        FROM jobs_live j, unnest(given) t,
+             LATERAL unnest(ARRAY[j.batch, CASE WHEN j.role IN (1, 3) THEN j.id END]) u
+        WHERE j.seq = t.seq AND u IS NOT NULL;
     END IF;
     IF p_due THEN
         SELECT d.seqs, d.batches INTO due_seqs, due_batches FROM lock_due(p_now) d;
@@ -150,7 +152,7 @@ BEGIN
     IF given IS NOT NULL THEN
         -- Heads last.
         FOR what IN SELECT t.ordinality FROM unnest(given) WITH ORDINALITY t
-                    LEFT JOIN jobs_live j ON j.seq = t.seq ORDER BY j.role IS NOT DISTINCT FROM 1, 1
+                    LEFT JOIN jobs_live j ON j.seq = t.seq ORDER BY j.role IS NOT NULL AND j.role IN (1, 3), 1
         LOOP
             one := move_job(p_now, given[what]);
             IF one.place IS NULL THEN
@@ -162,7 +164,8 @@ BEGIN
             IF one.failed AND batch IS NOT NULL THEN
                 failures := failures
                     || jsonb_build_object(batch, coalesce((failures ->> batch::text)::int, 0) + 1);
-            ELSIF one.handed THEN
+            END IF;
+            IF one.handed THEN
                 UPDATE batches SET sealed = true WHERE id = (one.event).id;
             ELSIF one.ended THEN
                 ended := ended || (one.event).id;
@@ -187,6 +190,11 @@ BEGIN
         END IF;
         settled := true;
     END LOOP;
+    IF settled THEN
+        -- Those that these lie within go on in transactions of their own.
+        drain := drain || ARRAY(SELECT DISTINCT b.within FROM batches b
+                                WHERE b.id = ANY (touched) AND b.within IS NOT NULL AND NOT b.owed);
+    END IF;
 END $$;
 
 -- The same for jobs whose worker was lost; the batches that are to be gone on with.

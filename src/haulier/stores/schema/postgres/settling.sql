@@ -48,7 +48,7 @@ BEGIN
                count(*) FILTER (WHERE target = 4) - count(*) FILTER (WHERE source = 4),
                CASE WHEN count(*) FILTER (WHERE target = 1) > 0 THEN p_now END
         FROM unnest(p_moves) m
-        WHERE m.role = 2 AND m.batch IS NOT NULL AND m.source IS DISTINCT FROM m.target
+        WHERE m.role >= 2 AND m.batch IS NOT NULL AND m.source IS DISTINCT FROM m.target
         GROUP BY m.batch;
     END IF;
 END $$;
@@ -117,19 +117,9 @@ END $$;
 -- that is committed meanwhile turns waiting into running ones.
 CREATE OR REPLACE FUNCTION let_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
-    room integer;
+    room integer := room_in(p_now, p_batch);
     count integer;
 BEGIN
-    SELECT least(
-        b.batch_size - w.waiting,
-        b.concurrency - w.waiting - w.alone - b.running
-            - (SELECT coalesce(sum(running), 0) FROM batch_deltas WHERE batch = b.id))
-    INTO room
-    FROM batches b, LATERAL (
-        SELECT count(*) FILTER (WHERE gate = 2) AS waiting,
-               count(*) FILTER (WHERE gate = 3 AND run_at <= p_now) AS alone
-        FROM jobs_live j WHERE j.batch = b.id AND j.state = 0 AND j.gate IN (2, 3)) w
-    WHERE b.id = p_batch AND b.gated AND NOT b.paused AND b.cancel = 0;
     IF room IS NULL OR room <= 0 THEN
         RETURN 0;
     END IF;
@@ -139,6 +129,21 @@ BEGIN
         ORDER BY run_at - priority * 360000000::bigint, seq LIMIT room FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     RETURN count;
+END $$;
+
+-- How many more items of a locked batch may be let into the line; below 0, as many are too much. NULL
+-- if it is paused or has no limits.
+CREATE OR REPLACE FUNCTION room_in(p_now bigint, p_batch uuid) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (SELECT least(
+        b.batch_size - w.waiting,
+        b.concurrency - w.waiting - w.alone - b.running
+            - (SELECT coalesce(sum(running), 0) FROM batch_deltas WHERE batch = b.id))
+    FROM batches b, LATERAL (
+        SELECT count(*) FILTER (WHERE gate = 2) AS waiting,
+               count(*) FILTER (WHERE gate = 3 AND run_at <= p_now) AS alone
+        FROM jobs_live j WHERE j.batch = b.id AND j.state = 0 AND j.gate IN (2, 3)) w
+    WHERE b.id = p_batch AND b.gated AND NOT b.paused AND b.cancel = 0);
 END $$;
 
 -- Request the cancel of running items of a locked batch; true if some could not be told yet.
@@ -167,7 +172,7 @@ CREATE OR REPLACE FUNCTION begin_cancel(p_now bigint, p_batch uuid, p_why smalli
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE batches SET cancel = CASE WHEN cancel = 0 THEN p_why ELSE cancel END, draining = 1,
-        drained = 0, moved = 0, paused = false WHERE id = p_batch;
+        drained = 0, moved = 0, paused = false, pauses = 0 WHERE id = p_batch;
     PERFORM tell_running(p_now, p_batch);
 END $$;
 
@@ -190,7 +195,9 @@ BEGIN
         PERFORM begin_cancel(p_now, p_batch, 2::smallint);
         RETURN 2;
     END IF;
-    IF b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0 THEN
+    IF b.owed AND b.pending = 0 AND b.running = 0 AND b.draining = 0
+        AND NOT any_owed_within(p_batch)
+    THEN
         SELECT state, worker IS NULL AND (b.sealed OR b.cancel > 0) INTO head_state, waits
         FROM jobs WHERE id = p_batch;
         IF (head_state = 1 AND waits) OR head_state > 1 THEN
@@ -243,6 +250,9 @@ BEGIN
     END IF;
     UPDATE batches SET finish_job = callback, owed = false, gated = false WHERE id = b.id;
     PERFORM write_moves(p_now, moves);
+    IF b.within IS NOT NULL THEN
+        INSERT INTO nested_due VALUES (b.within, CASE WHEN p_state = 1 AND target = 3 THEN 1 ELSE 0 END);
+    END IF;
 END $$;
 
 -- A batch that was reopened and settles again calls back again, with the next of its ids.

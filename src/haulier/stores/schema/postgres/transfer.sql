@@ -50,7 +50,8 @@ BEGIN
     IF EXISTS (SELECT FROM transfer WHERE stage NOT IN ('draining', 'received'))
         OR (p_stage = 'frozen' AND (
             EXISTS (SELECT FROM jobs_live WHERE state = 1 AND worker IS NOT NULL)
-            OR EXISTS (SELECT FROM batches WHERE draining > 0) OR flows_wait()))
+            OR EXISTS (SELECT FROM batches WHERE draining > 0)
+            OR EXISTS (SELECT FROM nested_due) OR flows_wait()))
     THEN
         RETURN;
     END IF;
@@ -65,7 +66,8 @@ BEGIN
     END LOOP;
     IF EXISTS (SELECT FROM transfer WHERE stage <> 'received')
         OR EXISTS (SELECT FROM jobs) OR EXISTS (SELECT FROM batches)
-        OR EXISTS (SELECT FROM uniques) OR EXISTS (SELECT FROM history WHERE last > 0)
+        OR EXISTS (SELECT FROM uniques) OR EXISTS (SELECT FROM schedules)
+        OR EXISTS (SELECT FROM history WHERE last > 0)
     THEN
         RETURN;
     END IF;

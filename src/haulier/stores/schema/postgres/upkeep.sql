@@ -61,7 +61,7 @@ CREATE OR REPLACE FUNCTION note(p_now bigint, p_jobs uuid[], p_leases integer[],
 DECLARE
     events moved[];
 BEGIN
-    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role = 1), seq FOR UPDATE;
+    PERFORM 1 FROM jobs_live WHERE id = ANY (p_jobs) ORDER BY (role IN (1, 3)), seq FOR UPDATE;
     UPDATE jobs_live j SET progress = coalesce(n.progress, j.progress),
         message = coalesce(n.message, j.message)
     FROM (SELECT u.job, u.lease,

@@ -14,10 +14,11 @@
 --   scheduled             zset    run_at -> id: pending, not due yet
 --   alone                 zset    run_at -> id: pending, to be run alone
 --   batch:<id>            hash    one batch, beside its head's job
---   batches               zset    0 -> id of every batch
+--   batches               zset    0 -> id of every batch that lies within no other
 --   items:<batch>         zset    number -> id of its items; active: those that run;
 --   active:<batch> failed:<batch>  failed: those that failed
 --   parked:<batch>        zset    rank -> place: items that wait to be let in
+--   inner:<batch> nested  zset    0 -> id of batches within that one; of all that lie within one
 --   gated draining        set     ids of batches with a gate; of those with slices to be done
 --   running:<worker>      zset    number -> id: what an incarnation runs
 --   cancels:<worker>      set     ids among these that were asked to stop
@@ -29,6 +30,9 @@
 --   results:<kind>        zset    finished -> id: singles with a result
 --   counts                hash    <queue>:<kind>:<role>:<state> -> how many
 --   uniques periods       hash, zset  name -> holder; until -> name
+--   schedules             zset    0 -> name of every schedule; schedule:<name> hash one of them
+--   ticking               zset    next tick -> name of those that are not paused
+--   ticks:<name> ticked   zset, hash  tick -> what became of it; job -> its schedule and tick
 --   worker:<id>           hash    one incarnation; worker:health:<id> string that lives as long
 --   workers alive ended   zset    started -> id; expires -> id; ended -> id
 --   events                stream  <number of the last>-0: events that are alike, together

@@ -188,7 +188,9 @@ local function park_ahead(line, pausing)
   for _, place in ipairs(places) do
     local id = id_of(place)
     local batch = call('HGET', job_key(id), 'batch')
-    if batch and pausing[batch] then
+    if batch and pausing[batch] == LIMITING then
+      if not take_back(look(id)) then sound = sound + 1 end
+    elseif batch and pausing[batch] then
       call('ZREM', line, place)
       local job = look(id)
       if job.gate == LET_IN then call('HINCRBY', batch_key(batch), 'let_in', -1) end
@@ -204,9 +206,10 @@ end
 local function pausing_batches()
   local found
   for _, batch in ipairs(call('SMEMBERS', key('draining'))) do
-    if num(call('HGET', batch_key(batch), 'draining')) == PAUSING then
+    local what = num(call('HGET', batch_key(batch), 'draining'))
+    if what == PAUSING or what == LIMITING then
       found = found or {}
-      found[batch] = true
+      found[batch] = what
     end
   end
   return found

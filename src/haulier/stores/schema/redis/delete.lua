@@ -9,7 +9,7 @@ return run(function()
   if job.state == RUNNING then
     refuse('state', 'job ' .. id .. ' is running: stop it before you delete it')
   end
-  if job.role == ITEM then
+  if job.role >= ITEM then
     refuse('state', 'job ' .. id .. ' is an item: delete its batch instead')
   end
   if job.role ~= HEAD then
@@ -18,7 +18,7 @@ return run(function()
     return 0
   end
   local b = look_at_batch(id)
-  if b.running + b.pending > 0 then
+  if b.running + b.pending + b.unsettled > 0 then
     refuse('state', 'batch ' .. id .. ' still has items that are not finished')
   end
   if job.state == PENDING then

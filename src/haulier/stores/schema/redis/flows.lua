@@ -30,8 +30,7 @@ function flow.collect()
   for _, id in ipairs(ended) do
     -- The items of a head that failed or was cancelled may still be stopping; it comes again when its
     -- batch has settled.
-    local role = num(call('HGET', job_key(id), 'role'))
-    if role ~= HEAD or num(call('HGET', batch_key(id), 'owed')) == 0 then
+    if num(call('HGET', batch_key(id), 'owed')) == 0 then
       call('ZADD', key('telling'), 0, id)
     end
   end

@@ -60,12 +60,13 @@ local CLOSED = {[BY_REQUEST] = 'cancelled', [CUT_SHORT] = 'cut short, too many o
 local function check_open(jobs)
   local heads, checked = {}, {}
   for _, job in ipairs(jobs) do
-    if job.new and job.run.role == HEAD then heads[job.id] = true end
+    if job.new and is_head(job.run.role) then heads[job.id] = true end
   end
   for _, job in ipairs(jobs) do
     local batch = job.run.batch
     if job.new and batch and not heads[batch] and not checked[batch] then
       checked[batch] = true
+      if job.run.role == INNER then check_depth(batch) end
       local b = call('HMGET', batch_key(batch), 'sealed', 'cancel', 'owed')
       if not b[3] then refuse('state', 'there is no batch ' .. batch .. ' to add items to') end
       if num(b[1]) > 0 or num(b[2]) > 0 then
@@ -117,7 +118,7 @@ local function prepare(run, state, lines, indexes)
   run.fields = common_fields(run, state, lease, gated)
   run.group = group('insert', run.queue, run.kind, run.role, run.batch, nil, state)
   run.tail = tail_of(0, lease)
-  run.index = member_of(indexes, key(run.role == ITEM and 'below' or 'top'))
+  run.index = member_of(indexes, key(run.role >= ITEM and 'below' or 'top'))
   run.items = run.batch and member_of(indexes, key('items:' .. run.batch))
   if run.due then run.score = whole(rank_of(run.run_at, run.priority)) end
   run.line = state == PENDING and not run.after and member_of(lines, gated and key('parked:' .. run.batch)
@@ -175,7 +176,7 @@ local function write_jobs(jobs, state)
   return total
 end
 
-local function add_batch(id, policy, own_expander)
+local function add_batch(id, policy, own_expander, outer)
   local fields = {'own_expander', own_expander, 'owed', 1}
   for name, value in pairs(policy) do
     fields[#fields + 1] = name
@@ -186,8 +187,8 @@ local function add_batch(id, policy, own_expander)
     fields[#fields + 1] = first_round(id)
   end
   call('HSET', batch_key(id), unpack(fields))
-  call('ZADD', key('batches'), 0, id)
   if policy.concurrency or policy.batch_size then set_gated(id, true) end
+  if outer then put_within(id, outer) else call('ZADD', key('batches'), 0, id) end
 end
 
 -- Unique names. A new job is judged by what stands written and by what those before it in this call
@@ -257,7 +258,7 @@ local function replace(job)
       drop(gone, as_kept('{"type":"Replaced","message":"by job ' .. job.id
         .. '","traceback":"","attempt":0}', 0, nil), 'Replaced')
       follow_up(write_ledger())
-      if gone.role == HEAD then
+      if is_head(gone.role) then
         begin_cancel(id, BY_REQUEST)
         -- It has no items yet, or it would have stayed.
         drain(id)

@@ -47,7 +47,7 @@ local function count(counts, batches)
       local line = escaped(g.queue) .. ':' .. escaped(g.kind) .. ':' .. g.role .. ':'
       if g.source then add_to(counts, line .. g.source, -g.n) end
       if g.target then add_to(counts, line .. g.target, g.n) end
-      if g.role == ITEM and g.batch and not g.uncounted then
+      if g.role >= ITEM and g.batch and not g.uncounted then
         local deltas = batches[g.batch]
         if not deltas then
           deltas = {}

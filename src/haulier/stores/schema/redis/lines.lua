@@ -83,7 +83,7 @@ local function finished_key(state, kind) return PREFIX .. 'finished:' .. state .
 -- Enter a job that came to an end into what retention and readers of failures look through.
 local function file(job, state)
   if job.children then flows.ended[#flows.ended + 1] = job.id end
-  if job.role ~= ITEM then call('ZADD', finished_key(state, job.kind), now, job.id) end
+  if job.role < ITEM then call('ZADD', finished_key(state, job.kind), now, job.id) end
   if state == FAILED then
     call('ZADD', key('dead'), job.seq, job.id)
     if job.batch then call('ZADD', key('failed:' .. job.batch), job.seq, job.id) end
@@ -91,7 +91,7 @@ local function file(job, state)
 end
 
 local function unfile(job)
-  if job.role ~= ITEM then call('ZREM', finished_key(job.state, job.kind), job.id) end
+  if job.role < ITEM then call('ZREM', finished_key(job.state, job.kind), job.id) end
   if job.state == FAILED then
     call('ZREM', key('dead'), job.id)
     if job.batch then call('ZREM', key('failed:' .. job.batch), job.id) end
@@ -109,18 +109,25 @@ local function due_alone(batch)
   return n
 end
 
+-- How many more items of a batch may be let into the line, at most so many at once; below 0, as many
+-- are too much. nil for one that is paused or has no limits.
+local function room_in(batch)
+  local b = call('HMGET', batch_key(batch), 'cancel', 'paused', 'concurrency', 'batch_size',
+    'running', 'let_in', 'excess')
+  if num(b[1]) > 0 or num(b[2]) > 0 or not (b[3] or b[4]) then return nil end
+  if num(b[7]) > 0 then return 0 end
+  local waiting, room = num(b[6]), AT_ONCE
+  if b[4] then room = math.min(room, tonumber(b[4]) - waiting) end
+  if b[3] then room = math.min(room, tonumber(b[3]) - num(b[5]) - waiting - due_alone(batch)) end
+  return room
+end
+
 -- Let parked items of a batch into the line as far as its limits allow; how many. Those in the line
 -- count against `concurrency` as if they ran already, and are never more than `batch_size`: so no
 -- claim can take too many, and none has to count.
 local function let_in(batch)
-  if not is_gated(batch) then return 0 end
-  local b = call('HMGET', batch_key(batch), 'cancel', 'paused', 'concurrency', 'batch_size',
-    'running', 'let_in')
-  if num(b[1]) > 0 or num(b[2]) > 0 then return 0 end
-  local waiting, room = num(b[6]), AT_ONCE
-  if b[4] then room = math.min(room, tonumber(b[4]) - waiting) end
-  if b[3] then room = math.min(room, tonumber(b[3]) - num(b[5]) - waiting - due_alone(batch)) end
-  if room <= 0 or not (b[3] or b[4]) then return 0 end
+  local room = is_gated(batch) and room_in(batch) or 0
+  if room <= 0 then return 0 end
   local popped = call('ZPOPMIN', key('parked:' .. batch), room)
   for i = 1, #popped, 2 do
     local id = id_of(popped[i])
@@ -133,6 +140,23 @@ local function let_in(batch)
     wakes_ready = true
   end
   return #popped / 2
+end
+
+-- Park an item that stands in the line of a batch which gets limits just now, unless it was let in and
+-- may stay; whether it was parked.
+local function take_back(job)
+  if job.gate == LET_IN then
+    if num(call('HGET', batch_key(job.batch), 'excess')) <= 0 then return false end
+  elseif job.gate ~= 0 then
+    return false
+  end
+  if call('ZREM', ready_key(job.queue, job.kind), place_of(job.seq, job.id)) == 0 then return false end
+  if job.gate == LET_IN then
+    call('HINCRBY', batch_key(job.batch), 'let_in', -1)
+    call('HINCRBY', batch_key(job.batch), 'excess', -1)
+  end
+  park(job)
+  return true
 end
 
 -- Put scheduled jobs that are due into the line, or in front of their batch's gate.

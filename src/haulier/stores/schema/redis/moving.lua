@@ -39,7 +39,7 @@ local function complete_group()
   if not g then return end
   if worker then many('ZREM', key('running:' .. worker), ids) end
   if batch then many('ZREM', key('active:' .. batch), ids) end
-  if role ~= ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
+  if role < ITEM then many('ZADD', finished_key(COMPLETED, kind), filed) end
   many('ZADD', key('results:' .. escaped(kind)), results)
 end
 
@@ -109,7 +109,7 @@ local function apply(job, move, delay, result, err, class)
     file(job, target)
   end
   moved(move, job, RUNNING, target, worker, class)
-  if job.role == HEAD then
+  if is_head(job.role) then
     if move == 'hand_over' then
       call('HSET', batch_key(job.id), 'sealed', 1)
       handed_over[#handed_over + 1] = {batch = job.id, failures = 0}

@@ -6,17 +6,18 @@ local restarted, reopened = {}, {}
 
 local function ended_badly(job) return job and (job.state == FAILED or job.state == CANCELLED) end
 
-local function judge_head(id)
+local function judge_head(id, outer)
   local b = look_at_batch(id)
   if b.own_expander == 0 then
     refuse('state', 'this batch was filled by its producer: retry its items instead')
   end
-  if b.running + b.pending > 0 then
+  if b.running + b.pending + b.unsettled > 0 then
     refuse('state', 'this batch still has items that are not finished')
   end
   if b.draining == DELETING or b.draining == PRUNING then
     refuse('state', 'this batch is being deleted')
   end
+  if outer then check_around(outer) end
   restarted[id] = true
 end
 
@@ -53,7 +54,7 @@ return run(function()
   for _, id in ipairs(ids) do
     local job = look(id)
     if ended_badly(job) and not reopened[id] and can_retake(id, job.uniq) then
-      if job.role == HEAD then judge_head(id) elseif job.batch then judge_item(job.batch) end
+      if is_head(job.role) then judge_head(id, job.batch) elseif job.batch then judge_item(job.batch) end
     end
   end
   for _, id in ipairs(ids) do
@@ -62,8 +63,14 @@ return run(function()
       local state = job.state
       if ended_badly(job) and can_retake(id, job.uniq) then
         retake(id, job.uniq)
-        if job.role == HEAD then
+        if is_head(job.role) then
+          if job.batch then
+            local outer = look(job.batch)
+            if outer.state ~= RUNNING then reopen_head(outer, look_at_batch(job.batch)) end
+          end
           begin_slices(id, RESTARTING)
+          -- What it lies within must not settle meanwhile.
+          set_owed(id, 1)
           heads[#heads + 1] = id
         else
           again(job)

@@ -5,11 +5,12 @@
 -- Whether any of a stretch of its failed items has an error of that class; if not, where to go on,
 -- or nil at the end.
 local function any_failed(batch, class, from)
-  local start = '{"type":' .. class .. ','
+  local start = class and '{"type":' .. class .. ','
   local ids = call('ZRANGE', key('failed:' .. batch), from, from + LOOKED_AT - 1)
   for _, id in ipairs(ids) do
-    local err = call('HGET', job_key(id), 'error')
-    if err and string.sub(err, 1, #start) == start then return true end
+    local h = call('HMGET', job_key(id), 'error', 'role')
+    local fits = not start or (h[1] and string.sub(h[1], 1, #start) == start)
+    if fits and num(h[2]) == ITEM then return true end
   end
   return false, #ids == LOOKED_AT and from + LOOKED_AT or nil
 end
@@ -27,7 +28,7 @@ return run(function()
   end
   if b.failed == 0 or most == '0' then return {0, false} end
   if top.state ~= RUNNING then
-    if class then
+    if class or call('EXISTS', key('inner:' .. batch)) == 1 then
       local found, following = any_failed(batch, class, from)
       if not found then return {0, following or false} end
     end

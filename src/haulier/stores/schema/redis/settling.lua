@@ -5,7 +5,8 @@
 local function look_at_batch(id)
   local h = call('HMGET', batch_key(id), 'cancel', 'failed', 'max_failures', 'owed', 'pending',
     'running', 'draining', 'sealed', 'total', 'completed', 'cancelled', 'finish_kind',
-    'finish_queue', 'round', 'own_expander', 'paused', 'concurrency', 'batch_size')
+    'finish_queue', 'round', 'own_expander', 'paused', 'concurrency', 'batch_size',
+    'unsettled', 'within')
   if not h[4] then return nil end
   return {
     id = id, cancel = num(h[1]), failed = num(h[2]), max_failures = tonumber(h[3] or nil),
@@ -13,18 +14,32 @@ local function look_at_batch(id)
     sealed = num(h[8]), total = num(h[9]), completed = num(h[10]), cancelled = num(h[11]),
     finish_kind = h[12] or nil, finish_queue = h[13] or nil, round = num(h[14]),
     own_expander = num(h[15]), paused = num(h[16]), limited = (h[17] or h[18]) and true or false,
+    unsettled = num(h[19]), within = h[20] or nil,
   }
+end
+
+local function is_head(role) return role == HEAD or role == INNER end
+
+local function within(batch) return call('HGET', batch_key(batch), 'within') or nil end
+
+-- Whether a batch has settled, as it tells the one around it too.
+local function set_owed(batch, owed)
+  local h = call('HMGET', batch_key(batch), 'owed', 'within')
+  call('HSET', batch_key(batch), 'owed', owed)
+  if h[2] and num(h[1]) ~= owed then
+    call('HINCRBY', batch_key(h[2]), 'unsettled', owed == 1 and 1 or -1)
+  end
 end
 
 local function begin_slices(batch, what)
   call('HSET', batch_key(batch), 'draining', what, 'drained', 0, 'moved', 0)
-  call('HDEL', batch_key(batch), 'telling')
+  call('HDEL', batch_key(batch), 'telling', 'inner_at')
   call('SADD', key('draining'), batch)
 end
 
 local function end_slices(batch)
   call('HSET', batch_key(batch), 'draining', 0)
-  call('HDEL', batch_key(batch), 'telling')
+  call('HDEL', batch_key(batch), 'telling', 'inner_at')
   call('SREM', key('draining'), batch)
 end
 
@@ -113,7 +128,7 @@ local function call_back(b, state)
   return id
 end
 
--- End the head, unless it ended before its items did, and call back.
+-- End the head, unless it ended before its items did, and call back; which batch that concerns.
 local function settle(b)
   local top = look(b.id)
   local state = top.state
@@ -135,30 +150,37 @@ local function settle(b)
     moved(move, top, RUNNING, state, nil, err)
   end
   local callback = b.finish_kind and call_back(b, state)
-  call('HSET', batch_key(b.id), 'round', b.round + 1, 'owed', 0)
+  call('HSET', batch_key(b.id), 'round', b.round + 1)
+  set_owed(b.id, 0)
   if callback then call('HSET', batch_key(b.id), 'finish_job', callback) end
   set_gated(b.id, false)
   if top.children then flows.ended[#flows.ended + 1] = b.id end
-  write_ledger()
+  local touched = write_ledger()
+  if #touched == 0 and b.within then touched[1] = {batch = b.within, failures = 0} end
+  return touched
 end
 
 -- Do what the new counters of these batches ask for; whether one settled, and those cut short, which
 -- are to be drained.
 local function follow_up(touched)
   local settled, cut = false, {}
-  for _, each in ipairs(touched) do
+  local todo = {unpack(touched)}
+  while #todo > 0 do
+    local each = table.remove(todo, 1)
     local b = look_at_batch(each.batch)
     if b then
       -- Only a new failure counts: some of the old ones may just be tried again.
       if b.max_failures and b.cancel == 0 and b.failed > b.max_failures and each.failures > 0 then
         begin_cancel(b.id, CUT_SHORT)
         cut[#cut + 1] = b.id
-      elseif b.owed == 1 and b.pending == 0 and b.running == 0 and b.draining == 0 then
+      elseif b.owed == 1 and b.pending == 0 and b.running == 0 and b.draining == 0
+          and b.unsettled == 0 then
         local top = call('HMGET', job_key(b.id), 'state', 'worker')
         local state = num(top[1])
         local waits = not top[2] and (b.sealed == 1 or b.cancel > 0)
         if state > RUNNING or (state == RUNNING and waits) then
-          settle(b)
+          -- What it is an item of may settle now.
+          for _, next_one in ipairs(settle(b)) do todo[#todo + 1] = next_one end
           settled = true
         else
           let_in(b.id)

@@ -12,7 +12,7 @@ local function remove(job, uncounted, with_periods)
   if with_periods then forget_names(job.id, job.uniq) else release_ended(job.id, job.uniq) end
   call('DEL', job_key(job.id), key('payload:' .. job.id), key('errors:' .. job.id),
     key('steps:' .. job.id), key('lines:' .. job.id))
-  if job.role == ITEM then
+  if job.role >= ITEM then
     call('ZREM', key('below'), job.id)
     call('ZREM', key('items:' .. job.batch), job.id)
   else
@@ -78,6 +78,7 @@ slices[RETRYING] = function(batch, cursor)
       return false
     end
     local job = look(id)
+    if job.role ~= ITEM then return false end
     unfile(job)
     call('HSET', job_key(id), 'state', PENDING, 'run_at', now)
     call('HDEL', job_key(id), 'attempt', 'lost', 'finished', 'cancel', 'gate')
@@ -107,6 +108,21 @@ slices[PAUSING] = function(batch, cursor)
   end)
 end
 
+-- Items that stood in the line before there was a gate are parked, and of those that were let in as many
+-- as there were when they became too many. Claims take none of either.
+slices[LIMITING] = function(batch, cursor)
+  local count, following = walk(key('items:' .. batch), cursor, SLICE, function(id)
+    if not is_pending(id) then return false end
+    return take_back(look(id))
+  end)
+  local h = call('HMGET', batch_key(batch), 'excess', 'short')
+  if h[2] and num(h[1]) <= 0 then following = nil end
+  -- Some that were let in have been claimed.
+  if not following then call('HDEL', batch_key(batch), 'excess', 'short') end
+  let_in(batch)
+  return count, following
+end
+
 slices[RESUMING] = function(batch)
   local popped = call('ZPOPMIN', key('parked:' .. batch), SLICE)
   for i = 1, #popped, 2 do
@@ -133,18 +149,16 @@ end
 
 -- Remove items, with the last ones the head too. The batch's counters go with it.
 local function delete_slice(batch, with_periods)
-  local count = delete_items(batch, true, with_periods)
+  local inner = innermost(batch)
+  local count = delete_items(inner, true, with_periods)
   if count == DELETED_AT_ONCE then
     write_ledger()
     return count, 0
   end
-  remove(look(batch), true, with_periods)
-  call('DEL', batch_key(batch), key('parked:' .. batch), key('failed:' .. batch))
-  call('ZREM', key('batches'), batch)
-  call('SREM', key('draining'), batch)
-  set_gated(batch, false)
+  remove(look(inner), true, with_periods)
+  forget_batch(inner)
   write_ledger()
-  return count, nil
+  return count, inner ~= batch and 0 or nil
 end
 
 slices[DELETING] = function(batch) return delete_slice(batch, true) end
@@ -152,47 +166,64 @@ slices[PRUNING] = function(batch) return delete_slice(batch, false) end
 
 -- Remove items whose head makes them anew: with the same ids, so their leases go on.
 slices[RESTARTING] = function(batch)
-  local count, highest = delete_items(batch, false, true)
+  local inner = innermost(batch)
+  local count, highest = delete_items(inner, inner ~= batch, true)
+  local more = count == DELETED_AT_ONCE
+  if inner ~= batch and not more then
+    local top = look(inner)
+    highest = math.max(highest, top.lease)
+    remove(top, top.batch ~= batch, true)
+    forget_batch(inner)
+    more = true
+  end
   write_ledger()
   if highest > num(call('HGET', batch_key(batch), 'leases')) then
     call('HSET', batch_key(batch), 'leases', highest)
   end
-  return count, count == DELETED_AT_ONCE and 0 or nil
+  return count, more and 0 or nil
 end
 
-local function gate_again(b) set_gated(b.id, b.paused == 1 or b.limited) end
+local function gate_again(b) set_gated(b.id, b.paused > 0 or b.limited) end
 
 -- The items are gone: the head is pending again and will expand.
 local function restart(batch)
   local b, top = look_at_batch(batch), look(batch)
-  call('HSET', batch_key(batch), 'sealed', 0, 'cancel', 0, 'owed', 1)
+  call('HSET', batch_key(batch), 'sealed', 0, 'cancel', 0)
+  set_owed(batch, 1)
   call('HDEL', batch_key(batch), 'started', 'finish_job')
   gate_again(b)
   unfile(top)
   call('HSET', job_key(batch), 'state', PENDING, 'run_at', now)
   call('HDEL', job_key(batch), 'attempt', 'lost', 'finished', 'cancel', 'gate')
   moved('requeue', {id = batch, attempt = 0, lease = top.lease, queue = top.queue, kind = top.kind,
-    role = top.role}, top.state, PENDING)
+    role = top.role, batch = top.batch}, top.state, PENDING)
   top.run_at, top.gate = now, 0
   flows.wait_again(top)
   stand(top, true, false)
   if top.children then flows.back[#flows.back + 1] = batch end
-  write_ledger()
+  follow_up(write_ledger())
 end
 
 -- A settled head runs again, because some of its items do.
 local function reopen_head(top, b)
+  if top.batch then
+    local outer = look(top.batch)
+    if outer.state ~= RUNNING then reopen_head(outer, look_at_batch(top.batch)) end
+  end
   retake(top.id, top.uniq)
   unfile(top)
   call('HSET', job_key(top.id), 'state', RUNNING)
   call('HDEL', job_key(top.id), 'finished', 'result', 'error', 'worker')
-  call('HSET', batch_key(top.id), 'cancel', 0, 'owed', 1)
+  call('HSET', batch_key(top.id), 'cancel', 0)
+  set_owed(top.id, 1)
   call('HDEL', batch_key(top.id), 'finish_job')
   gate_again(b)
   moved('reopen', top, top.state, RUNNING)
   if top.children then flows.back[#flows.back + 1] = top.id end
   write_ledger()
 end
+
+local check_around
 
 local function check_reopen(top, b)
   if top.state == PENDING or b.sealed == 0 then
@@ -201,6 +232,17 @@ local function check_reopen(top, b)
   if not can_retake(top.id, top.uniq) then
     refuse('state', 'another batch holds the unique name of this one by now')
   end
+  if top.batch then check_around(top.batch) end
+end
+
+-- Whether a batch may run again because an item of it does, with all that lies around it.
+check_around = function(batch)
+  local b, top = look_at_batch(batch), look(batch)
+  local going = b.draining == DELETING or b.draining == PRUNING or b.draining == RESTARTING
+  if going or (b.cancel > 0 and top.state == RUNNING) then
+    refuse('state', "a cancel or delete of this item's batch is still under way")
+  end
+  if top.state ~= RUNNING then check_reopen(top, b) end
 end
 
 -- One slice of the work under way; whether there is more of it. How far it has come is kept with the
@@ -219,7 +261,16 @@ local function drain(batch)
     call('HSET', batch_key(batch), 'drained', following)
     return true
   end
+  if (under_way == CANCELLING or under_way == PAUSING or under_way == RESUMING or under_way == LIMITING)
+      and go_on_within(batch, drain) then
+    return true
+  end
   end_slices(batch)
+  -- A pause that came in the midst of a retry follows now.
+  if under_way == RETRYING and num(call('HGET', batch_key(batch), 'paused')) > 0 then
+    begin_slices(batch, PAUSING)
+    return true
+  end
   if under_way == RESTARTING then restart(batch) else settle_done(batch) end
   return false
 end

@@ -11,18 +11,15 @@ return run(function()
   if top.state > RUNNING or b.cancel > 0 then
     refuse('state', 'this batch has ended, or is being cancelled')
   end
-  if b.draining ~= 0 and b.draining ~= PAUSING and b.draining ~= RESUMING then
+  if b.draining ~= 0 and b.draining ~= PAUSING and b.draining ~= RESUMING and b.draining ~= LIMITING then
     refuse('state', 'a retry or delete of this batch is still under way')
   end
-  if paused == b.paused then return 0 end
-  call('HSET', batch_key(batch), 'paused', paused)
-  set_gated(batch, paused == 1 or b.limited)
-  if paused == 1 then
-    begin_slices(batch, PAUSING)
-  elseif b.limited then
-    end_slices(batch)
+  if (paused == 1) == has_own_pause(b.paused) then return 0 end
+  if b.paused >= 2 then
+    -- It is held by the batch around it; only whether it will be by itself has changed.
+    call('HSET', batch_key(batch), 'paused', 2 + paused)
   else
-    begin_slices(batch, RESUMING)
+    set_paused(b, paused)
   end
   moved(paused == 1 and 'pause' or 'resume', top, top.state, top.state)
   write_ledger()

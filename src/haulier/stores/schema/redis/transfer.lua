@@ -1,5 +1,5 @@
 -- How the store stands before, during and after a copy. Keys: history, top, below, batches, uniques, events,
--- workers, running:<worker>, draining.
+-- workers, running:<worker>, draining, schedules, ticks:<name>.
 
 local function mark()
   local h = call('HMGET', key('history'), 'stage', 'mark')
@@ -26,10 +26,19 @@ local function is_idle()
   return running_jobs() == 0 and call('EXISTS', key('draining'), key('telling'), key('reviving')) == 0
 end
 
+local function ticks_kept()
+  local count = 0
+  for _, name in ipairs(call('ZRANGE', key('schedules'), 0, -1)) do
+    count = count + call('ZCARD', key('ticks:' .. name))
+  end
+  return count
+end
+
 local function totals()
-  return {call('ZCARD', key('top')) + call('ZCARD', key('below')), call('ZCARD', key('batches')),
-    call('HLEN', key('uniques')), call('HEXISTS', key('history'), 'configured'),
-    call('XLEN', key('events'))}
+  return {call('ZCARD', key('top')) + call('ZCARD', key('below')),
+    call('ZCARD', key('batches')) + call('ZCARD', key('nested')),
+    call('HLEN', key('uniques')), call('ZCARD', key('schedules')), ticks_kept(),
+    call('HEXISTS', key('history'), 'configured'), call('XLEN', key('events'))}
 end
 
 local function is_empty()
