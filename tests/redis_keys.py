@@ -22,6 +22,7 @@ from haulier.stores.codes import (
     RUNNING,
     SINGLE,
     STATES,
+    WAITING,
 )
 from haulier.stores.redis.keys import escaped, family_of, unescaped
 
@@ -89,6 +90,7 @@ def check(keys: Keyspace) -> None:
     _check_lines(keys)
     _check_lanes(keys)
     _check_limits(keys)
+    _check_flows(keys)
     _check_batches(keys)
     _check_workers(keys)
     _check_names(keys)
@@ -132,7 +134,7 @@ def _check_indexes(keys: Keyspace) -> None:
     assert {name: set(ids) for name, ids in keys.under("results:").items()} == results
     for name in keys.all:
         family, _, job_id = name.partition(":")
-        if family in ("errors", "steps", "lines"):
+        if family in ("errors", "steps", "lines", "edges"):
             assert job_id in keys.jobs, f"{name} is orphaned"
     beside = {n.removeprefix("payload:") for n in keys.all if n.startswith("payload:")}
     assert beside == {job_id for job_id, row in keys.jobs.items() if "payload" not in row}
@@ -162,7 +164,11 @@ def _check_lines(keys: Keyspace) -> None:
             row = keys.jobs[job_id]
             assert _num(row, "gate") == gate
             standing[_place(job_id, row)] += 1
-    pending = {_place(job_id, keys.jobs[job_id]) for job_id in _of(keys, states=(PENDING,))}
+    pending = {
+        _place(job_id, keys.jobs[job_id])
+        for job_id in _of(keys, states=(PENDING,))
+        if _num(keys.jobs[job_id], "gate") != WAITING
+    }
     assert standing == Counter(pending)
 
 
@@ -218,6 +224,27 @@ def _check_limits(keys: Keyspace) -> None:
                     if at is not None:
                         counts[at] += 1
         assert {at: int(n) for at, n in used.items()} == counts, name
+
+
+def _check_flows(keys: Keyspace) -> None:
+    """Every edge is known to both its ends, and who waits has one that is open."""
+    children: dict[str, set[str]] = defaultdict(set)
+    untold: dict[str, set[str]] = defaultdict(set)
+    for child, edges in keys.hashes("edges:").items():
+        row = keys.jobs[child]
+        open_ones = {parent for parent, edge in edges.items() if edge.endswith(":")}
+        assert _num(row, "waits") == len(open_ones), child
+        waits = _num(row, "state") == PENDING and _num(row, "gate") == WAITING
+        assert waits == (_num(row, "state") == PENDING and bool(open_ones)), child
+        for parent in edges:
+            children[parent].add(child)
+        for parent in open_ones:
+            untold[parent].add(child)
+    assert {name: set(ids) for name, ids in keys.under("children:").items()} == children
+    assert {name: set(ids) for name, ids in keys.under("untold:").items()} == untold
+    assert keys.hashes("end:").keys() <= children.keys()
+    for parent in untold.keys() & keys.jobs.keys():
+        assert _num(keys.jobs[parent], "children") == 1, parent
 
 
 def _check_batches(keys: Keyspace) -> None:

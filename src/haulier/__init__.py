@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from haulier.domain.batch import Batch, Counts
     from haulier.domain.configuration import Alteration, Configuration, Setting
     from haulier.domain.event import Event
+    from haulier.domain.flow import After, Otherwise, Parent
     from haulier.domain.job import Job, JobError, JobState, OnLost, Priority
     from haulier.domain.limits import Breaker, Circuit, KeyState, Limit, LimitState, Rate
     from haulier.domain.line import Line
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
     from haulier.services.context import Context
+    from haulier.services.flow import Flow
     from haulier.services.limits import TaskLimit
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from haulier.worker.lanes import WorkerOptions
 
 _HOME = {
+    "After": "domain.flow",
     "Alteration": "domain.configuration",
     "App": "app",
     "Attempt": "services.middleware",
@@ -73,6 +76,7 @@ _HOME = {
     "DuplicateJobError": "exceptions",
     "Ended": "services.middleware",
     "Event": "domain.event",
+    "Flow": "services.flow",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
     "Interval": "domain.schedule",
@@ -94,6 +98,8 @@ _HOME = {
     "Middleware": "services.middleware",
     "Missed": "domain.schedule",
     "OnLost": "domain.job",
+    "Otherwise": "domain.flow",
+    "Parent": "domain.flow",
     "Overlap": "domain.schedule",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
@@ -123,6 +129,7 @@ _HOME = {
 lists jobs does not pay for pydantic."""
 
 __all__ = [
+    "After",
     "Alteration",
     "App",
     "Attempt",
@@ -142,6 +149,7 @@ __all__ = [
     "DuplicateJobError",
     "Ended",
     "Event",
+    "Flow",
     "HaulierError",
     "IdempotencyConflictError",
     "Interval",
@@ -163,7 +171,9 @@ __all__ = [
     "Middleware",
     "Missed",
     "OnLost",
+    "Otherwise",
     "Overlap",
+    "Parent",
     "PermanentError",
     "Priority",
     "Rate",

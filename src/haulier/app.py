@@ -17,6 +17,7 @@ from anyio.from_thread import start_blocking_portal
 from haulier.domain.batch import Batch
 from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState
 from haulier.domain.line import Line
 from haulier.domain.step import Step
@@ -31,6 +32,7 @@ from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
 from haulier.services.configuring import Queues, who
 from haulier.services.filling import Filling
+from haulier.services.flow import Flow
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager, Payload
 from haulier.services.limits import LimitOptions, Limits, limit_from
@@ -283,6 +285,10 @@ class App:
         finish = None if on_finish is None else _kind(on_finish)
         return await self.jobs.enqueue_batch(_kind(task), items, options, finish_kind=finish)
 
+    def flow(self) -> Flow:
+        """Begin a flow: jobs that wait for each other, inserted together by its `start`."""
+        return self.jobs.flow(_kind)
+
     def open_batch(
         self,
         task: Task[..., Any] | str,
@@ -455,6 +461,15 @@ class App:
     async def steps(self, job_id: str) -> list[Step]:
         """The finished steps of a job, in the order in which they were kept."""
         return await self.store.steps(job_id)
+
+    async def parents(self, job_id: str) -> list[Parent]:
+        """What a job waits for or has waited for, in the order in which it named them."""
+        return await self.store.parents(job_id)
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        """A page of the jobs that wait for a job or have waited for it."""
+        check_limit(limit, least=1)
+        return await self.store.children(job_id, limit=limit, cursor=cursor)
 
     async def lines(self, job_id: str) -> list[Line]:
         """The last log lines that a job has written with `ctx.log("…")`, the oldest first."""

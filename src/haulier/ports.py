@@ -20,6 +20,7 @@ from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
 from haulier.domain.limits import KeyState, Limit, LimitState
 from haulier.domain.line import Line
@@ -135,6 +136,20 @@ class JobReader(Protocol):
         """The finished steps of a job, in the order in which they were kept.
 
         They outlive every retry and requeue, and go with the job. Raises JobNotFoundError.
+        """
+        ...
+
+    async def parents(self, job_id: str) -> list[Parent]:
+        """The jobs that a job waits for or has waited for, in the order in which it named them.
+
+        Raises JobNotFoundError.
+        """
+        ...
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        """A page of the jobs that wait for a job or have waited for it, without their payloads.
+
+        In the order of their insertion. Raises JobNotFoundError for a job that is not there.
         """
         ...
 
@@ -362,8 +377,9 @@ class JobStore(JobReader, Protocol):
         `domain.batch.DEEPEST` deep. Items name their batch, which must not be sealed. With a
         `fence` nothing happens unless it holds: raises LeaseLostError. A job whose unique name is
         held by another is dealt with as its `Conflict` says: raises DuplicateJobError or
-        IdempotencyConflictError, and then nothing was inserted. Two jobs of one call may hold the
-        same name: the first one has it.
+        IdempotencyConflictError, and then nothing was inserted. Raises ValidationError for
+        a job that is to run `after` one that is not there or, in a circle, after itself. Two jobs
+        of one call may hold the same name: the first one has it.
 
         With the caller's own `connection` to the store's database, in the transaction that is open
         on it: the jobs are there once the caller commits. Raises ConfigurationError for one that is

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.step import Step
@@ -351,6 +352,9 @@ class _Solo:
 
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        return self._steps.parents_of(job)
 
     def tick_of(self, job: Job) -> Future[Tick | None]:
         return self._steps.tick_of(job)

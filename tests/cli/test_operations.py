@@ -351,3 +351,48 @@ class TestEvents:
             assert await follower.ended() == OK
         assert "Traceback" not in follower.says()
         assert f"haulier events --after {await app.last_event()}" in follower.says()
+
+
+class TestFlows:
+    """Jobs that wait for others, on the command line."""
+
+    @pytest.fixture(autouse=True)
+    def user_app(self, tmp_path):
+        with_tasks(tmp_path)
+
+    async def test_a_job_waits_and_shows_for_what(self, app, hand, run):
+        first = await app.enqueue("work", {"n": 1})
+        second = await app.enqueue("work", {"n": 2}, after=first)
+        third = await app.enqueue("work", {"n": 3}, after=[first, second])
+        listed = (await run("jobs", "list", "--json"))["jobs"]
+        assert [job["view"] for job in listed] == ["waiting", "waiting", "pending"]
+        shown = await run("jobs", "show", third, "--json")
+        assert [(each["id"], each["state"], each["ended"]) for each in shown["parents"]] == [
+            (first, "pending", False),
+            (second, "pending", False),
+        ]
+        shown = await run("jobs", "show", first, "--json")
+        assert [each["id"] for each in shown["children"]] == [second, third]
+        told = (await run("jobs", "show", second)).stdout
+        assert "After" in told
+        assert first in told
+        assert "Before" in told
+        assert third in told
+
+    async def test_enqueue_after(self, app, run):
+        first = await app.enqueue("work", {"n": 1})
+        made = await run(
+            *("enqueue", "nap", "--app", "tasks:app", "--payload", '{"seconds":0}'),
+            *("--after", f"{first}:run", "--json"),
+        )
+        (parent,) = await app.parents(made["id"])
+        assert (parent.job_id, parent.otherwise) == (first, "run")
+
+    @pytest.mark.parametrize("given", ["nonsense", f"{NOBODY}:perhaps", NOBODY])
+    async def test_what_cannot_be_waited_for_is_refused(self, run, given):
+        refused = await run(
+            *("enqueue", "nap", "--app", "tasks:app", "--payload", '{"seconds":0}'),
+            *("--after", given),
+        )
+        assert refused.returncode == USAGE
+        assert "after" in refused.stderr

@@ -53,6 +53,7 @@ def test_no_field_of_a_job_is_forgotten():
         "cancel_requested": "cancel",
         "cancel_heard": "cancel",
         "parked": "gate",
+        "waiting": "gate",
         "unique": "names",
     }
     for field in Job._fields:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from haulier.domain.batch import Batch
+from haulier.domain.flow import PARENT_FAILED
 from haulier.domain.job import Job, JobState
 from haulier.domain.moves import RULES, Move
 from simulation.event_log import check_events
@@ -219,7 +220,8 @@ def _explained(job: Job, known: Known, trail: Trail, final: Final) -> bool:
                 if head.id != job.id
             )
             asked = known.cancel_asked or trail.jobs[job.batch_id or job.id].cancel_asked
-            return Move.CANCEL in known.ends or asked or cut_short or with_head
+            with_parent = job.error is not None and job.error.type == PARENT_FAILED
+            return Move.CANCEL in known.ends or asked or cut_short or with_head or with_parent
 
 
 def _batches_of(job: Job, final: Final) -> list[Batch]:

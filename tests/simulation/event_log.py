@@ -22,6 +22,7 @@ from haulier.domain.event import (
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import RULES, Move
 from haulier.domain.unique import Scope
+from simulation.flows import check_flows
 from simulation.history import Entry, Final, What, callbacks_of
 from simulation.queues import check_queues
 
@@ -54,6 +55,7 @@ def check_events(history: Sequence[Entry], final: Final) -> Iterator[str]:
     yield from _rounds(history, final)
     yield from _names(history, events)
     yield from check_queues(events)
+    yield from check_flows(history, events)
 
 
 def _step(walks: dict[str, _Walk], event: Event) -> Iterator[str]:

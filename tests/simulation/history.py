@@ -42,7 +42,7 @@ class Entry:
     """One line. `ok`: yes, no (refused), or None when the answer got lost: nobody knows.
 
     calls_back: it is the head of a batch with a finish callback. name: no other job may have it at
-    the same time, `held` says for how long.
+    the same time, `held` says for how long. after: the jobs that it waits for.
     """
 
     what: What
@@ -56,6 +56,7 @@ class Entry:
     name: str | None = None
     held: Scope = Scope.ACTIVE
     step: str = ""
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from haulier.exceptions import (
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
-from simulation import nested, queues, schedules
+from simulation import flows, nested, queues, schedules
 from simulation.history import Entry, Final, What, look
 from simulation.limit_log import EAGER, Change, Limited
 from simulation.queues import QUEUES
@@ -570,6 +570,7 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
+    flows.enqueue_flow: 5,
     schedules.set_schedule: 4,
     schedules.pause_schedule: 1,
     schedules.tick: 10,

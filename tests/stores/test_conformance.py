@@ -28,6 +28,15 @@ from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
 from conformance.failing import TestMaxFailures, TestOneCallback
+from conformance.flow_model import TestFlowModel
+from conformance.flows import (
+    TestFailing,
+    TestManyChildren,
+    TestParents,
+    TestRefused,
+    TestRequeued,
+    TestWaiting,
+)
 from conformance.gates import TestBatchSize, TestConcurrency
 from conformance.inserting import TestFilling, TestInsert
 from conformance.leases import TestFence, TestIncarnations
@@ -112,6 +121,7 @@ __all__ = [
     "TestDue",
     "TestErrors",
     "TestExpandAnew",
+    "TestFailing",
     "TestFairness",
     "TestFence",
     "TestFilling",
@@ -119,6 +129,7 @@ __all__ = [
     "TestFindByError",
     "TestFinishCallback",
     "TestFit",
+    "TestFlowModel",
     "TestFrozen",
     "TestHeadRules",
     "TestIncarnations",
@@ -129,6 +140,7 @@ __all__ = [
     "TestLines",
     "TestLinesStay",
     "TestLosses",
+    "TestManyChildren",
     "TestManyItems",
     "TestMatch",
     "TestMaxFailures",
@@ -149,6 +161,7 @@ __all__ = [
     "TestOrder",
     "TestOtherEvents",
     "TestOverlap",
+    "TestParents",
     "TestPause",
     "TestPauseOfMany",
     "TestPausedQueues",
@@ -157,9 +170,11 @@ __all__ = [
     "TestPrune",
     "TestPruneBatches",
     "TestRates",
+    "TestRefused",
     "TestReject",
     "TestReplace",
     "TestRequeue",
+    "TestRequeued",
     "TestResultTtl",
     "TestResume",
     "TestRetryFailed",
@@ -174,6 +189,7 @@ __all__ = [
     "TestThaw",
     "TestTicks",
     "TestUsedAgain",
+    "TestWaiting",
     "TestWatch",
     "TestWatchEvents",
 ]

@@ -43,6 +43,10 @@ def report_baggage(ctx: Context) -> list[Any]:
     return [ctx.baggage, carried(), structlog.contextvars.get_contextvars()]
 
 
+def report_parents(ctx: Context) -> list[Any]:
+    return [[each.state, each.value, each.ended] for each in ctx.parents_sync()]
+
+
 def report(ctx: Context) -> None:
     ctx.log.info("hello", who="world", number=3)
     ctx.progress(40, "four of ten")

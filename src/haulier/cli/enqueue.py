@@ -18,6 +18,7 @@ from haulier.cli.output import (
     json_option,
     store_option,
 )
+from haulier.domain.flow import After, Otherwise
 from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import Problem, ValidationError
 
@@ -66,6 +67,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="What the job carries along, and with it what it enqueues; may be given several times.",
 )
+@click.option(
+    "--after",
+    metavar="JOB[:run]",
+    multiple=True,
+    help="A job to wait for, cancelled with it unless :run; may be given several times.",
+)
 @batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")
 @click.option("--wait", is_flag=True, help="Wait until it is done; exit code 8 if it fails.")
@@ -107,7 +114,7 @@ async def enqueue(
     return 0
 
 
-def _options(*, priority: str | None, **given: Any) -> Options:
+def _options(*, priority: str | None, after: Sequence[str], **given: Any) -> Options:
     """The options of `App.enqueue`; it checks them itself."""
     number: int | str | None = priority
     with contextlib.suppress(ValueError):
@@ -118,7 +125,17 @@ def _options(*, priority: str | None, **given: Any) -> Options:
             for name in ("by", "unique_payload", "unique_scope", "unique_period", "on_conflict")
         }
     )
-    return cast("Options", {"priority": number, "unique": unique, **given})
+    return cast("Options", {"priority": number, "unique": unique, "after": _after(after), **given})
+
+
+def _after(texts: Sequence[str]) -> list[After]:
+    """What `JOB` or `JOB:run` say; ids are checked with the other options."""
+    split = [text.partition(":") for text in texts]
+    wrong = [rule for _, _, rule in split if rule not in ("", *Otherwise)]
+    if wrong:
+        reason = f"{wrong[0][:60]!r} is neither cancel nor run"
+        raise ValidationError("what is to be waited for?", [Problem("--after", reason)])
+    return [After(job_id, Otherwise(rule or Otherwise.CANCEL)) for job_id, _, rule in split]
 
 
 def _unique(

@@ -22,6 +22,7 @@ from haulier.cli.output import (
     job_document,
     json_option,
     line_document,
+    parent_document,
     step_document,
     store_option,
     view_of,
@@ -35,11 +36,16 @@ from haulier.services import selection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from haulier.domain.flow import Parent
     from haulier.domain.line import Line
     from haulier.domain.routing import Unroutable
     from haulier.domain.step import Step
+    from haulier.ports import Page
 
 LONGEST_NOTE = 80
+
+CHILDREN = 20
+"""Of the jobs that wait for one, so many are shown."""
 
 
 @click.group()
@@ -67,8 +73,8 @@ async def list_jobs(
     what other systems call the dead letters.
 
     Pending ones are shown as unroutable (no live worker would take them), scheduled (due later),
-    retrying (after a failed attempt) or parked (their batch is paused or at its limit), running
-    ones that were told to stop as stopping.
+    retrying (after a failed attempt), parked (their batch is paused or at its limit) or waiting
+    (for other jobs), running ones that were told to stop as stopping.
     """
     where = filter_of(**given)
     if where.batch_id is None:
@@ -117,11 +123,16 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         errors = await opened.errors(job_id)
         lost = await lost_lines(opened, [job.state is JobState.PENDING])
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
+        parents = await opened.parents(job_id)
+        children = await opened.children(job_id, limit=CHILDREN)
         tick = await opened.schedules().tick_of(job_id)
     origin = {"schedule": tick and tick.schedule, "tick": tick and instant(tick.tick)}
     if as_json:
         beside = {
             **origin,
+            "parents": [parent_document(parent) for parent in parents],
+            "children": [{"id": each.id, "state": each.state} for each in children.jobs],
+            "more_children": children.next is not None,
             "steps": [step_document(step) for step in steps],
             "lines": [line_document(line) for line in lines],
             "errors": [error_document(error) for error in errors],
@@ -129,6 +140,7 @@ async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) 
         emit_json({**job_document(job, why_lost(job, lost)), **beside})
         return
     emit_fields({**_fields(job, why_lost(job, lost)), **origin}.items())
+    _show_flow(parents, children)
     _show_way(steps, lines)
     if job.error is not None:
         click.echo()
@@ -163,6 +175,7 @@ def _fields(job: Job, lost: Unroutable | None) -> dict[str, Any]:
         "unroutable",
         "error",
         "parked",
+        "waiting",
         "cancel_requested",
         "cancel_heard",
         "result_expired",
@@ -182,6 +195,29 @@ def _fields(job: Job, lost: Unroutable | None) -> dict[str, Any]:
     elif job.result is not None:
         fields["result"] = json.dumps(job.value, ensure_ascii=False)
     return fields
+
+
+def _show_flow(parents: Sequence[Parent], children: Page) -> None:
+    """What the job waits for, or has waited for, and what waits for it."""
+    if parents:
+        click.secho("\nAfter", bold=True)
+        emit_table(
+            ("JOB", "STATE", "IF IT FAILS"),
+            [
+                (
+                    each.job_id,
+                    each.state if each.ended else f"{each.state}, waited for",
+                    each.otherwise,
+                )
+                for each in parents
+            ],
+        )
+    if children.jobs:
+        click.secho("\nBefore", bold=True)
+        rows = [(each.id, each.kind, view_of(each)) for each in children.jobs]
+        emit_table(("JOB", "KIND", "STATE"), rows)
+        if children.next is not None:
+            click.echo("…")
 
 
 def _show_way(steps: Sequence[Step], lines: Sequence[Line]) -> None:

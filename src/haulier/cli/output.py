@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from haulier.domain.batch import Batch
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
 from haulier.domain.sealed import masked
 from haulier.exceptions import (
@@ -297,6 +298,7 @@ def job_document(job: Job, unroutable: str | None = None) -> dict[str, Any]:
         "baggage": None if job.baggage is None else json.loads(job.baggage),
         "unique": job.unique,
         "parked": job.parked,
+        "waiting": job.waiting,
         "cancel_requested": job.cancel_requested,
         "cancel_heard": job.cancel_heard,
         "payload": masked(json.loads(job.payload)),
@@ -323,6 +325,18 @@ def error_document(error: JobError) -> dict[str, Any]:
     }
 
 
+def parent_document(parent: Parent) -> dict[str, Any]:
+    """What a job waits for or has waited for, as JSON."""
+    return {
+        "id": parent.job_id,
+        "otherwise": parent.otherwise,
+        "state": parent.state,
+        "ended": parent.ended,
+        "result": parent.value,
+        "error": None if parent.error is None else error_document(parent.error),
+    }
+
+
 def step_document(step: Step) -> dict[str, Any]:
     """A finished step as JSON."""
     return {
@@ -344,6 +358,8 @@ def view_of(job: Job, unroutable: str | None = None) -> str:
         return "stopping"
     if job.state is not JobState.PENDING:
         return job.state
+    if job.waiting:
+        return "waiting"
     if unroutable:
         return "unroutable"
     if job.parked:

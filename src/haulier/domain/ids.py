@@ -57,6 +57,11 @@ def text_id(raw: bytes) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+def text_id_of(text: str) -> str:
+    """The 36-character form of an id in any form; raises ValueError for what is none."""
+    return text_id(raw_id(text))
+
+
 def raw_id(text: str) -> bytes:
     """The 16 bytes of an id; raises ValueError for anything that is not a UUID."""
     digits = text.replace("-", "")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.unique import Uniqueness
+
+if TYPE_CHECKING:
+    from haulier.domain.flow import After
 
 MICROSECOND = 1_000_000
 """Microseconds in a second: every instant in haulier is an integer of them, UTC."""
@@ -35,7 +38,7 @@ class Priority(IntEnum):
 
 
 class JobState(StrEnum):
-    """The five stored states. Scheduled, retrying and parked are views of pending."""
+    """The five stored states. Scheduled, retrying, parked and waiting are views of pending."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -100,7 +103,8 @@ class NewJob(NamedTuple):
     None, `delay` microseconds after the store received it.
     `retry` None means the policy of the task definition that will run it. `unique` are the names
     that no other job may hold at the same time, each with what happens if one does. `baggage` is a
-    JSON object that the job carries along, and with it what it enqueues.
+    JSON object that the job carries along, and with it what it enqueues. `after` are the jobs that
+    it waits for: of the same call, in any order, or there already, in any state.
     """
 
     id: str
@@ -119,6 +123,7 @@ class NewJob(NamedTuple):
     on_lost: OnLost = OnLost.RETRY
     unique: tuple[Uniqueness, ...] = ()
     baggage: str | None = None
+    after: tuple[After, ...] = ()
 
 
 class Job(NamedTuple):
@@ -128,6 +133,7 @@ class Job(NamedTuple):
     so many fields takes several microseconds to make, a fifth of what a whole job may cost.
     `parked`: pending and due, but its batch is paused or has no slot free for it. `unique`: it was
     enqueued under a name of its own. `cancel_heard`: its worker knows of the requested cancel.
+    `waiting`: pending, until the jobs it waits for have ended.
     """
 
     id: str
@@ -161,6 +167,7 @@ class Job(NamedTuple):
     result: bytes | None = None
     error: JobError | None = None
     baggage: str | None = None
+    waiting: bool = False
 
     @property
     def value(self) -> Any:

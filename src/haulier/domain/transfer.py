@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 from haulier.domain.configuration import Alteration
+from haulier.domain.flow import Otherwise
 from haulier.domain.job import JobError, JobState, OnLost, Role
 from haulier.domain.line import Line
 from haulier.domain.retry import RetryPolicy
@@ -47,12 +48,26 @@ class Gate(StrEnum):
     """Why a pending job is not simply in the line or scheduled.
 
     parked: its batch keeps it back. let_in: its batch has let it into the line. alone: it is to be
-    run alone, because it was running when workers were lost.
+    run alone, because it was running when workers were lost. waiting: for other jobs.
     """
 
     PARKED = "parked"
     LET_IN = "let_in"
     ALONE = "alone"
+    WAITING = "waiting"
+
+
+class EdgeRecord(NamedTuple):
+    """A job that another one waits for or has waited for, beside the one that does.
+
+    `state`: what it came to, None while it has not ended; `result` and `error` as they were then.
+    """
+
+    parent_id: str
+    otherwise: Otherwise
+    state: JobState | None
+    result: bytes | None
+    error: JobError | None
 
 
 class LimitRecord(NamedTuple):
@@ -90,8 +105,9 @@ class JobRecord(NamedTuple):
 
     `ready`: pending and in the line. `cancel`: 0, 1 requested, 2 heard. `names`: the unique names
     that a requeue takes back; None if it never had any. `errors`: those of its attempts, by lease.
-    `steps` and `lines` in their order. No worker holds it, since workers are drained before a store
-    is copied.
+    `steps`, `lines` and `edges` in their order. `children`: None if no others wait for it, 1 if
+    they are to be told when it ends, 2 if they were told. No worker holds it, since workers are
+    drained before a store is copied.
     """
 
     seq: int
@@ -127,6 +143,8 @@ class JobRecord(NamedTuple):
     errors: tuple[JobError, ...]
     steps: tuple[Step, ...]
     lines: tuple[Line, ...]
+    edges: tuple[EdgeRecord, ...] = ()
+    children: int | None = None
 
 
 class BatchRecord(NamedTuple):

@@ -14,6 +14,7 @@ import structlog
 from pydantic import BaseModel
 
 from haulier.domain.batch import Batch
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobState
 from haulier.domain.line import LONGEST_LINE, Said
 from haulier.domain.tick import Tick
@@ -64,6 +65,10 @@ class Runtime(Keeper, Protocol):
 
     @property
     def reader(self) -> JobReader: ...
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        """What a job has waited for; callable from any thread."""
+        ...
 
     def report(self, note: Note) -> None:
         """Take a note to be stored soon; callable from any thread."""
@@ -228,6 +233,20 @@ class Context:
             if self._steps is None:
                 self._steps = Steps(self.job, self._runtime)
             return self._steps
+
+    async def parents(self) -> list[Parent]:
+        """The jobs that this one has waited for, in the order in which it named them.
+
+        Each with its `state` and, as `value`, what it returned; of one that did not complete, its
+        `error`. Works in child processes too.
+        """
+        return await asyncio.wrap_future(self._runtime.parents_of(self.job))
+
+    def parents_sync(self) -> list[Parent]:
+        """The same for plain functions: blocks until the store has told."""
+        if _on_event_loop():
+            raise RuntimeError("parents_sync would block the event loop: use `await ctx.parents()`")
+        return self._runtime.parents_of(self.job).result()
 
     async def batch(self, batch_id: str | None = None) -> Batch:
         """A batch, by default the one this job is the head of, or else an item."""

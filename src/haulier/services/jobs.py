@@ -26,7 +26,8 @@ from haulier.ports import Inserted, JobFilter, JobStore
 from haulier.services import nesting, selection
 from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
-from haulier.services.ids import new_ids
+from haulier.services.flow import STARTER, Flow
+from haulier.services.ids import new_id, new_ids
 from haulier.services.options import BatchLimits, Options, Plan, checked_limits, job_id_of, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry, TaskDefinition
@@ -185,6 +186,11 @@ class JobManager:
         Items count for what is unique about it only if all of them are known.
         """
         known = items if isinstance(items, list) else ()
+        if plan.after is not None:
+            raise ValidationError(
+                f"{definition.kind}: the options were refused",
+                [Problem("after", "a batch that its producer fills begins at once")],
+            )
         if plan.unique is not None and plan.idempotency_key is not None:
             # The store does not say which of the two another batch holds: whether to fill it.
             raise ValidationError(
@@ -284,7 +290,7 @@ class JobManager:
         key, retry = plan.key, plan.retry
         role = definition.role if single else definition.role_as_item
         named = single and plan.named
-        baggage = carried()
+        baggage, after = carried(), plan.after or () if single else ()
         return [
             # All fields in their order: given by name they take twice the time.
             NewJob(
@@ -304,9 +310,47 @@ class JobManager:
                 on_lost,
                 plan.names(definition, payload) if named else (),
                 baggage,
+                after,
             )
             for job_id, payload, position in zip(ids, payloads, positions, strict=False)
         ]
+
+    # ── Flows ────────────────────────────────────────────────────────────────────────────────
+
+    def flow(self, kind_of: Callable[[Any], str]) -> Flow:
+        """A flow to be built and started; `kind_of` a task is its kind."""
+
+        def starter() -> NewJob:
+            return NewJob(new_id(), STARTER, b"{}", role=Role.HEAD, baggage=carried())
+
+        def make(task: Any, payloads: Sequence[Payload], options: Any) -> list[NewJob]:
+            return self._flow_jobs(kind_of(task), payloads, options)
+
+        return Flow(self.store, make, starter)
+
+    def _flow_jobs(self, kind: str, payloads: Sequence[Payload], options: Any) -> list[NewJob]:
+        definition = self.registry.get(kind)
+        bulk = definition.role is Role.HEAD
+        plan = plan_of(definition, options, batch=bulk)
+        problems = [
+            Problem(name, "is for jobs that are enqueued one by one")
+            for name in ("unique", "idempotency_key", "concurrency", "batch_size", "max_failures")
+            if getattr(plan, name) is not None
+        ]
+        if problems:
+            raise ValidationError(f"{kind}: the options were refused", problems)
+        if len(payloads) == 1:
+            ids = [job_id_of(options)]
+        else:
+            _refuse_options_of_one(options, plan)
+            ids = new_ids(len(payloads))
+        checked = [
+            validated_item(definition, index, payload)
+            if len(payloads) > 1
+            else validate(definition, payload)
+            for index, payload in enumerate(payloads)
+        ]
+        return self.new_jobs(definition, plan, ids, checked)
 
     # ── Expand, on behalf of a head job that a worker runs ───────────────────────────────────
 

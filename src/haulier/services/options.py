@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypedDict
@@ -13,11 +13,13 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from haulier.domain.batch import LIMITS, BatchPolicy, FinishCallback
+from haulier.domain.flow import After
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import LONGEST_DELAY, MICROSECOND, Priority
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.exceptions import ConfigurationError, Problem, ValidationError
+from haulier.services.flow import after_of
 from haulier.services.ids import new_id
 from haulier.services.names import check_name
 from haulier.services.registry import TaskDefinition
@@ -59,6 +61,9 @@ class Options(TypedDict, total=False):
     idempotency_key: enqueuing again with the same key within a day gives the same job, or
     IdempotencyConflictError if anything else of the request has changed.
 
+    after: jobs that it waits for, by their ids; After(id, "run") lets it run also if that one fails
+    or is cancelled, else it is cancelled too.
+
     For batches: concurrency (items that run at once), batch_size (items that one claim takes),
     max_failures (failed items after which the rest is cancelled).
     """
@@ -72,6 +77,7 @@ class Options(TypedDict, total=False):
     job_id: str | None
     unique: Unique | str | None
     idempotency_key: str | None
+    after: str | After | Sequence[str | After] | None
     concurrency: int | None
     batch_size: int | None
     max_failures: int | None
@@ -123,6 +129,7 @@ class Plan:
     concurrency: int | None = None
     batch_size: int | None = None
     max_failures: int | None = None
+    after: tuple[After, ...] | None = None
 
     @property
     def named(self) -> bool:
@@ -236,6 +243,7 @@ def plan_of(definition: TaskDefinition, options: Options, *, batch: bool) -> Pla
         retry=_retry(options.get("retry"), problems),
         unique=_unique(options.get("unique"), problems),
         idempotency_key=_key("idempotency_key", options.get("idempotency_key"), problems),
+        after=after_of(options.get("after"), problems) or None,
         **limits,
     )
     if plan.run_at is not None and plan.delay:

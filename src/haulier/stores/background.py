@@ -21,6 +21,8 @@ class Background:
         task = asyncio.create_task(_quietly(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # One that is cut off before it began never awaits this.
+        task.add_done_callback(lambda _: work.close())
 
     async def idle(self) -> None:
         """Wait until nothing is at work any more."""

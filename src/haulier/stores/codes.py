@@ -35,6 +35,9 @@ PARKED, LET_IN, ALONE, IN_LANE = 1, 2, 3, 4
 """The gates of jobs that have to pass one: parked by their batch, let in by it, to be run alone,
 in a lane because of limits."""
 
+WAITING = 6
+"""The gate of jobs that wait for other jobs."""
+
 ON_LOST = (OnLost.RETRY, OnLost.FAIL)
 ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}
 

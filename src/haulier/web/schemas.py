@@ -109,6 +109,7 @@ class JobSummary(_View):
     progress: Percent | None
     message: str | None
     parked: bool
+    waiting: bool
     unique: bool
     cancel_requested: bool
     cancel_heard: bool

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import BaseModel
 
+from haulier.domain.flow import Parent
 from haulier.domain.job import Failed, Job, Outcome, Succeeded
 from haulier.domain.step import Step
 from haulier.domain.tick import Tick, TickState
@@ -36,7 +37,15 @@ from haulier.services.payload import encode_result
 from haulier.services.registry import define_task
 from haulier.services.secrets import Scrubber, scrub_current
 from haulier.worker.outcomes import outcome_of
-from haulier.worker.wire import Message, code_from, job_from, outcome_to, receive, send
+from haulier.worker.wire import (
+    Message,
+    code_from,
+    job_from,
+    outcome_to,
+    parent_from,
+    receive,
+    send,
+)
 
 TIMEOUT_SIGNAL = signal.SIGUSR1
 CANCEL_SIGNAL = signal.SIGUSR2
@@ -246,6 +255,10 @@ class Child:
     def steps_of(self, job: Job) -> Future[list[Step]]:
         found = self._ask({"is": "steps"})["steps"].items()
         return _done([Step(job.id, job.lease, name, text.encode()) for name, text in found])
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        del job
+        return _done([parent_from(each) for each in self._ask({"is": "parents"})["parents"]])
 
     def keep(self, step: Step) -> Future[bool]:
         request = {"is": "keep", "name": step.name, "result": step.result.decode()}

@@ -33,7 +33,15 @@ from haulier.services.secrets import scrub_current
 from haulier.worker.child import CANCEL_SIGNAL, TIMEOUT_SIGNAL, main
 from haulier.worker.lanes import JOBS_PER_CHILD
 from haulier.worker.threads import ThreadExecutor
-from haulier.worker.wire import Message, code_to, job_to, outcome_from, receive, send
+from haulier.worker.wire import (
+    Message,
+    code_to,
+    job_to,
+    outcome_from,
+    parent_to,
+    receive,
+    send,
+)
 
 KILL_AFTER = 5.0
 """Seconds that a cancelled job gets to end before its process is killed."""
@@ -194,7 +202,7 @@ class _Visit:
             case "line":
                 said = Said(message["number"], _masked(message["text"])[:LONGEST_LINE])
                 self._runtime.report(Note(self._job.id, self._job.lease, lines=(said,)))
-            case "steps" | "keep" | "tick":
+            case "steps" | "keep" | "parents" | "tick":
                 return self._answer(message)
             case "log":
                 level = message["level"] if message["level"] in _LEVELS else "info"
@@ -210,6 +218,9 @@ class _Visit:
                 steps = self._runtime.steps_of(job).result()
                 found = {step.name: step.result.decode() for step in steps}
                 return {"is": "answer", "steps": found}
+            if message["is"] == "parents":
+                parents = self._runtime.parents_of(job).result()
+                return {"is": "answer", "parents": [parent_to(each) for each in parents]}
             if message["is"] == "tick":
                 tick = self._runtime.tick_of(job).result()
                 return {"is": "answer", "tick": None if tick is None else asdict(tick)}

@@ -15,6 +15,7 @@ import structlog
 from pydantic import BaseModel
 
 from haulier.domain.configuration import Configuration
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.retention import Retention
@@ -408,6 +409,9 @@ class Session:
 
     def steps_of(self, job: Job) -> Future[list[Step]]:
         return self._steps.steps_of(job)
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        return self._steps.parents_of(job)
 
     def tick_of(self, job: Job) -> Future[Tick | None]:
         return self._steps.tick_of(job)

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job
 from haulier.domain.step import Step
 from haulier.domain.tick import Tick
@@ -33,7 +34,7 @@ class _Waiting(NamedTuple):
 class StepKeeper:
     """While one call is under way the next steps gather. Waits for a store that is away.
 
-    `steps_of`, `tick_of` and `keep` are for any thread, the rest for the event loop's.
+    `steps_of`, `parents_of`, `tick_of`, `keep` are for any thread, the rest for the event loop's.
     """
 
     def __init__(self, store: JobStore) -> None:
@@ -50,6 +51,14 @@ class StepKeeper:
 
         async def read() -> list[Step]:
             return await self._patiently(lambda: self._store.steps(job.id))
+
+        return asyncio.run_coroutine_threadsafe(read(), self._loop)
+
+    def parents_of(self, job: Job) -> Future[list[Parent]]:
+        """What a job has waited for."""
+
+        async def read() -> list[Parent]:
+            return await self._patiently(lambda: self._store.parents(job.id))
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop)
 

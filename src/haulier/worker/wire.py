@@ -2,7 +2,7 @@
 
 parent to child   run    job, code, payload, seconds
                   end
-                  answer steps | kept | error
+                  answer steps | kept | parents | error
 child to parent   ready
                   began
                   note   job, lease, progress, message
@@ -10,6 +10,7 @@ child to parent   ready
                   log    level, event, fields
                   steps                     is answered: name -> result
                   keep   name, result       is answered: whether its lease holds
+                  parents                   is answered: what the job has waited for
                   done   outcome, note, spent
 """
 
@@ -20,6 +21,7 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
+from haulier.domain.flow import Otherwise, Parent
 from haulier.domain.job import (
     Cancelled,
     Failed,
@@ -75,6 +77,23 @@ def job_from(message: Message) -> Job:
         "error": JobError(**message["error"]) if message["error"] else None,
     }
     return Job(**{**message, **given})
+
+
+def parent_to(parent: Parent) -> Message:
+    """A parent as plain values."""
+    result = None if parent.result is None else parent.result.decode()
+    return {**asdict(parent), "result": result}
+
+
+def parent_from(message: Message) -> Parent:
+    """The inverse of `parent_to`."""
+    given = {
+        "otherwise": Otherwise(message["otherwise"]),
+        "state": JobState(message["state"]),
+        "result": None if message["result"] is None else message["result"].encode(),
+        "error": JobError(**message["error"]) if message["error"] else None,
+    }
+    return Parent(**{**message, **given})
 
 
 def code_to(code: Code) -> Message:

@@ -15,6 +15,7 @@ from conformance.schedules import FULL, scheduled, tick_all
 from haulier.domain.batch import BatchPolicy, FinishCallback
 from haulier.domain.configuration import Configuration
 from haulier.domain.event import RESET
+from haulier.domain.flow import After, Otherwise
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost, Priority
 from haulier.domain.limits import Breaker, Circuit, Limit, Rate
 from haulier.domain.line import KEPT_LINES, Said
@@ -48,6 +49,7 @@ async def busy(store: JobStore, clock) -> None:
     hand = await Hand.enlist(store)
     await _names(store, hand)
     await _single_jobs(store, hand, clock)
+    await _flows(store, hand)
     await _batches(store, hand)
     await _loner(store, clock)
     await _schedules(store, clock)
@@ -115,6 +117,27 @@ async def _single_jobs(store: JobStore, hand: Hand, clock) -> None:
     await store.insert(works(3, priority=Priority.LOW, on_lost=OnLost.FAIL))
     await store.insert([work(version=3, queue="other", payload='{"ä":[1,null]}'.encode())])
     await store.insert(works(2, delay=60 * MICROSECOND, priority=2))
+
+
+async def _flows(store: JobStore, hand: Hand) -> None:
+    """Jobs that wait, that have waited, and that were cancelled with their parents."""
+    done, failed, held = works(3, priority=90)
+    await store.insert([done, failed, held])
+    jobs = {job.id: job for job in await hand.claim(3)}
+    later = work(delay=90 * MICROSECOND, priority=3)
+    run = Otherwise.RUN
+    children = [
+        work(after=(After(later.id), After(done.id, run))),
+        work(after=(After(failed.id), After(done.id))),
+        work("after", after=(After(failed.id, run),)),
+        head(after=(After(later.id, run),)),
+    ]
+    await store.insert([*children, later])
+    await store.insert([work(after=(After(children[1].id), After(held.id)))])
+    ends = {failed.id: Move.FAIL, held.id: Move.GIVE_BACK}
+    for job in jobs.values():
+        await hand.hand_in(job, ends.get(job.id, Move.COMPLETE))
+    await store.cancel([held.id])
 
 
 async def _batches(store: JobStore, hand: Hand) -> None:
@@ -195,6 +218,8 @@ async def everything(store: JobStore) -> dict[str, Any]:
         "errors": {job.id: await store.errors(job.id) for job in jobs},
         "steps": {job.id: await store.steps(job.id) for job in jobs},
         "lines": {job.id: await store.lines(job.id) for job in jobs},
+        "parents": {job.id: await store.parents(job.id) for job in jobs},
+        "children": {job.id: (await store.children(job.id)).jobs for job in jobs},
         "batches": await store.batches(limit=500),
         "limits": await store.limits().list(),
         "counts": await store.counts(),

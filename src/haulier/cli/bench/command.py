@@ -17,7 +17,7 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "schedule")
+PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "flow", "schedule")
 FOR_POSTGRES = "long-reader"
 
 
@@ -114,6 +114,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     backlog   what a million waiting jobs cost the claim
     writers   several processes write to one store
     limits    10,000 jobs of 500 keys, one at a time; a fresh key in a crowd; a rate
+    flow      jobs that wait for each other against jobs that do not
     schedule  how many schedules tick a second, how late, and what thousands cost
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
@@ -152,6 +153,7 @@ Profile = Callable[[str, Load], Awaitable[tuple[Figures, Lines]]]
 async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, Lines]:
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
+    from haulier.cli.bench.flow import flow
     from haulier.cli.bench.limits import limits
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
@@ -166,6 +168,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "backlog": backlog,
         "writers": writers,
         "limits": limits,
+        "flow": flow,
         "schedule": schedule,
         FOR_POSTGRES: long_reader,
     }

@@ -46,7 +46,9 @@ _Batches = Mapping[str | None, tuple[bool, int]]
 
 def fit(jobs: Sequence[NewJob]) -> bool:
     """Whether these jobs are many enough, and so plain that COPY can insert them."""
-    return len(jobs) >= FEWEST and not any(job.unique or job.role.heads for job in jobs)
+    return len(jobs) >= FEWEST and not any(
+        job.unique or job.after or job.role.heads for job in jobs
+    )
 
 
 async def insert(

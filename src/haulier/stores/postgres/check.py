@@ -53,7 +53,7 @@ counted AS (
 shared AS (
     SELECT s.used - coalesce((SELECT sum(freed) FROM slot_deltas d WHERE d.name = l.name), 0) AS n,
         (SELECT count(*) FROM jobs_live j
-         WHERE j.state = 1 AND j.worker IS NOT NULL AND j.role <> 1
+         WHERE j.state = 1 AND j.worker IS NOT NULL AND j.role NOT IN (1, 3)
            AND (l.queue IS NULL OR j.queue = l.queue) AND (l.kind IS NULL OR j.kind = l.kind))
             AS there
     FROM limits l JOIN slots s ON s.name = l.name

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import asyncpg
 
+from haulier.domain.flow import absent
 from haulier.exceptions import (
     ConfigurationError,
     DuplicateJobError,
@@ -117,6 +118,9 @@ class Place:
             yield
 
 
+ABSENT = "HL007"
+"""Jobs that others were to wait for are not there; the message is their ids."""
+
 _REFUSALS: dict[str, type[HaulierError]] = {
     "HL001": JobNotFoundError,
     "HL002": JobStateError,
@@ -180,6 +184,8 @@ def _ours(place: Place, error: asyncpg.PostgresError) -> HaulierError:
         return _REFUSALS[code](what)
     if code in _CONFLICTS:
         return _CONFLICTS[code](what, error.detail or "")
+    if code == ABSENT:
+        return absent(what.split(","))
     name = place.shown
     if code in _FULL:
         return StoreFullError(f"no space left for the store {name}")

@@ -14,6 +14,7 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import STATE_CODE, error_to_text, rank_of
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import job_from_row, storable
+from haulier.stores.watching import Change
 
 _EXCHANGE = f"SELECT * FROM exchange({', '.join(f'${n}' for n in range(1, 19))})"
 _PUT_BACK = "SELECT put_back($1, $2)::text[]"
@@ -73,7 +74,7 @@ class Told:
     """The answer, and what it means for those who wait.
 
     `wrote`: it changed something. `settled`: a batch did. `ready`: items were let into the line.
-    `drain`: batches that somebody has to go on with.
+    `drain`: batches that somebody has to go on with. `follow`: and with what follows for flows.
     """
 
     reply: Exchange
@@ -81,6 +82,7 @@ class Told:
     settled: bool = False
     ready: bool = False
     drain: list[str] = field(default_factory=list)
+    follow: bool = False
 
 
 async def exchange(
@@ -136,7 +138,18 @@ async def exchange(
         settled=told.get("settled", False),
         ready=told.get("ready", False),
         drain=told.get("drain") or [],
+        follow=told.get("follow", False),
     )
+
+
+def changed(finished: Sequence[Transition], told: Told) -> Change:
+    """What an exchange changed for those who wait."""
+    if not finished:
+        return Change.EVENTS | (Change.READY if told.ready else Change.NOTHING)
+    put_back = any(transition.move is not Move.COMPLETE for transition in finished)
+    if told.settled or put_back or told.ready:
+        return Change.ANY
+    return Change.SETTLED | Change.EVENTS
 
 
 def _lines(demands: Sequence[Demand], passed: Mapping[Line, int] | None) -> tuple[list[Any], ...]:

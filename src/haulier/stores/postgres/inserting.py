@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import asyncpg
 import asyncpg.pool
 
+from haulier.domain import flow
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import NewJob
@@ -15,7 +17,7 @@ from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
 from haulier.stores.codes import ON_LOST_CODE, PENDING, ROLE_CODE, retry_to_text
-from haulier.stores.postgres import bulk
+from haulier.stores.postgres import bulk, flows
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.watching import Change
 
@@ -44,6 +46,47 @@ async def insert(
     schema: str = "",
 ) -> Inserted:
     """Insert jobs, all or none of them; on a foreign connection, name the `schema`."""
+    if any(job.after for job in jobs):
+        options: dict[str, Any] = {"fence": fence, "policy": policy, "schema": schema}
+        return await _insert_waiting(connection, now, jobs, options)
+    return await _insert(
+        connection,
+        now,
+        jobs,
+        fence=fence,
+        policy=policy,
+        state=state,
+        own_expander=own_expander,
+        schema=schema,
+    )
+
+
+async def _insert_waiting(
+    connection: Connection, now: int | None, jobs: Sequence[NewJob], options: dict[str, Any]
+) -> Inserted:
+    """Insert jobs of which some wait for others."""
+    flow.check(jobs)
+    if options["schema"]:
+        return await flows.insert(
+            connection, jobs, partial(_insert, connection, now, jobs), options
+        )
+    async with connection.transaction():
+        return await flows.insert(
+            connection, jobs, partial(_insert, connection, now, jobs), options
+        )
+
+
+async def _insert(
+    connection: Connection,
+    now: int | None,
+    jobs: Sequence[NewJob],
+    *,
+    fence: Fence | None = None,
+    policy: BatchPolicy | None = None,
+    state: int = PENDING,
+    own_expander: bool = True,
+    schema: str = "",
+) -> Inserted:
     # Not in a transaction of somebody else, who may have begun it in a way the driver knows not.
     plain = not schema and state == PENDING and bulk.fit(jobs)
     if plain and await bulk.insert(connection, now, jobs, fence):

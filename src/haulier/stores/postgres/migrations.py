@@ -19,6 +19,7 @@ functions alone."""
 FUNCTIONS = (
     "settling",
     "moving",
+    "flows",
     "claiming",
     "lanes",
     "admitting",
@@ -61,6 +62,9 @@ _VERBS = (
     "drain_batch",
     "end_worker",
     "put_back",
+    "follow_flows",
+    "lock_parents",
+    "add_edges",
     "note",
     "keep_steps",
     "keep_lines",

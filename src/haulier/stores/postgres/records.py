@@ -20,15 +20,19 @@ from haulier.domain.transfer import (
 )
 from haulier.domain.unique import Scope
 from haulier.stores.codes import (
+    ALONE,
     IN_LANE,
+    LET_IN,
     ON_LOST,
     ON_LOST_CODE,
+    PARKED,
     PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
     STATE_CODE,
     STATES,
+    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -37,13 +41,19 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.postgres import configuring, kept, limiting, schedule_records
+from haulier.stores.postgres import configuring, flows, kept, limiting, schedule_records
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
 
-GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
-GATE_CODE = {gate: code or None for code, gate in enumerate(GATES)}
+GATES = {
+    0: None,
+    PARKED: Gate.PARKED,
+    LET_IN: Gate.LET_IN,
+    ALONE: Gate.ALONE,
+    WAITING: Gate.WAITING,
+}
+GATE_CODE = {gate: code or None for code, gate in GATES.items()}
 SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
 SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 
@@ -58,6 +68,7 @@ _JOB = (
     *("priority", "run_at", "attempt", "lease", "lost", "cancel", "key", "batch", "position"),
     *("retry", "uniq", "on_lost", "created_at", "started_at", "finished_at", "progress"),
     *("message", "result", "error", "error_at", "error_type", "baggage"),
+    "children",
 )
 _READ_JOBS = (
     (f"SELECT {', '.join(_JOB)} FROM jobs WHERE seq > $1 AND seq <= $2 ORDER BY seq")
@@ -97,9 +108,12 @@ async def _read_jobs(connection: Connection, after: str | None) -> Records:
         errors[job].append(replace(error_from_text(text), at=at))
     steps = await kept.steps_between(connection, start + 1, end, {row[0]: row[1] for row in rows})
     lines = await kept.lines_between(connection, start + 1, end)
+    edges = await flows.edges_between(connection, start + 1, end)
     records = tuple(
         _job_record(row, tuple(errors.get(row[0], ())))._replace(
-            steps=steps.get(row[0], ()), lines=lines.get(row[0], ())
+            steps=steps.get(row[0], ()),
+            lines=lines.get(row[0], ()),
+            edges=edges.get(row[0], ()),
         )
         for row in rows
     )
@@ -110,7 +124,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
     (
         *first, state, rank, gate, priority, run_at, attempt, lease, lost, cancel, key, batch,
         position, retry, uniq, on_lost, created, started, finished, progress, message, result,
-        error, error_at, _, baggage,
+        error, error_at, _, baggage, children,
     ) = row  # fmt: skip
     seq, job_id, kind, queue, role, version, payload = first
     return JobRecord(
@@ -148,6 +162,7 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
         errors=errors,
         steps=(),
         lines=(),
+        children=children,
     )
 
 
@@ -166,6 +181,7 @@ async def _insert_jobs(connection: Connection, schema: str, records: Sequence[Jo
         ],
     )
     await kept.add_copied(connection, schema, records)
+    await flows.add_copied(connection, schema, records)
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     await connection.executemany(
         "INSERT INTO counts (queue, kind, role, state, n) VALUES ($1, $2, $3, $4, $5) "
@@ -214,6 +230,7 @@ def _job_row(record: JobRecord) -> tuple[Any, ...]:
         error and error.at,
         error and storable(error.type),
         record.baggage,
+        record.children,
     )
 
 

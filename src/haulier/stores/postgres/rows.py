@@ -17,6 +17,7 @@ from haulier.stores.codes import (
     PARKED,
     ROLES,
     STATES,
+    WAITING,
     error_from_text,
     key_of,
     retry_from_text,
@@ -32,6 +33,8 @@ JOB_COLUMNS = (
     "baggage"
 )
 """In the order in which `job_from_row` expects them; the type `claimed` has the same."""
+
+WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " 'null'::bytea,")
 
 
 def uuid_of(job_id: str) -> str:
@@ -68,6 +71,7 @@ def job_from_row(row: Row) -> Job:
             *row[22:28],
             row[28] and _error(row[28], row[29]),
             row[30],
+            row[19] == WAITING,
         )
     )
 

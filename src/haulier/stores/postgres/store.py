@@ -17,9 +17,10 @@ from typing import Self
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
-from haulier.domain.moves import Move, Transition
+from haulier.domain.moves import Transition
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
@@ -45,6 +46,7 @@ from haulier.stores.postgres import (
     check,
     configuring,
     exchanging,
+    flows,
     inserting,
     kept,
     limiting,
@@ -61,6 +63,9 @@ from haulier.stores.postgres.transfer import PostgresTransfer
 from haulier.stores.watching import Change
 
 DEFAULT_DEADLINE = 15.0
+
+FRUITLESS = 50
+"""Rounds of waiting a little longer each, for somebody else who follows the same flows."""
 
 OPENING = 10.0
 """Seconds that opening a store waits for a server that is just starting."""
@@ -159,10 +164,13 @@ class PostgresStore:
                 return await inserting.insert_within(
                     connection, self._place.schema, self._now, jobs, fence=fence, policy=policy
                 )
-        return await self._write(
+        inserted = await self._write(
             lambda db: inserting.insert(db, self._now, jobs, fence=fence, policy=policy),
             Change.READY,
         )
+        if any(job.after or job.unique for job in jobs):
+            await self._follow()
+        return inserted
 
     async def open_batch(
         self,
@@ -184,13 +192,17 @@ class PostgresStore:
                         await db.execute("SELECT seal($1, $2)", now, head.id)
                 return inserted
 
-        return await self._write(work, Change.ANY)
+        inserted = await self._write(work, Change.ANY)
+        if head.unique:
+            await self._follow()
+        return inserted
 
     async def seal(self, batch_id: str) -> None:
         batch = uuid_of(batch_id)
         await self._write(
             lambda db: db.execute("SELECT seal($1, $2)", self._now, batch), Change.ANY
         )
+        await self._follow()
 
     async def cancel(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         return await self._operate(operations.cancel, job_ids)
@@ -207,6 +219,7 @@ class PostgresStore:
             await self._drain(head)
             with contextlib.suppress(JobNotFoundError):
                 states[head] = (await self.get(head)).state
+        await self._follow()
         return states
 
     async def pause(self, batch_id: str) -> None:
@@ -261,6 +274,7 @@ class PostgresStore:
             lambda db: db.fetchval("SELECT delete_job($1, $2)", self._now, job), Change.SETTLED
         ):
             await self._drain(job)
+        await self._follow()
 
     async def prune(self, rules: Mapping[str, Retention]) -> int:
         removed = 0
@@ -271,6 +285,8 @@ class PostgresStore:
                 ttl = round(rule.result_ttl * MICROSECOND)
                 await self._repeat("SELECT prune_results($1, $2, $3)", kind, ttl)
         await self._repeat("SELECT prune_rest($1)")
+        if removed:
+            await self._follow()
         return removed
 
     async def _prune(self, kind: str, state: JobState, keep: Keep) -> int:
@@ -321,9 +337,11 @@ class PostgresStore:
         if doubt is not None:
             self._doubts.pop(worker_id, None)
         if told.wrote:
-            self._signals.tell(_changed(finished, told))
+            self._signals.tell(exchanging.changed(finished, told))
         for batch in told.drain:
             self._background.begin(self._drain(batch))
+        if told.follow:
+            self._background.begin(self._follow())
         return told.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -353,6 +371,7 @@ class PostgresStore:
             released += await self._retire(worker_id, expired=True)
         for batch in draining:
             await self._drain(batch)
+        await self._follow()
         # Last, and each slice for itself: a long journal must keep nobody's jobs waiting.
         while await self._pool.run(queries.number_some):
             pass
@@ -366,6 +385,7 @@ class PostgresStore:
         )
         for batch in drain:
             await self._drain(batch)
+        await self._follow()
         return released
 
     def heartbeat(self, worker_id: str) -> Heartbeat:
@@ -441,6 +461,12 @@ class PostgresStore:
     async def steps(self, job_id: str) -> list[Step]:
         return await self._pool.run(lambda db: kept.steps(db, job_id))
 
+    async def parents(self, job_id: str) -> list[Parent]:
+        return await self._pool.run(lambda db: flows.parents(db, job_id))
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        return await self._pool.run(lambda db: flows.children(db, job_id, limit, cursor))
+
     async def lines(self, job_id: str) -> list[Line]:
         return await self._pool.run(lambda db: kept.lines(db, job_id))
 
@@ -490,13 +516,21 @@ class PostgresStore:
             # Others get a turn; they may also hold what this waits for.
             await asyncio.sleep(pause)
             pause = 0.001
+        await self._follow()
 
+    async def _follow(self) -> None:
+        """Go on with what follows from jobs that others wait for until it is done.
 
-def _changed(finished: Sequence[Transition], told: exchanging.Told) -> Change:
-    """What an exchange changed for those who wait."""
-    if not finished:
-        return Change.EVENTS | (Change.READY if told.ready else Change.NOTHING)
-    put_back = any(transition.move is not Move.COMPLETE for transition in finished)
-    if told.settled or put_back or told.ready:
-        return Change.ANY
-    return Change.SETTLED | Change.EVENTS
+        What somebody else holds for long is left to a sweep.
+        """
+        fruitless = 0
+        while fruitless < FRUITLESS:
+            told = await self._pool.run(
+                lambda db: db.fetchval("SELECT follow_flows($1)", self._now)
+            )
+            if told & 1:
+                self._signals.tell(Change.ANY)
+            if not told & 2:
+                return
+            fruitless = 0 if told & 1 else fruitless + 1
+            await asyncio.sleep(0.001 * fruitless)

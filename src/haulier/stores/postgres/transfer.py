@@ -38,7 +38,8 @@ SELECT (SELECT mark FROM transfer) AS mark, h.epoch, h.last,
     (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM job_seqs) AS seq,
     (SELECT count(*) FROM jobs_live WHERE state = 1 AND worker IS NOT NULL) AS running,
     (SELECT count(*) FROM batches WHERE draining > 0)
-        + (SELECT count(DISTINCT batch) FROM nested_due) AS under_way,
+        + (SELECT count(DISTINCT batch) FROM nested_due)
+         + flows_wait()::integer AS under_way,
     {", ".join(f"(SELECT count(*) FROM {table}) AS {section}" for section, table in TABLES.items())}
 FROM history h
 """

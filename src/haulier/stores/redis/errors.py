@@ -6,6 +6,7 @@ import ssl
 
 from redis import exceptions as driver
 
+from haulier.domain.flow import absent
 from haulier.exceptions import (
     ConfigurationError,
     DuplicateJobError,
@@ -85,6 +86,8 @@ def refusal(code: str, text: str, job_id: str) -> HaulierError:
             return IdempotencyConflictError(text, job_id)
         case "frozen":
             return frozen(text)
+        case "absent":
+            return absent(text.split(","))
         case "schema":
             return ConfigurationError(text)
         case _:

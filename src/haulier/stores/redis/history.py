@@ -49,6 +49,7 @@ class History:
         self.last = 0
         self._last_at = 0
         self._generation = 0
+        self.unfinished = False
         self._deadline = deadline
         self._now = now
         self._create = create
@@ -113,6 +114,7 @@ class History:
             # Answers that overtook each other on two connections may come in any order.
             self.last, self._last_at = last, at
         self._generation = max(self._generation, generation)
+        self.unfinished = len(value) > 1
         return value[0] if value else None
 
     # ── Losses ───────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from haulier.domain.batch import BatchPolicy
+from haulier.domain.flow import After, Otherwise
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import NewJob, Role
 from haulier.domain.moves import Move, Transition
@@ -63,7 +64,7 @@ def pack_jobs(jobs: Iterable[NewJob]) -> list[Arg]:
     for job in jobs:
         same = (
             *(job.kind, job.queue, job.role, job.version, job.priority, job.run_at, job.delay),
-            *(job.batch_id, job.retry, job.on_lost, job.baggage),
+            *(job.batch_id, job.retry, job.on_lost, job.baggage, job.after),
         )
         if same != last:
             last = same
@@ -91,8 +92,14 @@ def _in_common(job: NewJob) -> list[Arg]:
         *("" if job.run_at is None else job.run_at, job.delay),
         "" if job.batch_id is None else canonical(job.batch_id),
         "" if job.retry is None else retry_to_text(job.retry),
-        *(ON_LOST_CODE[job.on_lost], job.baggage or "", 0),
+        *(ON_LOST_CODE[job.on_lost], job.baggage or ""),
+        *(_after(job.after) if job.after else "", 0),
     ]
+
+
+def _after(after: Sequence[After]) -> str:
+    edges = [[canonical(each.job_id), int(each.otherwise is Otherwise.RUN)] for each in after]
+    return json.dumps(edges, separators=(",", ":"))
 
 
 def _names(unique: tuple[Uniqueness, ...]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import CONFIGURED, RESET, Event
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.domain.line import Line
 from haulier.domain.retention import Retention
@@ -33,6 +35,7 @@ from haulier.stores.redis.rows import (
     batch_from_row,
     job_from_row,
     lines_from,
+    parent_from_row,
     steps_from,
     text_of,
     worker_from_row,
@@ -80,6 +83,19 @@ async def steps(history: History, job_id: str) -> list[Step]:
 async def lines(history: History, job_id: str) -> list[Line]:
     """The last log lines of a job, the oldest first."""
     return lines_from(await history.script("beside", "lines", known_id(job_id)))
+
+
+async def parents(history: History, job_id: str) -> list[Parent]:
+    """The parents of a job, in the order in which it named them."""
+    rows = await history.script("parents", known_id(job_id))
+    return [parent for _, parent in sorted(map(parent_from_row, rows), key=itemgetter(0))]
+
+
+async def children(history: History, job_id: str, limit: int, cursor: int | None) -> Page:
+    """A page of the children of a job."""
+    rows = await history.script("children", known_id(job_id), cursor or 0, limit + 1)
+    jobs = tuple(map(job_from_row, rows[:limit]))
+    return Page(jobs, jobs[-1].seq if len(rows) > limit else None)
 
 
 async def find(

@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from haulier.domain.job import JobError, JobState
 from haulier.domain.limits import Limit
-from haulier.domain.transfer import BatchRecord, EventRecord, Gate, JobRecord, NameRecord
+from haulier.domain.transfer import (
+    BatchRecord,
+    EdgeRecord,
+    EventRecord,
+    Gate,
+    JobRecord,
+    NameRecord,
+)
 from haulier.stores.codes import (
+    ALONE,
     FAILED,
     ITEM,
+    LET_IN,
     ON_LOST,
     ON_LOST_CODE,
+    PARKED,
     PENDING,
     ROLE_CODE,
     ROLES,
@@ -22,6 +33,7 @@ from haulier.stores.codes import (
     SINGLE,
     STATE_CODE,
     STATES,
+    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -29,13 +41,26 @@ from haulier.stores.codes import (
     retry_to_text,
 )
 from haulier.stores.redis.keys import escaped
-from haulier.stores.redis.rows import lines_from, steps_from, text_of
+from haulier.stores.redis.rows import (
+    OTHERWISE,
+    Row,
+    lines_from,
+    parent_from_row,
+    steps_from,
+    text_of,
+)
 from haulier.stores.redis.scripts import COMPACT, SCOPES
 
 Command = tuple[Any, ...]
 
-GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
-GATE_CODE = {gate: code for code, gate in enumerate(GATES)}
+GATES = {
+    0: None,
+    PARKED: Gate.PARKED,
+    LET_IN: Gate.LET_IN,
+    ALONE: Gate.ALONE,
+    WAITING: Gate.WAITING,
+}
+GATE_CODE = {gate: code for code, gate in GATES.items()}
 SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 ACTIVE = 1
 
@@ -102,6 +127,7 @@ def job_record(row: Sequence[Any]) -> JobRecord:
         seq, kind, queue, payload, state, version, role, priority, run_at, attempt, lease, lost,
         key, batch, position, retry, _, cancel, gate, uniq, on_lost, created, started,
         finished, progress, message, result, error, baggage, job_id, errors, due, steps, lines,
+        edges, children,
     ) = row
     # fmt: on
     code = int(state)
@@ -139,6 +165,8 @@ def job_record(row: Sequence[Any]) -> JobRecord:
         errors=tuple(sorted(map(error_from_text, errors), key=_lease)),
         steps=tuple(steps_from(job_id.decode(), steps)),
         lines=tuple(lines_from(lines)),
+        edges=edges_from(edges),
+        children=None if children is None else int(children),
     )
 
 
@@ -165,6 +193,7 @@ def write_jobs(writer: Writer, records: Sequence[JobRecord], limits: Sequence[Li
         lines = {f"{each.lease}:{each.number}": f"{each.at} {each.text}" for each in record.lines}
         writer.hash(f"lines:{record.id}", lines)
         _index(writer, record, lanes)
+        _write_edges(writer, record)
         line = f"{escaped(record.queue)}:{escaped(record.kind)}"
         counts[f"{line}:{ROLE_CODE[record.role]}:{STATE_CODE[record.state]}"] += 1
         if record.gate is Gate.LET_IN and record.batch_id is not None:
@@ -211,6 +240,8 @@ def _job_fields(record: JobRecord) -> Iterator[Any]:
         "result": record.result,
         "error": None if record.error is None else _error_text(record.error),
         "baggage": record.baggage,
+        "children": record.children,
+        "waits": sum(edge.state is None for edge in record.edges) if record.edges else None,
     }
     for field, value in values.items():
         if value is not None:
@@ -248,9 +279,44 @@ def _index(writer: Writer, record: JobRecord, lanes: Lanes) -> None:
         writer.rank(f"results:{kind}", ended, job_id)
 
 
+def edges_from(rows: Iterable[Row]) -> tuple[EdgeRecord, ...]:
+    """What a job waits for or has waited for, in its order."""
+    found = [parent for _, parent in sorted(map(parent_from_row, rows), key=itemgetter(0))]
+    return tuple(
+        EdgeRecord(
+            parent.job_id,
+            parent.otherwise,
+            parent.state if parent.ended else None,
+            parent.result,
+            parent.error,
+        )
+        for parent in found
+    )
+
+
+def _write_edges(writer: Writer, record: JobRecord) -> None:
+    edges: dict[str, str] = {}
+    for nth, edge in enumerate(record.edges):
+        told = "" if edge.state is None else STATE_CODE[edge.state]
+        edges[edge.parent_id] = f"{nth}:{OTHERWISE.index(edge.otherwise)}:{told}"
+        writer.rank(f"children:{edge.parent_id}", record.seq, record.id)
+        if edge.state is None:
+            writer.rank(f"untold:{edge.parent_id}", record.seq, record.id)
+            continue
+        end: dict[str, Any] = {"state": told}
+        if edge.result is not None:
+            end["result"] = edge.result
+        if edge.error is not None:
+            end["error"] = _error_text(edge.error)
+        writer.hash(f"end:{edge.parent_id}", end)
+    writer.hash(f"edges:{record.id}", edges)
+
+
 def _stand(writer: Writer, record: JobRecord, lanes: Lanes) -> None:
     rank = rank_of(record.run_at, record.priority)
     place = place_of(record.seq, record.id)
+    if record.gate is Gate.WAITING:
+        return
     if record.gate is Gate.ALONE:
         writer.rank("alone", record.run_at, record.id)
     elif record.gate is Gate.PARKED:

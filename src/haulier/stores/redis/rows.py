@@ -8,17 +8,20 @@ from functools import lru_cache
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.job import Job
+from haulier.domain.flow import Otherwise, Parent
+from haulier.domain.job import Job, JobState
 from haulier.domain.line import Line
 from haulier.domain.step import Step
 from haulier.domain.worker import WorkerRow
 from haulier.stores.codes import (
+    CANCELLED,
     HEARD,
     ON_LOST,
     PARKED,
     ROLES,
     RUNNING,
     STATES,
+    WAITING,
     error_from_text,
     retry_from_text,
 )
@@ -90,6 +93,7 @@ def job_from_row(row: Row) -> Job:
             result,
             None if error is None else error_from_text(error),
             None if baggage is None else text_of(baggage),
+            gate is not None and int(gate) == WAITING,
         )
     )
 
@@ -111,6 +115,28 @@ def lines_from(flat: Sequence[bytes]) -> list[Line]:
         at, text = value.split(b" ", 1)
         found.append(Line(int(lease), int(number), int(at), text.decode()))
     return sorted(found)
+
+
+OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
+
+
+def parent_from_row(row: Row) -> tuple[int, Parent]:
+    """A parent that a row of the script `parents` holds, and its place among others."""
+    parent, edge, end, result, error, present = row
+    nth, otherwise, told = edge.split(b":")
+    known = (parent.decode(), OTHERWISE[int(otherwise)])
+    if not told:
+        # One that was removed, and of which the job is told in a moment.
+        state = STATES[CANCELLED if present is None else int(present)]
+        return int(nth), Parent(*known, state, ended=False)
+    same, state = end == told, STATES[int(told)]
+    return int(nth), Parent(
+        *known,
+        state,
+        ended=True,
+        result=result if same and state is JobState.COMPLETED else None,
+        error=error_from_text(error) if same and error else None,
+    )
 
 
 def batch_from_row(row: Row) -> Batch:

@@ -22,8 +22,9 @@ from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
 SCHEMA = 3
 """The form of the data; a store of a later one is refused. 2 has steps and log lines, which a
 haulier that knows only 1 would leave behind when it removes their jobs. 3 has schedules, limits,
-batches within batches, whose heads have a role that one that knows only 2 would not understand, and
-a configuration: it would go past limits, and take jobs of paused queues."""
+jobs that wait for others, batches within batches, whose heads have a role that one that knows only
+2 would not understand, and a configuration: it would go past limits, and take jobs of paused
+queues."""
 
 GENERATION = 1_000_000
 """Leases of one generation. After a loss of history a new one begins, so that none comes again."""
@@ -46,6 +47,7 @@ CODES = {
     "PARKED": codes.PARKED,
     "LET_IN": codes.LET_IN,
     "ALONE": codes.ALONE,
+    "WAITING": codes.WAITING,
 }
 SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
 CONFLICTS = (Conflict.SKIP, Conflict.REPLACE, Conflict.REJECT, Conflict.MATCH)
@@ -70,6 +72,9 @@ CONSTANTS: dict[str, int] = {
     # Why a batch ends before its time.
     "BY_REQUEST": 1,
     "CUT_SHORT": 2,
+    # `children` of a job that others wait for: to be told of its end, and told.
+    "TO_TELL": 1,
+    "TOLD": 2,
     "POINT": RANK_PER_PRIORITY,
     "DEEPEST": DEEPEST,
     "ALONE_AFTER": ALONE_AFTER,
@@ -117,7 +122,7 @@ CONSTANTS: dict[str, int] = {
 }
 
 _LANES = ("base", "ledger", "limits", "slots", "lanes")
-_CORE = (*_LANES, "uniques", "lines", "settling", "nesting", "slices")
+_CORE = (*_LANES, "uniques", "lines", "settling", "nesting", "slices", "flows")
 _TRANSFER = ("base", "ledger", "transfer")
 _SCHEDULES = ("base", "ledger", "schedules")
 _MOVING = (*_CORE, "moving")
@@ -136,6 +141,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "alter": _CORE,
     "retry": _CORE,
     "drain": _CORE,
+    "follow": _CORE,
     "retire": (*_MOVING, "incarnations"),
     "sweep": (*_MOVING, "incarnations"),
     "prune": _CORE,
@@ -151,6 +157,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "parked": _LANES,
     "errors": ("base", "ledger"),
     "beside": ("base", "ledger"),
+    "parents": ("base", "ledger"),
+    "children": ("base", "ledger"),
     "batches": ("base", "ledger"),
     "workers": ("base", "ledger"),
     "events": ("base", "ledger"),

@@ -10,9 +10,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from haulier.domain import flow
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
@@ -129,6 +131,8 @@ class RedisStore:
     ) -> Inserted:
         if connection is not None:
             raise ConfigurationError("a Redis store has no transactions of yours to take part in")
+        if any(job.after for job in jobs):
+            flow.check(jobs)
         fenced = (canonical(fence.job_id), fence.lease) if fence else ("", "")
         new, instead = await self._write(
             "insert", *fenced, *pack_policy(policy), *pack_jobs(jobs), change=Change.READY
@@ -232,11 +236,13 @@ class RedisStore:
         *,
         turn: int | None = None,
     ) -> Exchange:
-        reply = await self._write(
+        reply = await self._history.script(
             "exchange",
             *(canonical(worker_id), "" if turn is None else turn),
             *(*pack_finished(finished), *pack_demands(demands)),
         )
+        if self._history.unfinished:
+            self._background.begin(self._follow())
         if reply == b"late":
             return Exchange(lost=tuple(finished))
         rows, lost, cancels, due_in, alive, drain_later, pushed, ready, version = reply
@@ -366,6 +372,12 @@ class RedisStore:
     async def steps(self, job_id: str) -> list[Step]:
         return await reading.steps(self._history, job_id)
 
+    async def parents(self, job_id: str) -> list[Parent]:
+        return await reading.parents(self._history, job_id)
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        return await reading.children(self._history, job_id, limit, cursor)
+
     async def lines(self, job_id: str) -> list[Line]:
         return await reading.lines(self._history, job_id)
 
@@ -412,9 +424,20 @@ class RedisStore:
 
     async def _write(self, verb: str, *args: Any, change: Change = Change.NOTHING) -> Any:
         value = await self._history.script(verb, *args)
+        unfinished = self._history.unfinished
         if change:
             self._listener.tell(change | Change.EVENTS)
+        if unfinished:
+            await self._follow()
         return value
+
+    async def _follow(self) -> None:
+        """Go on with what follows from jobs that others wait for until it is done."""
+        unfinished = True
+        while unfinished:
+            await self._history.script("follow")
+            unfinished = self._history.unfinished
+            self._listener.tell(Change.ANY)
 
     async def _drain(self, batch: str) -> int:
         """Go on with what is done to a whole batch until it is done; how many items that were."""

@@ -56,6 +56,37 @@ DROP INDEX jobs_ready;
 CREATE INDEX jobs_ready ON jobs (queue, kind, rank, seq) WHERE state = 0 AND rank IS NOT NULL AND lane IS NULL;
 CREATE INDEX jobs_lane  ON jobs (lane, rank, seq, priority, state) WHERE state = 0 AND rank IS NOT NULL AND lane IS NOT NULL;
 
+-- ── Flows ────────────────────────────────────────────────────────────────────────────────────
+
+-- A job that waits for others has the gate 6. `children`, of one that others wait for: 1 they are to
+-- be told when it ends, 2 they were told, 3 it was requeued and those cancelled for it come back.
+ALTER TABLE jobs ADD COLUMN children INTEGER;
+CREATE INDEX jobs_parents ON jobs (children, state) WHERE children IN (1, 3);
+
+CREATE TABLE edges (
+    child     INTEGER NOT NULL,                     -- its seq
+    nth       INTEGER NOT NULL,                     -- in the order in which the child names them
+    parent    BLOB    NOT NULL,
+    otherwise INTEGER NOT NULL,                     -- 0 cancel, 1 run: when the parent does not complete
+    state     INTEGER,                              -- what the parent came to; NULL: not told yet
+    PRIMARY KEY (child, nth)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edges_parent ON edges (parent, child);
+CREATE INDEX edges_open   ON edges (parent, child) WHERE state IS NULL;
+CREATE INDEX edges_left   ON edges (child) WHERE state IS NULL;
+
+-- What parents came to, kept for as long as a child of theirs is there. `work`: 1 children are being
+-- told, 2 those that were cancelled for it are being brought back, from the child `done` on.
+CREATE TABLE ends (
+    parent BLOB    PRIMARY KEY,
+    state  INTEGER NOT NULL,
+    result BLOB,
+    error  TEXT,
+    work   INTEGER NOT NULL,
+    done   INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX ends_work ON ends (work) WHERE work > 0;
+
 -- ── Schedules ────────────────────────────────────────────────────────────────────────────────
 
 CREATE TABLE schedules (

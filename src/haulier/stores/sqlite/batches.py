@@ -22,9 +22,10 @@ from haulier.stores.codes import (
     PENDING,
     RUNNING,
     STATE_CODE,
+    WAITING,
     rank_of,
 )
-from haulier.stores.sqlite import altering, gates, nesting, removing, uniques
+from haulier.stores.sqlite import altering, flows, gates, nesting, removing, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.nesting import FROM_AROUND, OWN
 from haulier.stores.sqlite.rows import (
@@ -77,9 +78,12 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
               ORDER BY run_at - priority * {_POINT}, seq LIMIT {SLICE})
 """
 
+REVIVED = "iif(children IS NULL, NULL, 3)"
+"""`children` of a job that is requeued: those that were cancelled because of it come back."""
+
 _REQUEUE = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
-    lane = NULL, run_at = :now,
+    lane = NULL, children = {REVIVED}, run_at = :now,
     rank = CASE WHEN :gated THEN NULL ELSE :now - priority * {_POINT} END,
     gate = CASE WHEN :gated THEN {PARKED} END
 WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_failed
@@ -162,8 +166,8 @@ def reopen_head(db: apsw.Connection, now: int, head: Subject, state: int) -> Non
     if head.batch is not None:
         reopen_for_item(db, now, head.batch)
     db.execute(
-        f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL "
-        "WHERE id = ?",
+        f"UPDATE jobs SET state = {RUNNING}, finished_at = NULL, result = NULL, error = NULL, "
+        f"children = {REVIVED} WHERE id = ?",
         (head.id,),
     )
     db.execute(
@@ -412,12 +416,17 @@ def _restart(db: apsw.Connection, now: int, batch: bytes) -> None:
         (batch,),
     )
     ((state, *_), head) = _head(db, batch)
-    gated = head.batch is not None and head.batch in gates.gated_batches(db)
+    ((seq,),) = fetch(db, "SELECT seq FROM jobs WHERE id = ?", (batch,))
+    gate = None
+    if flows.wait_again(db, seq):
+        gate = WAITING
+    elif head.batch is not None and head.batch in gates.gated_batches(db):
+        gate = PARKED
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        f"cancel = 0, run_at = ?1, rank = iif(?3, NULL, ?1 - priority * {_POINT}), "
-        f"gate = iif(?3, {PARKED}, NULL), lane = NULL WHERE id = ?2",
-        (now, batch, gated),
+        f"cancel = 0, children = {REVIVED}, run_at = ?1, lane = NULL, "
+        f"rank = iif(?3 IS NULL, ?1 - priority * {_POINT}, NULL), gate = ?3 WHERE id = ?2",
+        (now, batch, gate),
     )
     ledger = Ledger()
     ledger.moved(Move.REQUEUE, head._replace(attempt=0), state, PENDING)

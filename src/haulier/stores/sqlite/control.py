@@ -21,12 +21,14 @@ from haulier.stores.codes import (
     REQUESTED,
     RUNNING,
     STATES,
+    WAITING,
     error_to_text,
     key_of,
     rank_of,
 )
-from haulier.stores.sqlite import nesting, uniques
+from haulier.stores.sqlite import flows, nesting, uniques
 from haulier.stores.sqlite.batches import (
+    REVIVED,
     begin_delete,
     begin_restart,
     first_slices,
@@ -153,11 +155,13 @@ def _requeue(db: apsw.Connection, now: int, found: _Found) -> None:
     job, gated = found.job, False
     if job.batch is not None:
         gated = reopen_for_item(db, now, job.batch)
-    rank = None if gated else rank_of(now, found.priority)
+    gate = WAITING if flows.wait_again(db, found.seq) else PARKED if gated else None
+    rank = None if gate else rank_of(now, found.priority)
     db.execute(
         f"UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, "
-        "cancel = 0, run_at = ?, rank = ?, gate = ?, lane = NULL WHERE seq = ?",
-        (now, rank, PARKED if gated else None, found.seq),
+        f"cancel = 0, children = {REVIVED}, run_at = ?, rank = ?, gate = ?, lane = NULL "
+        "WHERE seq = ?",
+        (now, rank, gate, found.seq),
     )
     ledger = Ledger()
     ledger.moved(Move.REQUEUE, job._replace(attempt=0), found.state, PENDING)

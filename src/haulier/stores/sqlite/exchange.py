@@ -13,6 +13,7 @@ from haulier.domain.worker import Demand, Exchange
 from haulier.stores.codes import (
     RUNNING,
 )
+from haulier.stores.sqlite import flows
 from haulier.stores.sqlite.claiming import (
     Asker,
     Boot,
@@ -43,13 +44,14 @@ class Result:
     """The answer, what is to drain, and what others may want to know.
 
     `settled`: a batch did, which may have brought a new job. `left_over`: there is room now for
-    jobs that this worker did not take.
+    jobs that this worker did not take. `follow`: more follows for jobs that waited for others.
     """
 
     reply: Exchange
     settled: bool = False
     left_over: bool = False
     drain: list[bytes] = field(default_factory=list)
+    follow: bool = False
 
 
 def nothing_to_do(
@@ -91,6 +93,7 @@ def exchange(
     asker = Asker(now, boot, worker, rules_of(db))
     # Applied before the claim, so that a finish callback is among what it finds.
     applied = apply_all(db, now, finished, asker.rules)
+    followed = flows.follow(db, now) if finished else flows.Followed()
     claimed = Claimed([], more=False)
     wanted = sum(demand.slots for demand in demands)
     if me and wanted:
@@ -107,7 +110,8 @@ def exchange(
         version=(version or 0) if me else None,
     )
     left = applied.freed is not None and left_over(db, applied.freed)
-    return Result(reply, applied.settled, left, applied.drain)
+    settled = applied.settled or followed.anything
+    return Result(reply, settled, left, applied.drain, followed.more)
 
 
 def _cancels(db: apsw.Connection, worker: bytes) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from itertools import count
 
 import apsw
 
+from haulier.domain import flow
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.event import INSERTED
 from haulier.domain.ids import derived_id, raw_id, text_id
@@ -25,7 +26,7 @@ from haulier.stores.codes import (
     retry_to_text,
 )
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import control, gates, nesting, uniques
+from haulier.stores.sqlite import control, flows, gates, nesting, uniques
 from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.ledger import Ledger
 from haulier.stores.sqlite.rows import (
@@ -57,6 +58,18 @@ def insert(
     """Insert pending jobs."""
     if fence is not None:
         _check_fence(db, fence)
+    if not any(job.after for job in jobs):
+        return _insert(db, now, jobs, policy)
+    flow.check(jobs)
+    there = flows.those_there(db, jobs)
+    inserted = _insert(db, now, jobs, policy)
+    flows.add(db, jobs, there, inserted.instead)
+    return inserted
+
+
+def _insert(
+    db: apsw.Connection, now: int, jobs: Sequence[NewJob], policy: BatchPolicy | None
+) -> Inserted:
     batches = {job.batch_id for job in jobs if job.batch_id is not None}
     gated = gates.gated_batches(db) if batches else frozenset()
     if any(job.unique for job in jobs):

@@ -17,7 +17,7 @@ from haulier.stores.codes import (
     REQUESTED,
     RUNNING,
 )
-from haulier.stores.sqlite import kept, limits
+from haulier.stores.sqlite import flows, kept, limits
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.moving import apply_all
 from haulier.stores.sqlite.rows import (
@@ -108,6 +108,7 @@ def sweep_needed(db: apsw.Connection, now: int, boot: Boot) -> bool:
             "UNION ALL SELECT 1 FROM batches WHERE draining > 0 LIMIT 1",
             boot,
         )
+        or flows.work_left(db)
     )
 
 

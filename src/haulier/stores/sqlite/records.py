@@ -22,14 +22,18 @@ from haulier.domain.transfer import (
 )
 from haulier.domain.unique import Scope
 from haulier.stores.codes import (
+    ALONE,
+    LET_IN,
     ON_LOST,
     ON_LOST_CODE,
+    PARKED,
     PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
     STATE_CODE,
     STATES,
+    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -40,13 +44,19 @@ from haulier.stores.codes import (
 )
 from haulier.stores.marks import PAGE_BYTES, PAGE_RECORDS
 from haulier.stores.packed import ENTRY
-from haulier.stores.sqlite import configuring, kept, limits, schedule_records
+from haulier.stores.sqlite import configuring, flows, kept, limits, schedule_records
 from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.rows import Row, fetch
 from haulier.stores.sqlite.rules import rules_of
 
-GATES = (None, Gate.PARKED, Gate.LET_IN, Gate.ALONE)
-GATE_CODE = {gate: code or None for code, gate in enumerate(GATES)}
+GATES = {
+    0: None,
+    PARKED: Gate.PARKED,
+    LET_IN: Gate.LET_IN,
+    ALONE: Gate.ALONE,
+    WAITING: Gate.WAITING,
+}
+GATE_CODE = {gate: code or None for code, gate in GATES.items()}
 SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
 SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 
@@ -55,7 +65,7 @@ SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 _JOB = (
     "seq, id, kind, queue, role, version, payload, state, rank, gate, priority, run_at, attempt, "
     "lease, lost, cancel, key, batch, position, retry, uniq, on_lost, created_at, started_at, "
-    "finished_at, progress, message, result, error, baggage"
+    "finished_at, progress, message, result, error, baggage, children"
 )
 _READ_JOBS = (
     f"SELECT {_JOB}, {kept.SIZE} FROM jobs WHERE seq > ? ORDER BY seq LIMIT {PAGE_RECORDS + 1}"
@@ -83,7 +93,7 @@ def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
             more = True
             break
         rows.append(row)
-        size += len(row[6]) + len(row[27] or b"") + row[30]
+        size += len(row[6]) + len(row[27] or b"") + row[31]
     if not rows:
         return Records(())
     errors: defaultdict[int, list[JobError]] = defaultdict(list)
@@ -92,9 +102,12 @@ def _read_jobs(db: apsw.Connection, after: str | None) -> Records:
         errors[job].append(_error(error))
     steps = kept.steps_between(db, *stretch, {row[0]: text_id(row[1]) for row in rows})
     lines = kept.lines_between(db, *stretch)
+    edges = flows.edges_between(db, *stretch)
     records = tuple(
         _job_record(row, tuple(errors.get(row[0], ())))._replace(
-            steps=steps.get(row[0], ()), lines=lines.get(row[0], ())
+            steps=steps.get(row[0], ()),
+            lines=lines.get(row[0], ()),
+            edges=edges.get(row[0], ()),
         )
         for row in rows
     )
@@ -140,6 +153,8 @@ def _job_record(row: Row, errors: tuple[JobError, ...]) -> JobRecord:
             errors,
             (),
             (),
+            (),
+            row[30],
         )
     )
 
@@ -160,6 +175,7 @@ def _insert_jobs(db: apsw.Connection, records: Sequence[JobRecord]) -> None:
         ],
     )
     kept.add_copied(db, ((record.seq, record.steps, record.lines) for record in records))
+    flows.add_copied(db, ((record.seq, record.edges) for record in records))
     counts = Counter((r.queue, r.kind, ROLE_CODE[r.role], STATE_CODE[r.state]) for r in records)
     db.executemany(_ADD_COUNT, [(*key, n) for key, n in counts.items()])
 
@@ -202,6 +218,7 @@ def _job_row(record: JobRecord) -> Row:
         *record[22:28],
         error and error_to_text(error, error.at, lease=error.lease, worker=error.worker),
         record.baggage,
+        record.children,
     )
 
 

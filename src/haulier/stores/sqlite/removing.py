@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import apsw
 
 from haulier.domain.event import DELETED
-from haulier.stores.sqlite import kept, nesting, uniques
+from haulier.stores.sqlite import flows, kept, nesting, uniques
 from haulier.stores.sqlite.ledger import SUBJECT, Ledger, Subject
 from haulier.stores.sqlite.rows import Row, fetch
 
 DELETED_AT_ONCE = 250
 """A row leaves all its indexes when it is deleted, which takes longer than to move it."""
 
-REMOVED = f"RETURNING seq, state, uniq, {SUBJECT}"
+REMOVED = f"RETURNING seq, state, uniq, children, {SUBJECT}"
 """What `removed` has to be told of deleted rows."""
 
 _DELETE = (
@@ -66,7 +66,7 @@ def clear_slice(db: apsw.Connection, now: int, batch: bytes, cursor: int) -> tup
         removed(db, ledger, rows[count:], uncounted=within != batch)
         count = DELETED_AT_ONCE
     ledger.write(db, now)
-    highest = max((Subject(*row[3:]).lease for row in rows), default=0)
+    highest = max((Subject(*row[4:]).lease for row in rows), default=0)
     db.execute("UPDATE batches SET leases = max(leases, ?) WHERE id = ?", (highest, batch))
     return len(rows), None if count < DELETED_AT_ONCE else cursor
 
@@ -80,9 +80,10 @@ def removed(
     with_periods: bool = True,
 ) -> None:
     """Account for deleted jobs, and remove what was kept beside them."""
-    for seq, state, uniq, *job in rows:
+    for seq, state, uniq, children, *job in rows:
         db.execute("DELETE FROM errors WHERE job = ?", (seq,))
         kept.forget(db, seq)
+        flows.forget(db, seq, job[0], state, children)
         if uniq is not None and with_periods:
             uniques.forget(db, job[0])
         elif uniq is not None:

@@ -16,6 +16,7 @@ from haulier.stores.codes import (
     PARKED,
     ROLES,
     STATES,
+    WAITING,
     error_from_text,
     retry_from_text,
     text_once,
@@ -30,6 +31,8 @@ JOB_COLUMNS = (
     "finished_at, progress, message, result, error, baggage"
 )
 """In the order of Job's fields."""
+
+WITHOUT_PAYLOAD = JOB_COLUMNS.replace(" payload,", " CAST('null' AS BLOB),")
 
 
 def fetch(db: apsw.Connection, sql: str, bindings: apsw.Bindings | None = None) -> list[Row]:
@@ -52,7 +55,7 @@ def job_from_row(row: Row) -> Job:
         text_once(worker) if worker else None,
         cancel > 0, cancel == HEARD, gate == PARKED, uniq is not None, ON_LOST[on_lost],
         created, started, finished, progress, message, result,
-        error_from_text(error) if error else None, baggage,
+        error_from_text(error) if error else None, baggage, gate == WAITING,
     ))
     # fmt: on
 

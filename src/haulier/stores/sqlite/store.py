@@ -16,6 +16,7 @@ import apsw
 from haulier.domain.batch import Batch, BatchPolicy
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
+from haulier.domain.flow import Parent
 from haulier.domain.ids import raw_id
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, NewJob, Role
 from haulier.domain.line import Line
@@ -48,6 +49,7 @@ from haulier.stores.sqlite import (
     configuring,
     control,
     events,
+    flows,
     inserts,
     kept,
     limits,
@@ -60,6 +62,7 @@ from haulier.stores.sqlite.clock import SystemClock
 from haulier.stores.sqlite.connection import MEMORY, check_library, connect, translated
 from haulier.stores.sqlite.engine import Changes, Lane, Writer
 from haulier.stores.sqlite.exchange import Result, exchange, nothing_to_do
+from haulier.stores.sqlite.heartbeat import SqliteHeartbeat
 from haulier.stores.watching import Change
 
 T = TypeVar("T")
@@ -155,7 +158,9 @@ class SqliteStore:
             own = self._checked(connection)
             with translated(self.path), own:
                 transfer.check_open(own)
-                return run(own)
+                inserted = run(own)
+                flows.follow(own, self._clock.now())
+                return inserted
         return await self._change(run, Change.READY)
 
     def _checked(self, connection: object) -> apsw.Connection:
@@ -296,6 +301,8 @@ class SqliteStore:
         result = await self._write(run, change, probe=None if finished else probe)
         for batch in result.drain:
             self._background.begin(self._drain(batch))
+        if result.follow:
+            self._background.begin(self._follow())
         return result.reply
 
     def _takes_turn(self, worker_id: str, turn: int) -> bool:
@@ -315,7 +322,7 @@ class SqliteStore:
         return await self._write(lambda db: kept.keep(db, self._clock.now(), steps))
 
     async def retire(self, worker_id: str) -> int:
-        released = await self._write(
+        released = await self._move(
             lambda db: liveness.retire(db, self._clock.now(), raw_id(worker_id)), Change.ANY
         )
         self._turns.pop(worker_id, None)
@@ -328,7 +335,7 @@ class SqliteStore:
             lambda db: liveness.sweep_needed(db, self._clock.now(), self._clock.boot())
         ):
             return 0
-        released = await self._write(
+        released = await self._move(
             lambda db: liveness.sweep(db, self._clock.now(), self._clock.boot()), Change.ANY
         )
         await self._drain_all()
@@ -340,7 +347,7 @@ class SqliteStore:
         def renew(db: apsw.Connection) -> Renewal:
             return liveness.renew(db, clock.now(), clock.boot(), worker, self._ttl_us)
 
-        return _Heartbeat(self.path, renew, self._writer)
+        return SqliteHeartbeat(self.path, renew, self._writer)
 
     def watch(
         self,
@@ -417,6 +424,12 @@ class SqliteStore:
     async def steps(self, job_id: str) -> list[Step]:
         return await self._read(lambda db: kept.steps(db, job_id))
 
+    async def parents(self, job_id: str) -> list[Parent]:
+        return await self._read(lambda db: flows.parents(db, job_id))
+
+    async def children(self, job_id: str, *, limit: int = 50, cursor: int | None = None) -> Page:
+        return await self._read(lambda db: flows.children(db, job_id, limit, cursor))
+
     async def lines(self, job_id: str) -> list[Line]:
         return await self._read(lambda db: kept.lines(db, job_id))
 
@@ -469,42 +482,44 @@ class SqliteStore:
             transfer.check_open(db)
             return run(db)
 
-        return await self._write(checked, change)
+        return await self._move(checked, change)
+
+    async def _move(
+        self, run: Callable[[apsw.Connection], T], change: Changes[T] = Change.NOTHING
+    ) -> T:
+        """A write that may end jobs which others wait for, or bring them back."""
+        followed = flows.Followed()
+
+        def moved(db: apsw.Connection) -> T:
+            nonlocal followed
+            value = run(db)
+            followed = flows.follow(db, self._clock.now())
+            return value
+
+        def changed(value: T) -> Change:
+            if followed.anything:
+                return Change.ANY
+            return change(value) if callable(change) else change
+
+        value = await self._write(moved, changed)
+        if followed.more:
+            await self._follow()
+        return value
+
+    async def _follow(self) -> None:
+        """Go on with what follows from jobs that others wait for until it is done."""
+        while (await self._write(lambda db: flows.follow(db, self._clock.now()), Change.ANY)).more:
+            pass
 
     async def _read(self, run: Callable[[apsw.Connection], T]) -> T:
         return await self._reader.call(run, deadline=self._deadline)
 
     async def _drain(self, batch: bytes) -> None:
         """Go on with what is done to a whole batch until it is done."""
-        while await self._write(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
+        while await self._move(lambda db: batches.drain(db, self._clock.now(), batch), Change.ANY):
             pass
 
     async def _drain_all(self) -> None:
         for batch in await self._read(batches.draining_batches):
             await self._drain(batch)
-
-
-class _Heartbeat:
-    """Renews one incarnation on a connection of the calling thread's own.
-
-    In memory there is only the writer's connection, so there it waits for the writer's thread.
-    """
-
-    def __init__(self, path: str, renew: Callable[[apsw.Connection], Renewal], lane: Lane) -> None:
-        self._path = path
-        self._renew = renew
-        self._lane = lane
-        self._db: apsw.Connection | None = None
-
-    def renew(self) -> Renewal:
-        if self._path == MEMORY:
-            return self._lane.call_blocking(self._renew, deadline=DEFAULT_DEADLINE)
-        with translated(self._path):
-            if self._db is None:
-                self._db = connect(self._path)
-            return self._renew(self._db)
-
-    def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        await self._follow()

@@ -11,6 +11,7 @@ import apsw
 from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Stage, Standing
 from haulier.stores.codes import RUNNING
 from haulier.stores.marks import CLOSED, check_replaced, may_freeze, refusal
+from haulier.stores.sqlite import flows
 from haulier.stores.sqlite import records as rows
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.watching import Change
@@ -74,6 +75,7 @@ def standing(db: apsw.Connection) -> Standing:
         db, f"SELECT count(*) FROM jobs WHERE state = {RUNNING} AND worker IS NOT NULL"
     )
     ((under_way,),) = fetch(db, "SELECT count(*) FROM batches WHERE draining > 0")
+    under_way += flows.work_left(db)
     return Standing(
         mark=mark_of(db),
         numbers=Numbers(epoch, last, seqs[0][0] if seqs else 0),
@@ -124,6 +126,8 @@ _KEYS = {
     "errors": "job, lease",
     "steps": "job, name",
     "lines": "job, lease, number",
+    "edges": "child, nth",
+    "ends": "parent",
     "events": "seq",
     "uniques": "name",
     "schedules": "name",

@@ -302,6 +302,7 @@ DECLARE
     applied record;
     picked record;
     due_at bigint;
+    followed integer := 0;
     began timestamptz := clock_timestamp();
     slow integer;
     limited boolean;
@@ -338,7 +339,13 @@ BEGIN
     -- Applied before the claim, so that a finish callback is among what it finds.
     applied := apply_moves(v_now, p_seqs, p_leases, p_results, p_moves,
                            me.alive AND p_wanted > 0);
+    IF NOT nothing THEN
+        followed := follow_flows(v_now);
+    END IF;
     IF me.alive AND p_wanted > 0 THEN
+        IF followed & 1 = 1 THEN
+            PERFORM promote_released(v_now);
+        END IF;
         IF applied.due_seqs IS NOT NULL THEN
             PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
@@ -391,7 +398,8 @@ BEGIN
         'due_in', CASE WHEN due_at IS NOT NULL THEN greatest(due_at - v_now, 0) END,
         'cancels', cancels_of(p_worker),
         'lost_done', applied.lost_done, 'lost_moves', applied.lost_moves,
-        'settled', applied.settled, 'ready', applied.ready, 'drain', applied.drain,
+        'settled', applied.settled, 'ready', applied.ready OR followed & 1 = 1,
+        'follow', followed > 1, 'drain', applied.drain,
         'slow', slow, 'version', me.version));
 END $$;
 

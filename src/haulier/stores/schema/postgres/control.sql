@@ -107,6 +107,7 @@ BEGIN
         rank = CASE WHEN NOT parked THEN rank_of(p_now, priority) END,
         gate = CASE WHEN parked THEN 1 END
     WHERE seq = j.seq;
+    PERFORM wait_again(j.seq);
     PERFORM write_moves(p_now, ARRAY[('requeue', j.id, 0, j.lease, j.queue, j.kind, j.role, j.batch,
                                       j.state, 0, NULL, NULL)::moved]);
     IF j.batch IS NOT NULL THEN
@@ -303,6 +304,7 @@ DECLARE
     moves moved[];
     named uuid[];
 BEGIN
+    PERFORM forget_flows(p_seqs);
     WITH gone AS (
         DELETE FROM jobs WHERE seq = ANY (p_seqs) RETURNING *)
     SELECT array_agg(('delete', id, attempt, lease, queue, kind, role, batch, state, NULL, NULL,

@@ -195,6 +195,7 @@ BEGIN
         -- There may be room for it.
         INSERT INTO nested_due VALUES (top.batch, 0);
     END IF;
+    PERFORM wait_again(top.seq);
     PERFORM write_moves(p_now, ARRAY[('requeue', top.id, 0, top.lease, top.queue, top.kind,
         top.role, top.batch, top.state, 0, NULL, NULL)::moved]);
 END $$;

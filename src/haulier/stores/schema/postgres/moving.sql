@@ -18,10 +18,10 @@ BEGIN
     kept AS (
         INSERT INTO jobs_done (seq, id, kind, queue, role, version, payload, state, priority,
             run_at, attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at,
-            started_at, finished_at, progress, message, result, baggage)
+            started_at, finished_at, progress, message, result, baggage, children)
         SELECT seq, id, kind, queue, role, version, payload, 2, priority,
             run_at, attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at,
-            started_at, p_now, progress, message, outcome, baggage
+            started_at, p_now, progress, message, outcome, baggage, children
         FROM gone),
     said AS (
         INSERT INTO journal (n, at, type, kind, queue, role, batch, source, target, worker, body)

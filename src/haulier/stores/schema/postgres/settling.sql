@@ -60,10 +60,10 @@ BEGIN
     WITH gone AS (DELETE FROM jobs_live WHERE seq = ANY (p_seqs) RETURNING *)
     INSERT INTO jobs_done (seq, id, kind, queue, role, version, payload, state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        finished_at, progress, message, result, error, error_at, error_type, baggage)
+        finished_at, progress, message, result, error, error_at, error_type, baggage, children)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        p_now, progress, message, result, error, error_at, error_type, baggage
+        p_now, progress, message, result, error, error_at, error_type, baggage, children
     FROM gone;
 END $$;
 
@@ -74,10 +74,12 @@ BEGIN
     WITH gone AS (DELETE FROM jobs_done WHERE seq = ANY (p_seqs) RETURNING *)
     INSERT INTO jobs_live (seq, id, kind, queue, role, version, payload, state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type, baggage)
+        progress, message, result, error, error_at, error_type, baggage, children)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type, baggage
+        progress, message, result, error, error_at, error_type, baggage,
+        -- Those that were cancelled because of it come back too.
+        CASE WHEN children IS NOT NULL THEN 3 END
     FROM gone;
 END $$;
 

@@ -144,6 +144,41 @@ CREATE TYPE candidate AS (
 -- They answer more.
 DROP FUNCTION IF EXISTS begin_rows, apply_moves, complete_jobs;
 
+-- ── Flows ────────────────────────────────────────────────────────────────────────────────────
+
+-- A job that waits for others has the gate 6. `children`, of one that others wait for: 1 they are to
+-- be told when it ends, 2 they were told, 3 it was requeued and those cancelled for it come back.
+ALTER TABLE all_jobs ADD COLUMN children smallint;
+CREATE OR REPLACE VIEW jobs AS SELECT * FROM all_jobs WHERE state >= 0;
+CREATE INDEX jobs_ended    ON jobs_done (seq) WHERE children = 1;
+CREATE INDEX jobs_requeued ON jobs_live (seq) WHERE children = 3;
+
+CREATE TABLE edges (
+    child     bigint   NOT NULL,                    -- its seq
+    nth       integer  NOT NULL,                    -- in the order in which the child names them
+    parent    uuid     NOT NULL,
+    otherwise smallint NOT NULL,                    -- 0 cancel, 1 run: when the parent does not complete
+    state     smallint,                             -- what the parent came to; NULL: not told yet
+    PRIMARY KEY (child, nth)
+) WITH (fillfactor = 80, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX edges_parent ON edges (parent, child);
+CREATE INDEX edges_open   ON edges (parent, child) WHERE state IS NULL;
+CREATE INDEX edges_left   ON edges (child) WHERE state IS NULL;
+
+-- What parents came to, kept for as long as a child of theirs is there. `work`: 1 children are being
+-- told, 2 those that were cancelled for it are being brought back, from the child `done` on.
+CREATE TABLE ends (
+    parent     uuid     PRIMARY KEY,
+    state      smallint NOT NULL,
+    result     bytea,
+    error      text,
+    error_at   bigint,
+    error_type text,
+    work       smallint NOT NULL,
+    done       bigint   NOT NULL DEFAULT 0
+) WITH (fillfactor = 80);
+CREATE INDEX ends_work ON ends (work) WHERE work > 0;
+
 -- ── Schedules ────────────────────────────────────────────────────────────────────────────────
 
 CREATE TABLE schedules (

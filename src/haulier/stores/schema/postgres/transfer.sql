@@ -51,7 +51,7 @@ BEGIN
         OR (p_stage = 'frozen' AND (
             EXISTS (SELECT FROM jobs_live WHERE state = 1 AND worker IS NOT NULL)
             OR EXISTS (SELECT FROM batches WHERE draining > 0)
-            OR EXISTS (SELECT FROM nested_due)))
+            OR EXISTS (SELECT FROM nested_due) OR flows_wait()))
     THEN
         RETURN;
     END IF;

@@ -34,6 +34,10 @@
 --   gated draining        set     ids of batches with a gate; of those with slices to be done
 --   running:<worker>      zset    number -> id: what an incarnation runs
 --   cancels:<worker>      set     ids among these that were asked to stop
+--   edges:<id>            hash    parent -> <nth>:<otherwise>:<what it came to> of a job that waits for others
+--   children:<id> untold:<id>  zset  number -> id of those that wait for a job; of those not told of its end
+--   end:<id>              hash    what a job came to that others waited for
+--   telling reviving      zset    0 -> id of jobs whose children are being told; number -> id, brought back
 --   finished:<state>:<kind>  zset finished -> id: for retention, all but items
 --   results:<kind>        zset    finished -> id: singles with a result
 --   counts                hash    <queue>:<kind>:<role>:<state> -> how many
@@ -169,7 +173,7 @@ end
 local function look(id)
   local h = call('HMGET', job_key(id), 'state', 'seq', 'queue', 'kind', 'role', 'batch', 'attempt',
     'lease', 'worker', 'priority', 'cancel', 'gate', 'uniq', 'run_at', 'lost', 'finished', 'on_lost',
-    'key')
+    'key', 'children', 'waits')
   if not h[1] then return nil end
   return {
     id = id, state = tonumber(h[1]), seq = tonumber(h[2]), queue = h[3], kind = h[4],
@@ -177,6 +181,7 @@ local function look(id)
     worker = tonumber(h[1]) == RUNNING and h[9] or nil, priority = num(h[10]), cancel = num(h[11]),
     gate = num(h[12]), uniq = h[13] or nil, run_at = tonumber(h[14]), lost = num(h[15]),
     finished = h[16] or nil, on_lost = num(h[17]), key = h[18] or nil,
+    children = tonumber(h[19] or nil), waits = tonumber(h[20] or nil),
   }
 end
 

@@ -27,6 +27,7 @@ return run(function()
   if not gives_jobs then wanted = 0 end
   -- Concluded before the claim, so that a finish callback is among what it finds.
   local _, drain_later = conclude()
+  flows.follow()
   local jobs, more, due = {}, false, nil
   if alive and wanted > 0 then jobs, more = claim(worker, demands) end
   if limits.known() then lanes.finish() end

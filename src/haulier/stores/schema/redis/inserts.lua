@@ -8,7 +8,7 @@ local function read_jobs()
   for _ = 1, number() do
     local run = {kind = arg(), queue = arg(), role = number(), version = arg(), priority = number(),
       run_at = optional(), delay = number(), batch = optional(), retry = optional(),
-      on_lost = arg(), baggage = optional()}
+      on_lost = arg(), baggage = optional(), after = optional()}
     -- An instant in the past counts as now, or a producer could jump the line by naming one.
     if run.run_at then
       run.due = tonumber(run.run_at) <= now
@@ -96,6 +96,10 @@ local function common_fields(run, state, lease, gated)
   also('baggage', run.baggage)
   also('lease', lease, 0)
   if gated then also('gate', PARKED) end
+  if run.after then
+    also('gate', WAITING)
+    also('waits', #run.parents)
+  end
   return fields
 end
 
@@ -108,7 +112,7 @@ end
 -- What writing the jobs of a run has to know, found out once. `lines` and `indexes` gather what goes
 -- into sorted sets, so that each is written by one command.
 local function prepare(run, state, lines, indexes)
-  run.laned = run.due and state == PENDING and limits.of(run.queue, run.kind) and true
+  run.laned = run.due and not run.after and state == PENDING and limits.of(run.queue, run.kind) and true
   local lease = run.batch and num(call('HGET', batch_key(run.batch), 'leases')) or 0
   local gated = run.due and run.batch and (run.role == INNER or not run.laned) and is_gated(run.batch)
   if gated then run.laned = false end
@@ -119,12 +123,14 @@ local function prepare(run, state, lines, indexes)
   run.index = member_of(indexes, key(run.role >= ITEM and 'below' or 'top'))
   run.items = run.batch and member_of(indexes, key('items:' .. run.batch))
   if run.due then run.score = whole(rank_of(run.run_at, run.priority)) end
-  run.line = state == PENDING and not run.laned and member_of(lines, gated and key('parked:' .. run.batch)
+  run.line = state == PENDING and not run.laned and not run.after
+    and member_of(lines, gated and key('parked:' .. run.batch)
     or run.due and ready_key(run.queue, run.kind) or key('scheduled'))
 end
 
 local function write_job(job, run, number)
   local seq, at = whole(number), job_key(job.id)
+  job.seq = seq
   if #job.payload <= COMPACT then
     call('HSET', at, 'seq', seq, 'payload', job.payload, unpack(run.fields))
   else

@@ -6,6 +6,9 @@ local groups, order = {}, {}
 local wakes_ready, wakes_settled = false, false
 local told = {}
 
+-- Jobs that others wait for: those that ended in this script, and those that were requeued; see flows.
+local flows = {ended = {}, back = {}}
+
 -- A job went from one state to another. No source: it was inserted. No target: it was removed.
 -- Twice the same: only an event. `uncounted`: its batch goes as well, and its counters with it.
 local function group(event, queue, kind, role, batch, source, target, worker, err, uncounted)
@@ -143,11 +146,14 @@ local function run(verb, anyhow)
   if not anyhow and is_behind(place_in_history()) then return {2} end
   local ok, value = pcall(function()
     if open_only then must_be_open() end
-    return verb()
+    local value = verb()
+    if flows.follow then flows.follow(flows.asked) end
+    return value
   end)
   if ok then
     publish()
     local last, at, epoch, generation = place_in_history()
+    if flows.more then return {0, last, at, epoch, generation, value or false, 1} end
     return {0, last, at, epoch, generation, value}
   end
   if type(value) == 'table' then return value.refused or value end

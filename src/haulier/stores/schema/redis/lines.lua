@@ -51,6 +51,10 @@ end
 
 -- Put a pending job where it belongs; `run_at` is its own already.
 local function stand(job, due, alone)
+  if job.waits and job.waits > 0 then
+    call('HSET', job_key(job.id), 'gate', WAITING)
+    return
+  end
   if alone then
     call('ZADD', key('alone'), job.run_at, job.id)
     call('HSET', job_key(job.id), 'gate', ALONE)
@@ -71,6 +75,7 @@ end
 
 -- Take a pending job away from where it stands.
 local function step_out(job)
+  if job.gate == WAITING then return end
   if job.gate == ALONE then
     call('ZREM', key('alone'), job.id)
     call('HDEL', job_key(job.id), 'waiter')
@@ -95,6 +100,7 @@ local function finished_key(state, kind) return PREFIX .. 'finished:' .. state .
 
 -- Enter a job that came to an end into what retention and readers of failures look through.
 local function file(job, state)
+  if job.children then flows.ended[#flows.ended + 1] = job.id end
   if job.role < ITEM then call('ZADD', finished_key(state, job.kind), now, job.id) end
   if state == FAILED then
     call('ZADD', key('dead'), job.seq, job.id)

@@ -20,12 +20,13 @@ local function complete_group()
   for _ = 1, number() do
     local ticket, id, lease, attempt, result = arg(), arg(), arg(), arg(), arg()
     local at = job_key(id)
-    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker', 'key')
+    local h = call('HMGET', at, 'state', 'lease', 'cancel', 'error', 'uniq', 'worker', 'key', 'children')
     if h[1] == '1' and h[2] == lease and (not worker or h[6] == worker) then
       call('HSET', at, 'state', 'COMPLETED', 'finished', NOW, 'result', result)
       if h[3] or h[4] then call('HDEL', at, 'cancel', 'error') end
       if h[3] and worker then call('SREM', key('cancels:' .. worker), id) end
       if h[5] then release_ended(id, h[5]) end
+      if h[8] then flows.ended[#flows.ended + 1] = id end
       g = g or group('complete', queue, kind, role, batch, RUNNING, COMPLETED, worker)
       add(g, id, ',' .. attempt .. ',' .. lease)
       ids[#ids + 1] = id

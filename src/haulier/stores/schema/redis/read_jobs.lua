@@ -35,6 +35,14 @@ return run(function()
       size = size + size_of(kept)
       row[#row + 1] = kept
     end
+    local edges, waits_for = {}, call('HGETALL', key('edges:' .. id))
+    for j = 1, #waits_for, 2 do
+      local e = call('HMGET', key('end:' .. waits_for[j]), 'state', 'result', 'error')
+      size = size + (e[2] and #e[2] or 0)
+      edges[#edges + 1] = {waits_for[j], waits_for[j + 1], e[1], e[2], e[3], false}
+    end
+    row[#row + 1] = edges
+    row[#row + 1] = call('HGET', job_key(id), 'children')
     rows[#rows + 1] = row
   end
   return {rows, false}

@@ -42,8 +42,10 @@ local function again(job)
   call('HSET', job_key(job.id), 'state', PENDING, 'run_at', now)
   call('HDEL', job_key(job.id), 'attempt', 'lost', 'finished', 'cancel', 'gate')
   job.run_at, job.gate, job.attempt = now, 0, 0
+  flows.wait_again(job)
   stand(job, true, false)
   moved('requeue', job, job.state, PENDING)
+  if job.children then flows.back[#flows.back + 1] = job.id end
   follow_up(write_ledger())
 end
 

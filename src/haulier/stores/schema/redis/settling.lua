@@ -152,6 +152,7 @@ local function settle(b)
   set_owed(b.id, 0)
   if callback then call('HSET', batch_key(b.id), 'finish_job', callback) end
   set_gated(b.id, false)
+  if top.children then flows.ended[#flows.ended + 1] = b.id end
   local touched = write_ledger()
   if #touched == 0 and b.within then touched[1] = {batch = b.within, failures = 0} end
   return touched

@@ -8,6 +8,7 @@ local slices = {}
 -- Account for a job that is removed with all that was kept beside it.
 local function remove(job, uncounted, with_periods)
   if job.state == PENDING then step_out(job) else unfile(job) end
+  flows.forget(job)
   if with_periods then forget_names(job.id, job.uniq) else release_ended(job.id, job.uniq) end
   call('DEL', job_key(job.id), key('payload:' .. job.id), key('errors:' .. job.id),
     key('steps:' .. job.id), key('lines:' .. job.id))
@@ -84,6 +85,7 @@ slices[RETRYING] = function(batch, cursor)
     job.run_at, job.gate, job.attempt = now, 0, 0
     stand(job, true, false)
     moved('requeue', job, FAILED, PENDING)
+    if job.children then flows.back[#flows.back + 1] = id end
     return true
   end)
   if left then
@@ -191,7 +193,9 @@ local function restart(batch)
   moved('requeue', {id = batch, attempt = 0, lease = top.lease, queue = top.queue, kind = top.kind,
     role = top.role, batch = top.batch}, top.state, PENDING)
   top.run_at, top.gate = now, 0
+  flows.wait_again(top)
   stand(top, true, false)
+  if top.children then flows.back[#flows.back + 1] = batch end
   follow_up(write_ledger())
 end
 
@@ -210,6 +214,7 @@ local function reopen_head(top, b)
   call('HDEL', batch_key(top.id), 'finish_job')
   gate_again(b)
   moved('reopen', top, top.state, RUNNING)
+  if top.children then flows.back[#flows.back + 1] = top.id end
   write_ledger()
 end
 

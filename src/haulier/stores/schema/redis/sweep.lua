@@ -28,5 +28,6 @@ return run(function()
       call('ZREM', key('ended'), worker)
     end
   end
+  flows.asked = true
   return {released, more and 1 or 0, call('SMEMBERS', key('draining'))}
 end)

@@ -23,7 +23,7 @@ local function running_jobs()
 end
 
 local function is_idle()
-  return running_jobs() == 0 and call('EXISTS', key('draining')) == 0
+  return running_jobs() == 0 and call('EXISTS', key('draining'), key('telling'), key('reviving')) == 0
 end
 
 local function ticks_kept()
