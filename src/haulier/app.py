@@ -34,10 +34,11 @@ from haulier.services.configuring import Queues, who
 from haulier.services.filling import Filling
 from haulier.services.flow import Flow
 from haulier.services.following import follow
-from haulier.services.jobs import JobManager, Payload
+from haulier.services.jobs import JobManager
 from haulier.services.limits import LimitOptions, Limits, limit_from
 from haulier.services.middleware import Middleware
 from haulier.services.options import BatchLimits, Options
+from haulier.services.payload import Payload
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
 from haulier.services.schedules import AnyCadence, ScheduleManager, ScheduleOptions
 from haulier.services.secrets import KeyFile, Sealer

@@ -34,9 +34,9 @@ from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
 from haulier.services.baggage import carrying
 from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
-from haulier.services.jobs import JobManager, Payload
+from haulier.services.jobs import JobManager
 from haulier.services.options import Options
-from haulier.services.payload import decode
+from haulier.services.payload import Payload, decode
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Sealer
 from haulier.stores.sqlite import SqliteStore
@@ -485,9 +485,8 @@ def _is_part(part: Any, whole: Any) -> bool:
 
 def _wanted(task: Task[..., Any] | str, payload: Payload | None, **options: object) -> str:
     kind = task.kind if isinstance(task, Task) else task
-    given = [f"{name} {value}" for name, value in options.items() if value is not None]
-    text = "" if payload is None else to_json(payload).decode()
-    return ", ".join([f"{kind} {text}".rstrip(), *given])
+    text = kind if payload is None else f"{kind} {to_json(payload).decode()}"
+    return ", ".join([text, *(f"{name} {it}" for name, it in options.items() if it is not None)])
 
 
 async def _all(app: App) -> str:

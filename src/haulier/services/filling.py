@@ -15,8 +15,10 @@ from haulier.domain.ids import derived_ids
 from haulier.domain.job import NewJob
 from haulier.exceptions import JobNotFoundError, Problem, StoreError, ValidationError
 from haulier.services.ahead import LINGER, PART, insert_all
-from haulier.services.jobs import JobManager, Payload, chunks, validated_item
+from haulier.services.items import chunks, validated_item
+from haulier.services.jobs import JobManager
 from haulier.services.options import LONGEST_KEY, Options, job_id_of, plan_of
+from haulier.services.payload import Payload
 
 Items = Iterable[Payload] | AsyncIterable[Payload]
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from pydantic import BaseModel
 
 from haulier.domain.flow import After, Otherwise, find_circle
 from haulier.domain.ids import text_id_of
 from haulier.domain.job import NewJob
 from haulier.exceptions import HaulierError, Problem, ValidationError
 from haulier.ports import JobStore
-
-Payload = Mapping[str, Any] | BaseModel
+from haulier.services.payload import Payload
 
 STARTER = "haulier.flow"
 """The kind of the head that the first jobs of a large flow wait for while the rest is inserted."""

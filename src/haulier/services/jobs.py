@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
 from typing import Any
 
 from pydantic import BaseModel
 
-from haulier.domain.batch import Batch, BatchPolicy, FinishCallback
+from haulier.domain.batch import Batch, FinishCallback
 from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, JobState, NewJob, Role
 from haulier.exceptions import (
@@ -28,12 +28,11 @@ from haulier.services.ahead import PART, insert_all
 from haulier.services.baggage import carried
 from haulier.services.flow import STARTER, Flow
 from haulier.services.ids import new_id, new_ids
+from haulier.services.items import chunks, inner_policy, validated_item
 from haulier.services.options import BatchLimits, Options, Plan, checked_limits, job_id_of, plan_of
-from haulier.services.payload import encode, validate
+from haulier.services.payload import Payload, encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
-
-Payload = Mapping[str, Any] | BaseModel
 
 UNIQUE_CHUNK = 150
 """Jobs with unique names, which are looked at one by one, that one transaction inserts."""
@@ -484,31 +483,3 @@ def _refuse_options_of_one(options: Options, plan: Plan) -> None:
         problems.append(Problem("unique.by", "is for one job: without it each payload is unique"))
     if problems:
         raise ValidationError("options were refused", problems)
-
-
-def inner_policy(definition: TaskDefinition, jobs: Sequence[NewJob]) -> BatchPolicy | None:
-    """How batches are worked on whose heads are these items of a bulk kind."""
-    if not definition.expand or not jobs:
-        return None
-    return BatchPolicy(finish=definition.own_finish(jobs[0].queue))
-
-
-def validated_item(definition: TaskDefinition, index: int, payload: Payload) -> BaseModel:
-    """The payload of an item as a model; a ValidationError names its index."""
-    try:
-        return validate(definition, payload)
-    except ValidationError as error:
-        raise ValidationError(
-            error.message,
-            [
-                Problem(f"items[{index}].{problem.field}", problem.reason)
-                for problem in error.problems
-            ],
-        ) from None
-
-
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """The items in lists of `size`, the last one shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

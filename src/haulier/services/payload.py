@@ -19,13 +19,16 @@ from haulier.services.registry import TaskDefinition
 from haulier.services.secrets import Sealer, Secret, collect_into, reveal_tree
 from haulier.services.steps import MAX_RESULT
 
+Payload = Mapping[str, Any] | BaseModel
+"""What a job may be given: the fields of its kind's model, or the model."""
+
 MAX_DEPTH = 32
 
 NEWER_DELAY = 10.0
 """Seconds until a job is offered again whose payload is newer than this process can read."""
 
 
-def validate(definition: TaskDefinition, payload: Mapping[str, Any] | BaseModel) -> BaseModel:
+def validate(definition: TaskDefinition, payload: Payload) -> BaseModel:
     """The payload as its kind's model; raises ValidationError with a problem per bad field."""
     if type(payload) is dict:
         # Asked first: to ask whether something is a model takes half as long as to check it.

@@ -15,7 +15,8 @@ from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobStateError, PermanentError
 from haulier.ports import Fence
 from haulier.services.context import Context, Control, Runtime
-from haulier.services.jobs import JobManager, inner_policy
+from haulier.services.items import inner_policy
+from haulier.services.jobs import JobManager
 from haulier.services.payload import NEWER_DELAY, decode, encode_result, newer_than
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Scrubber

@@ -286,7 +286,7 @@ class TestCopy:
         assert [job.id for job in there] == [job.id for job in here]
         assert [job.lease for job in there] == [job.lease for job in here]
         assert all(job.lease > last.get(job.id, 0) for job in there)
-        assert {job.kind for job in there} == {"work", "after", "suspect"}
+        assert {job.kind for job in there} == {"work", "bulk", "after", "suspect"}
         assert await other.counts() == await store.counts()
 
     async def test_limits_hold_on_in_the_new_store(self, home, other_home, store, other, clock):

@@ -160,7 +160,8 @@ def add(
     for job in waiting.values():
         ((seq,),) = fetch(
             db,
-            f"UPDATE jobs SET gate = {WAITING}, rank = NULL, lane = NULL WHERE id = ? RETURNING seq",
+            f"UPDATE jobs SET gate = {WAITING}, rank = NULL, lane = NULL WHERE id = ? "
+            "RETURNING seq",
             (raw_id(job.id),),
         )
         ids = [raw_id(instead.get(each.job_id, each.job_id)) for each in job.after]
