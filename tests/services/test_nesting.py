@@ -128,3 +128,11 @@ def test_a_runner_without_items_of_its_own_names_their_kind():
 
     with pytest.raises(ConfigurationError, match="item_kind"):
         App("sqlite://").add_runner(Nothing())
+
+
+def test_limits_of_items_that_are_another_kinds_are_refused():
+    class Limited(PublishAll):
+        limits = ("30/m",)
+
+    with pytest.raises(ConfigurationError, match="publish has its own"):
+        App("sqlite://").add_runner(Limited())

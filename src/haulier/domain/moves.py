@@ -77,6 +77,8 @@ class Rule:
     Always: an event with the move's name is appended; the counters of (queue, kind, state) and
     those of the job's batch follow; a batch with a limit admits the next parked item; one that has
     more failed items than it may is cut short; one whose last item this was settles its head job.
+    What starts takes slots and tokens; what no longer runs gives its slots back, and the next of
+    its key may start. Jobs that wait for one that ended are told, here or in the next transaction.
     """
 
     sources: frozenset[JobState]

@@ -94,6 +94,10 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
 
     def definitions(self) -> list[TaskDefinition]:
         """The kinds of this runner, as the registry takes them."""
+        if self.item_kind and self.limits:
+            raise ConfigurationError(
+                f"{self.task_type}: limits are for items of its own; {self.item_kind} has its own"
+            )
         item_kind = f"{self.task_type}.item"
         made = [self._head(self.item_kind or item_kind), self._finish()]
         return made if self.item_kind else [*made, self._item(item_kind)]
