@@ -63,3 +63,14 @@ async def test_secrets_are_sealed_with_its_own_key_unless_the_settings_name_one(
         async with app.working(WorkerOptions(concurrency=1)):
             assert await app.result(job, timeout=20) == 11
     assert (tmp_path / "own.key").exists()
+
+
+async def test_all_that_an_app_offers_speaks_to_the_store_that_the_settings_name(
+    tmp_path, user_app
+):
+    settings = Settings(store=f"sqlite:///{tmp_path / 'other.db'}")
+    async with build_app(settings, user_app) as app:
+        await app.queues.pause("slow", by="test")
+        assert await app.queues.paused() == {"slow"}
+        assert await app.limits.list() == []
+        assert [each async for each in app.schedules.all()] == []

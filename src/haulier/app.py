@@ -91,7 +91,6 @@ class App:
         key_file = KeyFile(Path(secret_key_file)) if secret_key_file else KeyFile.default()
         self._sealer = Sealer(key_file.load)
         self.use(open_store(store) if isinstance(store, str) else store)
-        self.queues = Queues(self.store)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held: ExitStack | None = None
         self._alone = threading.Lock()
@@ -449,6 +448,11 @@ class App:
     async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Delete the finished jobs that a filter finds; returns how many."""
         return await self.jobs.delete_all(where, limit=limit)
+
+    @property
+    def queues(self) -> Queues:
+        """What is done to whole queues: pause, resume, weigh."""
+        return Queues(self.store)
 
     @property
     def limits(self) -> Limits:
