@@ -367,5 +367,7 @@ class TestStored:
 
     def test_a_template_has_all_that_a_job_has_but_what_is_of_one_job(self):
         """A new field of jobs has to be thought of here: schedules would leave it out."""
-        of_one_job = {"id", "run_at", "delay", "batch_id", "position", "unique", "baggage"}
+        of_one_job = {
+            *("id", "run_at", "delay", "batch_id", "position", "unique", "baggage", "after")
+        }
         assert set(NewJob._fields) - of_one_job == set(Template.__slots__) - {"policy"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from haulier.domain.event import DELETED, Event
-from haulier.domain.job import MICROSECOND, JobState, Role
+from haulier.domain.job import MICROSECOND, JobState
 from haulier.domain.limits import Breaker, KeyState, Limit, Rate
 from haulier.domain.moves import RULES, Move
 from simulation.history import Final
@@ -62,7 +62,7 @@ class _Replay:
         """Findings at this event."""
         while self.changes and self.changes[-1].after < event.seq:
             self._change(self.changes.pop())
-        if event.role is Role.HEAD:
+        if event.role.heads:
             return
         if event.type == Move.CLAIM:
             self.running[event.job_id] = event.queue, event.kind

@@ -98,9 +98,10 @@ class BaseTaskRunner(ABC, Generic[StartT, ItemT]):
             raise ConfigurationError(
                 f"{self.task_type}: limits are for items of its own; {self.item_kind} has its own"
             )
-        item_kind = f"{self.task_type}.item"
-        made = [self._head(self.item_kind or item_kind), self._finish()]
-        return made if self.item_kind else [*made, self._item(item_kind)]
+        if self.item_kind:
+            return [self._head(self.item_kind), self._finish()]
+        own = f"{self.task_type}.item"
+        return [self._head(own), self._item(own), self._finish()]
 
     def _head(self, item_kind: str) -> TaskDefinition:
         return TaskDefinition(
