@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from haulier.domain.flow import After
 from haulier.domain.job import JobState
+from haulier.domain.limits import Limit
 from haulier.domain.moves import Move
 from haulier.domain.unique import Conflict, Scope, Uniqueness
 from haulier.domain.worker import Note
@@ -50,3 +52,31 @@ async def test_an_insert_that_is_repeated_late_leaves_the_present_holder_alone(
     again = await store.insert([first])
     assert (again.new, dict(again.instead)) == (0, {})
     assert (await store.get(second.id)).state is JobState.PENDING
+
+
+async def test_children_of_a_cancelled_head_are_told_once_its_items_have_stopped(store: JobStore):
+    """Seed 11: until then, whoever followed what had ended looked for it without end."""
+    hand = await Hand.enlist(store, kinds=("work",))
+    top = head()
+    await store.insert([top])
+    await store.insert(items(top.id, 2))
+    child = work("later", after=(After(top.id),))
+    await store.insert([child])
+    held = await hand.claim(9)
+    assert await store.cancel([top.id]) == {top.id: JobState.CANCELLED}
+    assert (await store.get(child.id)).state is JobState.PENDING
+    for job in held:
+        await hand.hand_in(job, Move.CANCEL)
+    assert (await store.get(child.id)).state is JobState.CANCELLED
+
+
+async def test_items_in_lanes_are_not_parked_when_their_batch_gets_a_limit(store: JobStore):
+    """Seed 571: they were let in, counted as such, and so left themselves no room."""
+    hand = await Hand.enlist(store)
+    await store.limits().put(Limit(name="all", concurrency=5), by="test")
+    top = head()
+    await store.open_batch(top, items(top.id, 3), sealed=True)
+    await store.alter_batch(top.id, {"concurrency": 1}, by="test")
+    await store.sweep()
+    assert await hand.work_off() == 3
+    assert (await store.get(top.id)).state is JobState.COMPLETED

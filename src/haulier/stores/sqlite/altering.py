@@ -50,7 +50,7 @@ WHERE seq IN (SELECT seq FROM jobs WHERE batch = ? AND state = {PENDING} AND gat
 _PARK = f"""
 UPDATE jobs SET rank = NULL, gate = {PARKED}
 WHERE seq IN (SELECT seq FROM jobs WHERE batch = :batch AND seq > :cursor
-              AND state = {PENDING} AND rank IS NOT NULL AND gate IS NULL
+              AND state = {PENDING} AND rank IS NOT NULL AND gate IS NULL AND lane IS NULL
               ORDER BY seq LIMIT {SLICE})
 RETURNING seq
 """

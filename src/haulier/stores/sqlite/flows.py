@@ -64,7 +64,7 @@ _READY = (
     "NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = j.id AND b.owed = 1)"
 )
 _ANYTHING = (
-    f"SELECT 1 FROM jobs INDEXED BY jobs_parents WHERE {_ENDED} "
+    f"SELECT 1 FROM jobs j INDEXED BY jobs_parents WHERE {_ENDED} AND {_READY} "
     f"UNION ALL SELECT 1 FROM jobs INDEXED BY jobs_parents WHERE {_REQUEUED} "
     "UNION ALL SELECT 1 FROM ends WHERE work > 0 LIMIT 1"
 )
