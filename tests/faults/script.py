@@ -129,6 +129,7 @@ async def begin(store: Witness, names: Names, lost: list[str]) -> None:
     with contextlib.suppress(JobStateError):
         with store.slices("pause"):
             await store.pause(dropped)
+        await store.alter_batch(dropped, {"concurrency": 2}, by="operator")
         with store.slices("resume"):
             await store.resume(dropped)
     with store.slices("cancel"):

@@ -28,6 +28,7 @@ BY_OPERATORS = {
     "open_batch": 2,
     "seal": 1,
     "pause": 1,
+    "alter_batch": 1,
     "resume": 1,
     "cancel": 1,
     "retire": 1,
@@ -39,7 +40,10 @@ BY_OPERATORS = {
 }
 """The verbs of producers and operators, and how often the script calls each."""
 
-BEGINS = ("insert", "open_batch", "seal", "pause", "resume", "cancel", "retire", "sweep")
+BEGINS = (
+    *("insert", "open_batch", "seal", "pause", "alter_batch", "resume", "cancel"),
+    *("retire", "sweep"),
+)
 SLICED = {
     "pause": "dropped",
     "resume": "dropped",
@@ -61,8 +65,11 @@ BY_WORKERS = {
     "insert": 1,
     "retire": 1,
 }
-NOT_WRITING = {"ttl", "chunk", "watch", "heartbeat", "transferable", "check", "configurable"}
-"""What a store has besides verbs; `renew` is a verb of the heartbeat that it gives."""
+NOT_WRITING = {
+    *("ttl", "chunk", "watch", "heartbeat", "check"),
+    *("transferable", "configurable", "limits"),
+}
+"""What a store has besides verbs: properties and parts; `renew` is a verb of its heartbeat."""
 
 STEPS = {
     "job started": 5,
