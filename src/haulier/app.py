@@ -30,7 +30,7 @@ from haulier.exceptions import (
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
-from haulier.services.configuring import Queues, who
+from haulier.services.configuring import Queues
 from haulier.services.filling import Filling
 from haulier.services.flow import Flow
 from haulier.services.following import follow
@@ -43,6 +43,7 @@ from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
 from haulier.services.schedules import AnyCadence, ScheduleManager, ScheduleOptions
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
+from haulier.services.who import who
 from haulier.stores import open_store
 from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker

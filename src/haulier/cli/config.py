@@ -124,7 +124,7 @@ async def change(
     as_json: bool,
 ) -> None:
     """Make one change and show what is set then."""
-    from haulier.services.configuring import who
+    from haulier.services.who import who
 
     async with existing_store(store) as opened:
         told = await opened.configurable().configure(

@@ -217,14 +217,15 @@ async def limit(
 ) -> None:
     """Change limits of a batch while it runs; 'none' removes one."""
     from haulier.services.options import checked_limits
+    from haulier.services.who import who
 
     changes: dict[str, int | None] = {}
     for name, text in given.items():
         changes |= _limit(name, text)
-    who = _user() if by is None else by
-    checked = checked_limits(changes, who)
+    by = who() if by is None else by
+    checked = checked_limits(changes, by)
     async with existing_store(store) as opened:
-        await opened.alter_batch(batch_id, checked, by=who)
+        await opened.alter_batch(batch_id, checked, by=by)
         batch = await opened.batch(batch_id)
     if as_json:
         emit_json(batch_document(batch))
@@ -234,16 +235,6 @@ async def limit(
         for name, value in sorted(checked.items())
     )
     click.echo(f"{batch.id}  {told}; {batch.counts.running} running")
-
-
-def _user() -> str:
-    """Who runs this command, as far as the system knows."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 @click.command("seal")

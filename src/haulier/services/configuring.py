@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
-
-from haulier.domain.configuration import LONGEST_BY, Configuration, paused, weight
+from haulier.domain.configuration import Configuration, paused, weight
 from haulier.ports import JobStore
+from haulier.services.who import who
 
 
 class Queues:
@@ -47,13 +45,3 @@ class Queues:
         name = weight(queue)
         values, unset = ({}, [name]) if number is None else ({name: number}, [])
         return await self._store.configurable().configure(values, unset=unset, by=by or who())
-
-
-def who() -> str:
-    """Who runs this process, as far as the system says."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        user = "somebody"
-    text = f"{user}@{socket.gethostname()}"
-    return "".join(each for each in text if each.isprintable())[:LONGEST_BY]

@@ -7,20 +7,18 @@ than the workers would undo what these have declared.
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
+from haulier.domain.configuration import LONGEST_BY
 from haulier.domain.limits import Breaker, KeyState, Limit, LimitState, Rate
 from haulier.exceptions import ConfigurationError, JobNotFoundError, Problem, ValidationError
 from haulier.ports import JobStore
 from haulier.services.names import check_name
+from haulier.services.who import who
 
 MOST_KEYS = 1000
-LONGEST_BY = 200
 
 _FIELDS = {*Limit.__annotations__, *Rate.__annotations__, *Breaker.__annotations__}
 
@@ -136,7 +134,7 @@ def limits_of_task(kind: str, limits: Iterable[TaskLimit | str] | None) -> tuple
 async def declare(store: JobStore, limits: Iterable[Limit]) -> None:
     """Put what code declares into the store; what an operator has changed since stays."""
     for limit in limits:
-        await store.limits().put(limit, by=_here(), declared=True)
+        await store.limits().put(limit, by=who(), declared=True)
 
 
 class Limits:
@@ -194,17 +192,8 @@ class Limits:
 
 def _who(by: str | None) -> str:
     if by is None:
-        return _here()
+        return who()
     if not isinstance(by, str) or not 1 <= len(by) <= LONGEST_BY or not by.isprintable():
         reason = f"must be a text of 1 to {LONGEST_BY} printable characters"
         raise ValidationError("the change was refused", [Problem("by", reason)])
     return by
-
-
-def _here() -> str:
-    """This user on this host. In a container a user may have no name."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"[:LONGEST_BY]

@@ -6,9 +6,7 @@ changed at run time stays until then.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +15,7 @@ from typing import Any, TypedDict, Unpack, cast
 import structlog
 from pydantic_core import to_jsonable_python
 
+from haulier.domain.configuration import LONGEST_BY
 from haulier.domain.event import SCHEDULE_PAUSED, SCHEDULE_RESUMED, SCHEDULE_SET
 from haulier.domain.job import Role
 from haulier.domain.retry import RetryPolicy
@@ -49,6 +48,7 @@ from haulier.services.options import Options, plan_of
 from haulier.services.payload import encode, validate
 from haulier.services.registry import Registry
 from haulier.services.secrets import Sealer, Secret, collect_into
+from haulier.services.who import who
 
 AnyCadence = Cadence | str | float | timedelta
 """A Cron or an Interval; in short a cron expression in UTC, or seconds."""
@@ -56,7 +56,6 @@ AnyCadence = Cadence | str | float | timedelta
 TRIES = 100
 """How often a change is tried that collides with others and with ticks."""
 
-LONGEST_WHO = 200
 AT_ONCE = 100
 """Schedules that are looked at in one go."""
 
@@ -403,20 +402,10 @@ def _there(schedule: Schedule | None, name: str) -> Schedule:
 
 def _checked_who(by: str | None) -> str:
     if by is None:
-        return whoami()
-    if not isinstance(by, str) or not by.isprintable() or not 1 <= len(by) <= LONGEST_WHO:
-        raise refused(("by", f"must be 1 to {LONGEST_WHO} printable characters"))
+        return who()
+    if not isinstance(by, str) or not by.isprintable() or not 1 <= len(by) <= LONGEST_BY:
+        raise refused(("by", f"must be 1 to {LONGEST_BY} printable characters"))
     return by
-
-
-def whoami() -> str:
-    """The user of this process and its machine."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):
-        # A container may run as a number that has no name.
-        user = "somebody"
-    return f"{user}@{socket.gethostname()}"[:LONGEST_WHO]
 
 
 def _busy(name: str) -> StoreUnavailableError:
