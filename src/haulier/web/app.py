@@ -15,7 +15,8 @@ from haulier.services.jobs import JobManager
 from haulier.web.guard import Guard
 from haulier.web.options import WebOptions
 from haulier.web.problems import MEDIA_TYPE, install_handlers
-from haulier.web.routes import PREFIX, router
+from haulier.web.routes import ROUTERS
+from haulier.web.routes.common import PREFIX
 from haulier.web.starts import ECHO_PATH
 
 __all__ = ["WebOptions", "create_app"]
@@ -41,8 +42,9 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     app.state.jobs = jobs
     app.state.options = options
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
-    app.state.routes = (*router.routes, echo_route)
-    app.include_router(router)
+    app.state.routes = (*(route for router in ROUTERS for route in router.routes), echo_route)
+    for router in ROUTERS:
+        app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
     app.add_middleware(Guard, max_body=options.max_body, deadline=options.deadline)

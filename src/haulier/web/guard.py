@@ -15,8 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from haulier.domain.access import Access, Identity
 from haulier.services.deadlines import at_most
 from haulier.services.ids import new_id
+from haulier.web.access import IDENTITY
 from haulier.web.problems import REQUEST_ID, problem_response
 
 LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
@@ -55,6 +57,8 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, stamped)
             return
+        # Whoever reaches a loopback address is this machine's operator.
+        scope[IDENTITY] = Identity("local", Access.ADMIN)
         try:
             with at_most(self._deadline):
                 await self._app(scope, self._limited(receive), stamped)
