@@ -20,6 +20,7 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     LeaseLostError,
+    LimitNotFoundError,
     StoreCorruptError,
     StoreError,
     StoreFrozenError,
@@ -126,6 +127,7 @@ _REFUSALS: dict[str, type[HaulierError]] = {
     "HL002": JobStateError,
     "HL003": LeaseLostError,
     "HL006": StoreFrozenError,
+    "HL008": LimitNotFoundError,
 }
 _CONFLICTS: dict[str, type[DuplicateJobError | IdempotencyConflictError]] = {
     "HL004": DuplicateJobError,
