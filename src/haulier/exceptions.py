@@ -16,7 +16,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── JobTimeoutError             a job or a wait took longer than it was given
 ├── LeaseLostError                  this attempt was taken away; its writes no longer count
 ├── ResourceNotAvailableError       something the work needs is not there
-│   └── StoreError                  the store cannot serve
+│   └── StoreError                  the store, or the records beside it, cannot serve
 │       ├── StoreUnavailableError   not reachable, or locked for too long
 │       │   └── StoreClosedError    closed, or never opened: waiting does not help
 │       ├── StoreFrozenError        it is being moved to another store, or was
@@ -142,7 +142,7 @@ class ResourceNotAvailableError(HaulierError):
 
 
 class StoreError(ResourceNotAvailableError):
-    """The store cannot serve."""
+    """The store cannot serve, or the records beside it; the message says which."""
 
 
 class StoreUnavailableError(StoreError):

@@ -27,7 +27,7 @@ from haulier.exceptions import (
     StoreFullError,
     StoreUnavailableError,
 )
-from haulier.stores.urls import own_options, positive_int, shown
+from haulier.services.urls import own_options, positive_int, shown
 
 Connection = Any
 """An asyncpg connection; its own type is too narrow for what a test may put in its place."""
