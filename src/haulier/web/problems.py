@@ -31,6 +31,7 @@ from haulier.exceptions import (
     LimitNotFoundError,
     Problem,
     RateLimitError,
+    ResourceNotAvailableError,
     ScheduleNotFoundError,
     StoreError,
     StoreFrozenError,
@@ -80,6 +81,7 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
         "It belongs to a request with another body",
     ),
     RateLimitError: _Kind(429, "rate-limit", "A limit was reached", retry_after=5),
+    ResourceNotAvailableError: _Kind(501, "not-installed", "This is not installed here"),
     StoreError: _Kind(
         503,
         "store-failed",
@@ -178,7 +180,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
     kind = next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)
     if kind is None:
         raise error
-    if kind.status >= 500:
+    if isinstance(error, StoreError):
         _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
     return problem_response(
         kind.status,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from haulier.web.routes import (
+    aliases,
     batches,
     configuration,
     enqueuing,
@@ -28,4 +29,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     configuration.router,
     events.router,
     starts.router,
+    aliases.router,
 )
