@@ -379,14 +379,18 @@ END $$;
 -- Whether some line could be given more than what is chosen, as far as what it shares goes.
 CREATE OR REPLACE FUNCTION wants_more(p_lines demand[], p_hurdles hurdle[], p_chosen candidate[])
 RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    open integer[] := ARRAY(
+        SELECT d.ordinality FROM unnest(p_lines) WITH ORDINALITY d WHERE EXISTS (
+            SELECT FROM lanes n
+            WHERE n.queue = d.queue AND n.kind = d.kind AND n.place IS NOT NULL));
 BEGIN
-    RETURN EXISTS (
+    RETURN open <> '{}' AND EXISTS (
         SELECT FROM unnest(p_lines) WITH ORDINALITY d
-        WHERE (SELECT count(*) FROM unnest(p_chosen) c WHERE c.portion = d.portion) < d.portion_slots
+        WHERE d.ordinality = ANY (open)
+          AND (SELECT count(*) FROM unnest(p_chosen) c WHERE c.portion = d.portion) < d.portion_slots
           AND (SELECT count(*) FROM unnest(p_chosen) c
-               WHERE c.names && (p_hurdles[d.ordinality]).names) < (p_hurdles[d.ordinality]).room
-          AND EXISTS (SELECT FROM lanes n
-                      WHERE n.queue = d.queue AND n.kind = d.kind AND n.place IS NOT NULL));
+               WHERE c.names && (p_hurdles[d.ordinality]).names) < (p_hurdles[d.ordinality]).room);
 END $$;
 
 -- The jobs in lanes that a demand could have, if it got no others. `more`: there may be more of them.
@@ -517,11 +521,14 @@ BEGIN
     seqs := plain || seqs;
     IF NOT more AND cardinality(seqs) < p_lines[1].slots THEN
         -- What is open and has room was not to be had just now.
-        more := any_open(p_now, (
-            SELECT array_agg(d) FROM unnest(p_lines) d WHERE d.portion_slots > (
-                SELECT count(*) FROM jobs_live j WHERE j.seq = ANY (seqs) AND EXISTS (
-                    SELECT FROM unnest(p_lines) e WHERE e.portion = d.portion
-                    AND e.queue = j.queue AND e.kind = j.kind))));
+        more := any_open(p_now, p_lines);
+        IF more AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.portion_slots < d.slots) THEN
+            more := any_open(p_now, (
+                SELECT array_agg(d) FROM unnest(p_lines) d WHERE d.portion_slots > (
+                    SELECT count(*) FROM jobs_live j WHERE j.seq = ANY (seqs) AND EXISTS (
+                        SELECT FROM unnest(p_lines) e WHERE e.portion = d.portion
+                        AND e.queue = j.queue AND e.kind = j.kind))));
+        END IF;
     END IF;
 END $$;
 
@@ -659,21 +666,20 @@ BEGIN
                   WHERE j.seq = ANY (ARRAY(SELECT c.seq FROM unnest(p_chosen) c))
                     AND j.state < 1 AND j.gate > 3 FOR UPDATE SKIP LOCKED);
     whole := cardinality(seqs) = cardinality(p_chosen);
-    UPDATE lanes n SET running = n.running + t.n, turn = t.turn,
+    UPDATE lanes n SET running = n.running + t.n, turn = greatest(p_now, n.turn + t.n),
         floor = CASE WHEN t.whole THEN t.rank ELSE n.floor END,
-        place = CASE WHEN t.stays THEN n.place
-                     ELSE t.turn - t.follows * 360000000::bigint END,
-        why = CASE WHEN t.stays THEN n.why END,
-        wake_at = CASE WHEN t.stays THEN n.wake_at END,
-        since = CASE WHEN t.stays THEN n.since ELSE t.turn END
-    FROM (SELECT l.id, c.n, c.whole, c.rank, c.follows, greatest(p_now, l.turn + c.n) AS turn,
-                 NOT c.whole OR (l.why = 1 AND coalesce(c.n >= c.own, false)) AS stays
-          FROM (SELECT c.lane, count(*) FILTER (WHERE whole OR c.seq = ANY (seqs)) AS n,
-                       bool_and(whole OR c.seq = ANY (seqs)) AS whole, max(c.rank) AS rank,
-                       (array_agg(c.follows ORDER BY c.nth DESC))[1] AS follows, min(c.own) AS own
-                FROM unnest(p_chosen) c GROUP BY c.lane) c
-          JOIN lanes l ON l.id = c.lane) t
-    WHERE n.id = t.id;
+        place = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.place
+                     ELSE greatest(p_now, n.turn + t.n) - t.follows * 360000000::bigint END,
+        since = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.since
+                     ELSE greatest(p_now, n.turn + t.n) END,
+        why = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.why END,
+        wake_at = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.wake_at END
+    FROM (SELECT c.lane, count(*) FILTER (WHERE whole OR c.seq = ANY (seqs)) AS n,
+                 bool_and(whole OR c.seq = ANY (seqs)) AS whole, max(c.rank) AS rank,
+                 (array_agg(c.follows ORDER BY c.nth DESC))[1] AS follows,
+                 coalesce(count(*) >= min(c.own), false) AS full
+          FROM unnest(p_chosen) c GROUP BY c.lane) t
+    WHERE n.id = t.lane;
     IF NOT whole THEN
         p_chosen := ARRAY(SELECT c FROM unnest(p_chosen) c WHERE c.seq = ANY (seqs));
     END IF;
