@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
+    parser.addoption("--model-examples", type=int, default=80, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
     parser.addoption(
         "--servers",
