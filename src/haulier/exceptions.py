@@ -6,6 +6,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
 ├── ScheduleNotFoundError           no schedule has this name
+├── TokenNotFoundError              no token or session has this id
 ├── JobStateError                   the job's state does not allow this
 ├── DuplicateJobError               another job holds the unique name
 │   └── IdempotencyConflictError    the same idempotency key, with another body
@@ -90,6 +91,14 @@ class ScheduleNotFoundError(HaulierError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"no schedule has the name {name[:200]}")
+
+
+class TokenNotFoundError(HaulierError):
+    """No token or session has this id."""
+
+    def __init__(self, token_id: str) -> None:
+        self.token_id = token_id
+        super().__init__(f"no token or session has the id {token_id[:200]}")
 
 
 class JobStateError(HaulierError):

@@ -29,6 +29,7 @@ from haulier.exceptions import (
     JobTimeoutError,
     ScheduleNotFoundError,
     StoreError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -57,6 +58,7 @@ EXIT_CODES = {
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
     (ScheduleNotFoundError, "not found"),
+    (TokenNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

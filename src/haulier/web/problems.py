@@ -34,6 +34,7 @@ from haulier.exceptions import (
     StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -64,6 +65,9 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     InvalidTaskTypeError: _Kind(422, "unknown-kind", "There is no such kind"),
     JobNotFoundError: _Kind(
         404, "job-not-found", "There is no such job", "No job or batch has this id"
+    ),
+    TokenNotFoundError: _Kind(
+        404, "token-not-found", "There is no such token", "No token or session has this id"
     ),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
     DuplicateJobError: _Kind(
