@@ -16,6 +16,7 @@ OPERATIONS = [
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 ]
+STREAMS = {"/api/v1/events/stream"}
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
 
 
@@ -43,6 +44,7 @@ def test_the_routes_are_those_that_are_promised():
         ("POST", "/api/v1/jobs/retry"),
         ("POST", "/api/v1/jobs/delete"),
         ("GET", "/api/v1/events"),
+        ("GET", "/api/v1/events/stream"),
         ("POST", "/api/v1/jobs/{job_id}/stop"),
         ("POST", "/api/v1/jobs/{job_id}/retry"),
         ("POST", "/api/v1/jobs/{job_id}/retry-failed"),
@@ -58,7 +60,10 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
     [success] = [status for status in operation["responses"] if status.startswith("2")]
     content = operation["responses"][success].get("content")
     assert (content is None) == (success == "204")
-    assert content is None or "$ref" in content["application/json"]["schema"]
+    if path in STREAMS:
+        assert content["text/event-stream"]["example"]
+    else:
+        assert content is None or "$ref" in content["application/json"]["schema"]
     problems = {
         status: response["content"]
         for status, response in operation["responses"].items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from haulier.web.routes import batches, enqueuing, events, health, jobs, queues, starts
+from haulier.web.routes import batches, enqueuing, events, health, jobs, live, queues, starts
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -12,6 +12,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     batches.router,
     queues.router,
+    live.router,
     events.router,
     starts.router,
 )

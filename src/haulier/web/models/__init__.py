@@ -1,0 +1,1 @@
+"""What single topics of the API take and give, as models."""
