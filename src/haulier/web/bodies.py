@@ -37,11 +37,11 @@ _PRIORITY: dict[str, Any] = {
 }
 
 
-class _Taken(BaseModel):
+class Taken(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class _PageQuery(_Taken):
+class _PageQuery(Taken):
     state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
     limit: int = Field(50, ge=1, le=MAX_PAGE)
     cursor: int | None = Field(
@@ -64,14 +64,14 @@ class JobQuery(_PageQuery):
     role: list[Role] = Field(default_factory=list)
 
 
-class EventQuery(_Taken):
+class EventQuery(Taken):
     """Which events: those that follow `after`; without it, from the oldest that is kept."""
 
     after: str | None = Field(None, max_length=100, description="The `next` of the page before.")
     limit: int = Field(100, ge=1, le=1000)
 
 
-class _SelectionBody(_Taken):
+class SelectionBody(Taken):
     """Which jobs an operation is about. At least one criterion must be given.
 
     Single jobs and batches are meant, or the items of the `batch` that is named.
@@ -82,6 +82,7 @@ class _SelectionBody(_Taken):
     key: str | None = Field(None, max_length=200)
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
+    dry_run: bool = Field(False, description="Only count them.")
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:
@@ -102,34 +103,34 @@ class _SelectionBody(_Taken):
         )
 
 
-class StopBody(_SelectionBody):
+class StopBody(SelectionBody):
     """Which jobs are to stop."""
 
     state: list[Literal["pending", "running"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
-class RetryBody(_SelectionBody):
+class RetryBody(SelectionBody):
     """Which jobs are to run again; cancelled ones only if `state` names them."""
 
     state: list[Literal["failed", "cancelled"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
-class DeleteBody(_SelectionBody):
+class DeleteBody(SelectionBody):
     """Which finished jobs are to be removed, batches with their items."""
 
     state: list[Literal["completed", "failed", "cancelled"]] = Field(default_factory=list)
 
 
-class RetryFailedBody(_Taken):
+class RetryFailedBody(Taken):
     """Which failed items of a batch: those with such an error, and at most so many."""
 
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
 
 
-class UniqueBody(_Taken):
+class UniqueBody(Taken):
     """No second job of the kind with this name, or without `by`: with this payload.
 
     It holds the name while it is `pending` or `active`, or for a `period` of so many seconds.
@@ -151,7 +152,7 @@ class UniqueBody(_Taken):
         return Unique(by=self.by, scope=self.scope, period=self.period, conflict=self.conflict)
 
 
-class BatchBody(_Taken):
+class BatchBody(Taken):
     """How a batch is worked on; what is left out does not limit."""
 
     concurrency: int | None = Field(

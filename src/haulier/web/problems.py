@@ -28,8 +28,10 @@ from haulier.exceptions import (
     InvalidTaskTypeError,
     JobNotFoundError,
     JobStateError,
+    LimitNotFoundError,
     Problem,
     RateLimitError,
+    ScheduleNotFoundError,
     StoreError,
     StoreFrozenError,
     StoreFullError,
@@ -65,6 +67,8 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     JobNotFoundError: _Kind(
         404, "job-not-found", "There is no such job", "No job or batch has this id"
     ),
+    ScheduleNotFoundError: _Kind(404, "schedule-not-found", "There is no such schedule"),
+    LimitNotFoundError: _Kind(404, "limit-not-found", "There is no such limit"),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
     DuplicateJobError: _Kind(
         409, "duplicate-job", "There is such a job already", "Another job holds the unique name"

@@ -32,6 +32,16 @@ START_PATHS: Mapping[str, str] = {
 """Kinds whose payloads are not the client's alone to write, and where they are started."""
 
 
+def refuse_started_elsewhere(kind: str) -> None:
+    """Refuse a kind whose jobs a client does not describe by itself; raises ValidationError."""
+    family = kind.partition(".")[0]
+    if family in START_PATHS:
+        raise ValidationError(
+            "this kind is not enqueued directly",
+            [Problem("kind", f"is started by POST {START_PATHS[family]}")],
+        )
+
+
 def media_uniq_start(body: MediaUniqBody, options: WebOptions) -> MediaUniqStart:
     """The payload of a `media_uniq` job; raises ValidationError. Looks at files, so it blocks."""
     problems: list[Problem] = []

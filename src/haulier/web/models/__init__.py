@@ -1,1 +1,1 @@
-"""What single topics of the API take and give, as models."""
+"""What the API takes and gives, one module for each thing its routes are about."""

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from haulier.web.routes import batches, enqueuing, events, health, jobs, live, queues, starts
+from haulier.web.routes import (
+    batches,
+    configuration,
+    enqueuing,
+    events,
+    health,
+    jobs,
+    limits,
+    live,
+    queues,
+    schedules,
+    starts,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -13,6 +25,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     batches.router,
     queues.router,
     live.router,
+    limits.router,
+    schedules.router,
+    configuration.router,
     events.router,
     starts.router,
 )
