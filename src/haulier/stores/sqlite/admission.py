@@ -252,9 +252,7 @@ SELECT rank, seq, priority FROM jobs
 WHERE lane = ? AND state = {PENDING} AND rank IS NOT NULL AND (rank, seq) > (?, ?)
 ORDER BY rank, seq LIMIT ?
 """
-_WRITE_LANE = (
-    "UPDATE lanes SET turn = ?, place = ?, why = ?, wake_at = ?, running = running + ?"
-)
+_WRITE_LANE = "UPDATE lanes SET turn = ?, place = ?, why = ?, wake_at = ?, running = running + ?"
 
 _LOWEST = -(1 << 63)
 
@@ -423,7 +421,10 @@ class LaneLine:
             self._admission.db,
             _WRITE_LANE,
             (
-                ((lane.turn, lane.place, lane.why, lane.wake_at, 0 if heads else lane.taken), lane.id)
+                (
+                    (lane.turn, lane.place, lane.why, lane.wake_at, 0 if heads else lane.taken),
+                    lane.id,
+                )
                 for lane in self._lanes
                 if lane.touched
             ),

@@ -100,7 +100,9 @@ def write_alike(
     single = []
     for given, ids in alike.items():
         if len(ids) > FEW:
-            db.execute(f"{update} WHERE id IN (SELECT value FROM carray(?))", (*given, numbers(ids)))
+            db.execute(
+                f"{update} WHERE id IN (SELECT value FROM carray(?))", (*given, numbers(ids))
+            )
         else:
             single += [(*given, lane) for lane in ids]
     if single:
