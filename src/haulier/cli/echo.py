@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -72,8 +72,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def http_server(asgi: Any) -> Any:
-    """A uvicorn server for an ASGI application, ended by its `should_exit`."""
+def http_server(
+    asgi: Any, *, ending: Callable[[], Awaitable[None]] | None = None, **options: Any
+) -> Any:
+    """A uvicorn server for an ASGI application, ended by its `should_exit`.
+
+    `ending` ends the streams of the application, which would never end by themselves; `options` are
+    more of uvicorn's.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -82,6 +88,15 @@ def http_server(asgi: Any) -> Any:
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if ending is not None:
+                await ending()
+                # Whoever does not read what it was sent would keep its connection, and us.
+                for connection in tuple(self.server_state.connections):
+                    if connection.transport.is_closing():
+                        connection.transport.abort()
+            await super().shutdown(sockets)
 
     return Server(
         uvicorn.Config(
@@ -92,5 +107,6 @@ def http_server(asgi: Any) -> Any:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=STREAMS_END,
+            **{"ws": "none"} | options,
         )
     )

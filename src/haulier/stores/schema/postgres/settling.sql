@@ -20,7 +20,8 @@ CREATE OR REPLACE FUNCTION entry(id uuid, attempt integer, lease integer) RETURN
 $$ SELECT uuid_send(id) || int4send(attempt) || int4send(lease) $$;
 
 -- Errors that the client knows by their codes: HL001 not found, HL002 not in this state, HL003 lease
--- lost, HL004 duplicate, HL005 idempotency conflict; `about` is the id of the other job.
+-- lost, HL004 duplicate, HL005 idempotency conflict,
+-- HL008 no such limit; `about` is the id of the other job.
 CREATE OR REPLACE FUNCTION refuse(code text, why text, about text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = why, DETAIL = about;
