@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
 import pytest
-from authentication import HOST, ROOT, door_of
-from fastapi.routing import APIRoute
+from authentication import CLOSED, HOST, ROOT, ask, door_of, needed
 
 from haulier.domain.access import Access
 from haulier.exceptions import StoreUnavailableError
 from haulier.ports import JobFilter
 from haulier.services.tokens import What, mint, presented
 from haulier.web.app import create_app
-from haulier.web.routes import ROUTERS
 from support import wait_until
-
-ROUTES = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-
-
-def needed(route):
-    return next(
-        dependency.dependency.needed
-        for dependency in route.dependencies
-        if hasattr(dependency.dependency, "needed")
-    )
-
-
-CLOSED = [
-    (method, route)
-    for route in ROUTES
-    for method in sorted(route.methods)
-    if needed(route) is not None
-]
 
 
 @pytest.fixture
 async def door(serving, records):
     async with door_of(serving, records) as door:
         yield door
-
-
-def address(route, job_id="01890000-0000-7000-8000-000000000000"):
-    return re.sub("{.*?}", job_id, route.path)
-
-
-async def ask(client, method, route, **more):
-    """Send a request that gets as far as the route's own check of its input at the most."""
-    if method in ("POST", "PUT", "PATCH"):
-        more.setdefault("json", {"no such field": 1})
-    return await client.request(method, address(route, **more.pop("ids", {})), **more)
 
 
 class TestMatrix:

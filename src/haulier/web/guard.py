@@ -170,6 +170,8 @@ class Guard:
         if (size or b"transfer-encoding" in asked.headers) and media_type != "application/json":
             return problem_response(415, detail="A body must be application/json")
         if asked.unsafe and self._diary.full:
+            # Nothing is done, so there is nothing to write down.
+            asked.scope[WRITTEN] = True
             return problem_response(
                 503, detail="The audit log cannot be written", headers={"Retry-After": "5"}
             )
