@@ -101,8 +101,11 @@ def options(tmp_path: Path) -> WebOptions:
 
 
 @pytest.fixture
-def api(jobs: JobManager, options: WebOptions) -> FastAPI:
-    return create_app(jobs=jobs, options=options)
+async def api(jobs: JobManager, options: WebOptions) -> AsyncIterator[FastAPI]:
+    api = create_app(jobs=jobs, options=options)
+    yield api
+    # No server ends it: the client reaches it without one.
+    await api.state.meter.close()
 
 
 def client_of(api: FastAPI, **settings: Any) -> httpx.AsyncClient:

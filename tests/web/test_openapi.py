@@ -29,7 +29,7 @@ async def test_the_document_is_served(client):
 def test_the_routes_are_those_that_are_documented():
     """docs/http.md names each route whole, as `METHOD /path`, and no other."""
     text = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
-    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/api/[^\s`?]*)", text)
+    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/(?:api/|metrics)[^\s`?]*)", text)
     documented = {(method, _unnamed(path)) for method, path in named}
     assert {(param.values[0], _unnamed(param.values[1])) for param in OPERATIONS} == documented
 
@@ -47,6 +47,8 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
     assert (content is None) == (success == "204")
     if path in STREAMS:
         assert content["text/event-stream"]["example"]
+    elif path == "/metrics":
+        assert content["text/plain"]
     else:
         assert content is None or "$ref" in content["application/json"]["schema"]
     problems = {

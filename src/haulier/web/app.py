@@ -16,6 +16,7 @@ from haulier.runners import echo
 from haulier.services.jobs import JobManager
 from haulier.web.guard import Guard
 from haulier.web.live.hub import Live
+from haulier.web.meter import Meter
 from haulier.web.options import WebOptions
 from haulier.web.problems import MEDIA_TYPE, install_handlers
 from haulier.web.routes import ROUTERS
@@ -45,6 +46,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     )
     app.state.jobs = jobs
     app.state.options = options
+    app.state.meter = Meter()
     app.state.live = Live(
         lambda: jobs.store, options.live, lambda: getattr(app.state, "still_valid", None)
     )
@@ -62,6 +64,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.live.close()
+    await app.state.meter.close()
 
 
 class _Api(FastAPI):

@@ -21,6 +21,7 @@ from haulier.web.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    health.scraped,
     enqueuing.router,
     jobs.router,
     batches.router,
