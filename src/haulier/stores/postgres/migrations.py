@@ -23,6 +23,7 @@ FUNCTIONS = (
     "claiming",
     "lanes",
     "admitting",
+    "drawing",
     "limits",
     "breakers",
     "inserting",
