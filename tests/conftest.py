@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import processes
 import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
@@ -26,15 +29,33 @@ BLOCKS = 10
 PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
 
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where Linux has one."""
 
-def pytest_configure() -> None:
+ROOM = 2 * 1024**3
+"""Bytes that have to be free there; containers often have 64 MiB."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that runs tests in the background has them ignore Ctrl-C, and what they start too."""
+    processes.NEW = config.getoption("new_processes")
+    _stay_in_memory()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _stay_in_memory() -> None:
+    """Put the folders of tests where nothing waits for a disk.
+
+    What a killed process has written is there for others with or without a disk; a power cut,
+    which alone makes the difference, no test can cause. PYTEST_DEBUG_TEMPROOT names another place.
+    """
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
+    parser.addoption("--model-examples", type=int, default=80, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
     parser.addoption(
         "--servers",
@@ -43,6 +64,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run on one PostgreSQL and one Redis, on the other versions of them, or on all",
     )
     parser.addoption("--seed", type=int, help="draw this one history again")
+    parser.addoption(
+        "--new-processes", action="store_true", help="each command starts Python anew: slower"
+    )
     parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 
@@ -94,6 +118,7 @@ def home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
 
 
 def pytest_sessionfinish() -> None:
+    processes.close()
     servers.stop_all()
 
 

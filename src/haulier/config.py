@@ -26,12 +26,13 @@ def _also(name: str, *others: str) -> Any:
 class Settings(BaseSettings):
     """Every setting, its default, and in its alias the environment variable that sets it.
 
-    Times are seconds: `grace` is what running jobs get when a worker stops, `ttl` how long a worker
-    may fail to renew itself before its jobs go to others. `child_memory` is megabytes of address
-    space. `media_root` and `output_root` are the
-    only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
-    what proxies are checked against. `api_deadline` is how long the HTTP API waits for one answer
-    of the store.
+    `records`: None stands for those beside the store. Times are seconds: `grace` is what running
+    jobs get when a worker stops, `ttl` how long a worker may fail to renew itself before its jobs
+    go to others. `child_memory` is megabytes of address space. `media_root` and `output_root` are
+    the only folders that the HTTP API may read pictures from and write renditions to. `check_url`
+    is what proxies are checked against. `api_deadline` is how long the HTTP API waits for one
+    answer of the store. `streams` is how many live streams it serves at once, `heartbeat` after
+    how long a silent one shows a sign of life.
     """
 
     model_config = SettingsConfigDict(
@@ -39,6 +40,7 @@ class Settings(BaseSettings):
     )
 
     store: str = "sqlite:///haulier.db"
+    records: str | None = None
     queues: Annotated[tuple[str, ...], NoDecode] = ("default",)
     concurrency: int = Field(
         100, ge=1, le=10_000, validation_alias=_also("CONCURRENCY", "CONCURRENCY_LIMIT")
@@ -56,6 +58,9 @@ class Settings(BaseSettings):
     output_root: Path = Path("output")
     check_url: str | None = None
     api_deadline: float = Field(2.0, ge=0.1, le=60)
+    streams: int = Field(1000, ge=0, le=100_000)
+    streams_per_caller: int = Field(100, ge=0, le=100_000)
+    heartbeat: float = Field(15.0, ge=0.1, le=300)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

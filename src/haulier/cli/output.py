@@ -27,8 +27,10 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
+    LimitNotFoundError,
     ScheduleNotFoundError,
     StoreError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -57,6 +59,8 @@ EXIT_CODES = {
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
     (ScheduleNotFoundError, "not found"),
+    (LimitNotFoundError, "not found"),
+    (TokenNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

@@ -13,7 +13,7 @@ from haulier.cli.echo import address_of, http_server, listen
 from haulier.cli.output import command_body, store_option
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import shown
+from haulier.services.urls import shown
 
 if TYPE_CHECKING:
     from haulier.config import Settings
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 @click.option(
     "--api-deadline", type=float, help="Seconds that the API waits for the store.  [default: 2]"
 )
+@click.option("--streams", type=int, help="Live streams at once.  [default: 1000]")
+@click.option(
+    "--streams-per-caller", type=int, help="Live streams of one caller at once.  [default: 100]"
+)
+@click.option(
+    "--heartbeat", type=float, help="Seconds of silence until a stream shows a sign of life."
+)
 @click.option("--concurrency", type=int, help="Coroutine jobs at once.")
 @click.option("--threads", type=int, help="Plain-function jobs at once.")
 @click.option("--children", type=int, help="Jobs in processes of their own at once.")
@@ -42,6 +49,7 @@ async def serve(user_app: str | None, **flags: Any) -> None:
     from haulier.config import read_settings
     from haulier.container import build_app, worker_options
     from haulier.web.app import create_app
+    from haulier.web.live.socket import SOCKETS
 
     settings = read_settings(**flags)
     start_logging(settings)
@@ -49,7 +57,8 @@ async def serve(user_app: str | None, **flags: Any) -> None:
     with contextlib.closing(listener):
         app = build_app(settings, user_app)
         async with app:
-            server = http_server(create_app(jobs=app.jobs, options=_web_options(settings)))
+            api = create_app(jobs=app.jobs, options=_web_options(settings))
+            server = http_server(api, ending=api.state.live.close, **SOCKETS)
             running = app.worker(worker_options(settings))
 
             def stop(times: int) -> None:
@@ -82,6 +91,7 @@ def _web_options(settings: Settings) -> Any:
     from importlib.metadata import version
 
     from haulier.web.app import WebOptions
+    from haulier.web.live.options import LiveOptions
 
     return WebOptions(
         media_root=settings.media_root,
@@ -89,4 +99,9 @@ def _web_options(settings: Settings) -> Any:
         check_url=settings.check_url,
         version=version("haulier"),
         deadline=settings.api_deadline,
+        live=LiveOptions(
+            most=settings.streams,
+            per_caller=settings.streams_per_caller,
+            heartbeat=settings.heartbeat,
+        ),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_input import Target
+from haulier.web.live.options import LiveOptions
 
 MAX_BODY = 20 * 1024 * 1024
 """Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
@@ -30,6 +31,7 @@ class WebOptions:
     check_url: str | None = None
     max_body: int = MAX_BODY
     deadline: float = DEADLINE
+    live: LiveOptions = field(default_factory=LiveOptions)
 
     def __post_init__(self) -> None:
         if self.check_url is not None:

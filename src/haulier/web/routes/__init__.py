@@ -1,0 +1,35 @@
+"""The routes of API v1, one module for each thing they are about."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from haulier.web.routes import (
+    aliases,
+    batches,
+    configuration,
+    enqueuing,
+    events,
+    health,
+    jobs,
+    limits,
+    live,
+    queues,
+    schedules,
+    starts,
+)
+
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    enqueuing.router,
+    jobs.router,
+    batches.router,
+    queues.router,
+    limits.router,
+    schedules.router,
+    configuration.router,
+    live.router,
+    events.router,
+    starts.router,
+    aliases.router,
+)

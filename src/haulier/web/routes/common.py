@@ -1,0 +1,65 @@
+"""What routes share: their prefix, what they are given, and how they answer a new job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
+
+from haulier.domain.job import Role
+from haulier.services.jobs import JobManager
+from haulier.services.options import LONGEST_KEY
+from haulier.web.options import WebOptions
+from haulier.web.schemas import Started
+
+PREFIX = "/api/v1"
+
+ITEMS = frozenset({Role.ITEM, Role.INNER})
+"""What a batch consists of."""
+
+
+def _manager(request: Request) -> JobManager:
+    jobs: JobManager = request.app.state.jobs
+    return jobs
+
+
+def _options(request: Request) -> WebOptions:
+    options: WebOptions = request.app.state.options
+    return options
+
+
+Jobs = Annotated[JobManager, Depends(_manager)]
+Settings = Annotated[WebOptions, Depends(_options)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=LONGEST_KEY,
+        description="Repeating the request with the same key within a day answers with the same "
+        "job; with another body, 409.",
+    ),
+]
+
+
+def started(job_id: str, response: Response) -> Started:
+    """The answer that tells of a new job, and where it is."""
+    location = f"{PREFIX}/jobs/{job_id}"
+    response.headers["Location"] = location
+    return Started(id=job_id, status_url=f"{location}/status")
+
+
+def token(cursor: int | None) -> str | None:
+    """A cursor as it is told: JSON's numbers do not hold all of them."""
+    return None if cursor is None else str(cursor)
+
+
+def tagged(request: Request, view: BaseModel, version: str) -> Response:
+    """A view with its version as ETag; 304 without a body for who has that version already."""
+    tag = f'"{version}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or f"W/{tag}" in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(view.model_dump_json(), headers=headers, media_type="application/json")
