@@ -113,6 +113,8 @@ CONSTANTS: dict[str, int] = {
     # A longer field would take a hash out of the compact form that Redis keeps small ones in
     # (hash-max-listpack-value), which doubles what a job takes.
     "COMPACT": COMPACT,
+    # Fields that are read or written together from which on that form of a hash is the slower one.
+    "WIDE": 64,
     # Overlap policies and states of ticks.
     "ALLOW_OVERLAP": 0,
     "SKIP_OVERLAP": 1,
