@@ -17,6 +17,9 @@ from haulier.exceptions import ConfigurationError
 STREAMS_END = 5
 """Seconds that open requests get to finish when a server stops."""
 
+PATIENCE = 0.5
+"""Seconds for which a client may take nothing of a complete answer when a server stops."""
+
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
@@ -92,11 +95,19 @@ def http_server(
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             if ending is not None:
                 await ending()
-                # Whoever does not read what it was sent would keep its connection, and us.
-                for connection in tuple(self.server_state.connections):
-                    if connection.transport.is_closing():
-                        connection.transport.abort()
+            kept = {each: each.transport.get_write_buffer_size() for each in self._connections()}
+            asyncio.get_running_loop().call_later(PATIENCE, self._drop, kept)
             await super().shutdown(sockets)
+
+        def _connections(self) -> list[Any]:
+            return list(self.server_state.connections)
+
+        def _drop(self, kept: dict[Any, int]) -> None:
+            """End the connections of those who read nothing: they would keep us."""
+            for each in self._connections():
+                size = each.transport.get_write_buffer_size()
+                if each.transport.is_closing() and size and size == kept.get(each):
+                    each.transport.abort()
 
     return Server(
         uvicorn.Config(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import JobState
+from haulier.web.bodies import Taken
 from haulier.web.live.interest import EVERY_EVENT, Interest, Topic
-from haulier.web.schemas import CountsView, EventView, Instant, LimitsView, QueueLineView
+from haulier.web.schemas import CountsView, Instant, LimitsView, QueueLineView, View
 
 LONGEST_NAME = 200
 MOST_TYPES = 50
@@ -30,11 +31,7 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Words = BeforeValidator(_by_commas)
 
 
-class _Taken(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-
-class StreamFilter(_Taken):
+class StreamFilter(Taken):
     """What restricts the events and batches that are shown; all that is given must hold."""
 
     batch: UUID | None = Field(None, description="A batch: its head and its items.")
@@ -108,10 +105,8 @@ class LiveQueues(BaseModel):
     paused: list[str]
 
 
-class LiveWorker(BaseModel):
+class LiveWorker(View):
     """A live worker."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     id: str
     host: str
@@ -191,7 +186,7 @@ class Snapshot(BaseModel):
     batches: list[LiveBatch] | None = None
 
 
-class Subscribe(_Taken):
+class Subscribe(Taken):
     """Show this from now on, in place of what was shown before.
 
     Without `after`, a socket that shows something already goes on where it is.
@@ -203,35 +198,17 @@ class Subscribe(_Taken):
     after: Cursor | None = None
 
 
-class Unsubscribe(_Taken):
+class Unsubscribe(Taken):
     """Show these topics no longer; without any, nothing."""
 
     type: Literal["unsubscribe"]
     topics: list[Topic] = Field(default_factory=list, max_length=len(Topic))
 
 
-class Ping(_Taken):
+class Ping(Taken):
     """To be answered by a `pong`."""
 
     type: Literal["ping"]
 
 
 Message = Annotated[Subscribe | Unsubscribe | Ping, Field(discriminator="type")]
-
-__all__ = [
-    "EventView",
-    "LiveBatch",
-    "LiveQueue",
-    "LiveQueues",
-    "LiveRates",
-    "LiveStats",
-    "LiveWorker",
-    "LiveWorkers",
-    "Message",
-    "Ping",
-    "Snapshot",
-    "StreamFilter",
-    "StreamQuery",
-    "Subscribe",
-    "Unsubscribe",
-]
