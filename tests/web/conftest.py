@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
 from haulier.web.app import WebOptions, create_app
+from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
@@ -103,6 +105,14 @@ def options(tmp_path: Path) -> WebOptions:
 @pytest.fixture
 def api(jobs: JobManager, options: WebOptions) -> FastAPI:
     return create_app(jobs=jobs, options=options)
+
+
+@pytest.fixture
+def api_with(jobs, options):
+    """The API with options of its streams."""
+    return lambda **live: create_app(
+        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
+    )
 
 
 def client_of(api: FastAPI, **settings: Any) -> httpx.AsyncClient:
