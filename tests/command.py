@@ -20,7 +20,7 @@ def run(spec: dict[str, Any]) -> None:
         runpy.run_module("haulier", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = ended.code or 0
-    except Exception:
+    except Exception:  # noqa: BLE001 - as the interpreter itself does
         traceback.print_exc()
         code = 1
     if not isinstance(code, int):

@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     go to others. `child_memory` is megabytes of address space. `media_root` and `output_root` are
     the only folders that the HTTP API may read pictures from and write renditions to. `check_url`
     is what proxies are checked against. `api_deadline` is how long the HTTP API waits for one
-    answer of the store. `streams` is how many live streams it serves at once, `heartbeat` after how
-    long a silent one shows a sign of life.
+    answer of the store. `streams` is how many live streams it serves at once, `heartbeat` after
+    how long a silent one shows a sign of life.
     """
 
     model_config = SettingsConfigDict(

@@ -337,6 +337,6 @@ async def test_a_store_that_does_not_answer_is_told_within_the_deadline(
                 other.execute("BEGIN IMMEDIATE")
                 began = time.monotonic()
                 answer = await client.post("/api/v1/jobs", json={"kind": "linger"})
-                assert time.monotonic() - began < 1.5
+                assert time.monotonic() - began < 4
             check.problem(answer, 503)
             assert answer.headers["Retry-After"] == "5"

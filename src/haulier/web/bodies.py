@@ -22,6 +22,7 @@ from haulier.domain.unique import Scope
 from haulier.ports import JobFilter
 from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
 from haulier.services.options import HIGHEST_PRIORITY, Options, Unique
+from haulier.services.orchestrator import StartOptions
 from haulier.services.selection import MOST
 
 MAX_PAGE = 500
@@ -230,7 +231,20 @@ WatermarkBody = Annotated[
 """Told apart by what is given, so that a fault is told of the one that is meant."""
 
 
-class MediaUniqBody(BatchBody):
+class _BulkBody(BatchBody):
+    """A start: with the input itself, or a task of the catalog; `options` as the other kinds'."""
+
+    task_id: int | str | None = None
+    start_options: StartOptions = Field(StartOptions(), alias="options")
+
+    @override
+    def options(self, idempotency_key: str | None) -> Options:
+        own = {name: value for name, value in super().options(None).items() if value is not None}
+        limits: Options = {**self.start_options.limits(), **own}  # type: ignore[typeddict-item]
+        return {**limits, "idempotency_key": idempotency_key}
+
+
+class MediaUniqBody(_BulkBody):
     """Renditions of every source for every account, given as a list or as CSV text.
 
     Sources are pictures, or folders of them, below the server's media folder; the output is a
@@ -239,13 +253,13 @@ class MediaUniqBody(BatchBody):
 
     accounts: list[str] | None = None
     accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
-    sources: list[RelativePath] = Field(min_length=1, max_length=10_000)
-    output: RelativePath
+    sources: list[RelativePath] = Field(default_factory=list, max_length=10_000)
+    output: RelativePath | None = None
     spec: str | PlatformSpec = "square"
     watermark: WatermarkBody | None = None
 
 
-class ProxyDiagnosticsBody(BatchBody):
+class ProxyDiagnosticsBody(_BulkBody):
     """Proxies to check, given as a list of lines or as CSV text."""
 
     proxies: list[str] | None = Field(

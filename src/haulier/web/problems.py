@@ -31,11 +31,13 @@ from haulier.exceptions import (
     LimitNotFoundError,
     Problem,
     RateLimitError,
+    ResourceNotAvailableError,
     ScheduleNotFoundError,
     StoreError,
     StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -69,6 +71,9 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     ),
     ScheduleNotFoundError: _Kind(404, "schedule-not-found", "There is no such schedule"),
     LimitNotFoundError: _Kind(404, "limit-not-found", "There is no such limit"),
+    TokenNotFoundError: _Kind(
+        404, "token-not-found", "There is no such token", "No token or session has this id"
+    ),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
     DuplicateJobError: _Kind(
         409, "duplicate-job", "There is such a job already", "Another job holds the unique name"
@@ -80,6 +85,7 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
         "It belongs to a request with another body",
     ),
     RateLimitError: _Kind(429, "rate-limit", "A limit was reached", retry_after=5),
+    ResourceNotAvailableError: _Kind(501, "not-installed", "This is not installed here"),
     StoreError: _Kind(
         503,
         "store-failed",
@@ -178,7 +184,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
     kind = next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)
     if kind is None:
         raise error
-    if kind.status >= 500:
+    if isinstance(error, StoreError):
         _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
     return problem_response(
         kind.status,

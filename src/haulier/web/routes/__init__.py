@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from haulier.web.routes import (
+    aliases,
     batches,
     configuration,
     enqueuing,
@@ -24,10 +25,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     batches.router,
     queues.router,
-    live.router,
     limits.router,
     schedules.router,
     configuration.router,
+    live.router,
     events.router,
     starts.router,
+    aliases.router,
 )

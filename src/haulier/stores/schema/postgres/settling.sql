@@ -78,7 +78,11 @@ BEGIN
         progress, message, result, error, error_at, error_type, baggage, children)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type, baggage,
+        progress, message, result,
+        -- Nobody is to think later that it was cancelled because of a parent.
+        CASE WHEN error_type IS DISTINCT FROM 'ParentFailed' THEN error END,
+        CASE WHEN error_type IS DISTINCT FROM 'ParentFailed' THEN error_at END,
+        nullif(error_type, 'ParentFailed'), baggage,
         -- Those that were cancelled because of it come back too.
         CASE WHEN children IS NOT NULL THEN 3 END
     FROM gone;
