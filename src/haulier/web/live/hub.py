@@ -82,7 +82,7 @@ class Live:
         """What the holder of a seat is shown."""
         if self._broadcast is None:
             self._broadcast = Broadcast(self._store(), ring=self.options.ring, done=self._failed)
-        return Viewer(self._broadcast, seat, interest, after)
+        return Viewer(self._broadcast, seat, interest, after, gather=self.options.gather)
 
     async def close(self) -> None:
         """End all streams, and take no new ones; returns once they are gone."""
