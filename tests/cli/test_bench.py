@@ -36,7 +36,9 @@ FIGURES = {
         "free_noop_per_s", "held_noop_per_s", "noop_ratio", "free_busy_per_s", "held_busy_per_s",
         "busy_ratio", "fresh_p50_ms", "fresh_max_ms", "rate_wanted", "rate_given",
     ),
-    "live": ("readers_held", "alone_p99_ms", "beside_p99_ms", "events_meanwhile", "memory_after_mb"),
+    "live": (
+        "readers_held", "alone_p99_ms", "beside_p99_ms", "events_meanwhile", "memory_after_mb",
+    ),
     "flow": ("plain_per_s", "flow_enqueue_per_s", "fan_per_s", "chain_per_s", "fan_ratio"),
 }  # fmt: skip
 

@@ -204,7 +204,7 @@ class TestWhoMay:
             return False
 
         async with served(api) as server, server.socket() as talk:
-            api.state.still_valid = still_valid
+            api.state.live.still_valid = lambda: still_valid
             assert await talk.closed() == (1008, "the access has ended")
 
     async def test_who_leaves_gives_the_seat_back(self, api, jobs):

@@ -365,7 +365,7 @@ class TestEnds:
             asked.append(identity.name)
             return allowed
 
-        api.state.still_valid = still_valid
+        api.state.live.still_valid = lambda: still_valid
         async with served(api) as server, server.stream() as reader, server.stalled():
             await server.until_open(2)
             for _ in range(20):
@@ -384,7 +384,7 @@ class TestEnds:
         async def failing(identity):
             raise OSError("the records are away")
 
-        api.state.still_valid = failing
+        api.state.live.still_valid = lambda: failing
         async with served(api) as server, server.stream() as reader:
             await reader.ended()
             assert reader.comments[-1] == "the access has ended"

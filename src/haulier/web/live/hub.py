@@ -46,7 +46,7 @@ class Live:
     ) -> None:
         self.options = options
         self._store = store
-        self._still_valid = still_valid
+        self.still_valid = still_valid
         self._seats = Seats(options.most, options.per_caller)
         self._broadcast: Broadcast | None = None
         self._warden: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class Live:
         """Ask for each identity that has a stream whether it still may."""
         while True:
             await asyncio.sleep(RECHECK)
-            ask = self._still_valid()
+            ask = self.still_valid()
             if ask is None:
                 continue
             identities = list({seat.identity for seat in self._seats})
