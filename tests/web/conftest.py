@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
 from haulier.web.app import WebOptions, create_app
+from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
@@ -106,6 +108,14 @@ async def api(jobs: JobManager, options: WebOptions) -> AsyncIterator[FastAPI]:
     yield api
     # No server ends it: the client reaches it without one.
     await api.state.meter.close()
+
+
+@pytest.fixture
+def api_with(jobs, options):
+    """The API with options of its streams."""
+    return lambda **live: create_app(
+        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
+    )
 
 
 def client_of(api: FastAPI, **settings: Any) -> httpx.AsyncClient:
