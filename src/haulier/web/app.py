@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
@@ -21,6 +22,13 @@ from haulier.web.problems import MEDIA_TYPE, install_handlers
 from haulier.web.routes import ROUTERS
 from haulier.web.routes.common import PREFIX
 from haulier.web.starts import ECHO_PATH
+from haulier.web.streams import Streams
+
+LEAST_PACKED = 2048
+"""Bytes of an answer from which on it is packed for those who understand gzip."""
+
+PACKED_LEVEL = 4
+"""Of gzip: beyond it an answer hardly gets smaller, but takes twice the time."""
 
 __all__ = ["WebOptions", "create_app"]
 
@@ -45,6 +53,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     )
     app.state.jobs = jobs
     app.state.options = options
+    app.state.streams = Streams(options.max_streams)
     app.state.live = Live(
         lambda: jobs.store, options.live, lambda: getattr(app.state, "still_valid", None)
     )
@@ -54,7 +63,13 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
         app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
-    app.add_middleware(Guard, max_body=options.max_body, deadline=options.deadline)
+    app.add_middleware(GZipMiddleware, minimum_size=LEAST_PACKED, compresslevel=PACKED_LEVEL)
+    app.add_middleware(
+        Guard,
+        max_body=options.max_body,
+        max_lines=options.max_lines,
+        deadline=options.deadline,
+    )
     return app
 
 
