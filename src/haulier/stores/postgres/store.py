@@ -487,6 +487,9 @@ class PostgresStore:
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._pool.run(queries.counts)
 
+    async def fronts(self) -> dict[str, int]:
+        return await self._pool.run(queries.fronts)
+
     async def workers(self) -> list[WorkerRow]:
         return await self._pool.run(lambda db: queries.workers(db, self._now))
 

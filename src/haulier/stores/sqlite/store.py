@@ -450,6 +450,9 @@ class SqliteStore:
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._read(queries.counts)
 
+    async def fronts(self) -> dict[str, int]:
+        return await self._read(queries.fronts)
+
     async def workers(self) -> list[WorkerRow]:
         return await self._read(lambda db: queries.workers(db, self._clock.boot()))
 
