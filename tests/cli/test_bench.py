@@ -36,6 +36,10 @@ FIGURES = {
         "free_noop_per_s", "held_noop_per_s", "noop_ratio", "free_busy_per_s", "held_busy_per_s",
         "busy_ratio", "fresh_p50_ms", "fresh_max_ms", "rate_wanted", "rate_given",
     ),
+    "http": (
+        "post_per_s", "post_p99_ms", "ndjson_per_s", "ndjson_taken", "status_per_s",
+        "status_p99_ms", "worker_peak_per_s",
+    ),
     "flow": ("plain_per_s", "flow_enqueue_per_s", "fan_per_s", "chain_per_s", "fan_ratio"),
 }  # fmt: skip
 
