@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from haulier.runners import echo
@@ -63,7 +63,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
         app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
-    app.add_middleware(GZipMiddleware, minimum_size=LEAST_PACKED, compresslevel=PACKED_LEVEL)
+    app.add_middleware(_Packing)
     app.add_middleware(
         Guard,
         max_body=options.max_body,
@@ -95,6 +95,23 @@ class _Api(FastAPI):
                             response["content"] = {MEDIA_TYPE: content}
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+class _Packing:
+    """Packs large answers for those who ask for it, and costs the others nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._plain = app
+        self._packing = GZipMiddleware(app, minimum_size=LEAST_PACKED, compresslevel=PACKED_LEVEL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # What is posted is answered in a few lines.
+        asked = scope["type"] == "http" and scope["method"] == "GET" and _asks_for_gzip(scope)
+        await (self._packing if asked else self._plain)(scope, receive, send)
+
+
+def _asks_for_gzip(scope: Scope) -> bool:
+    return any(name == b"accept-encoding" and b"gzip" in value for name, value in scope["headers"])
 
 
 class _Echo:

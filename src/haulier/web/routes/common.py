@@ -60,9 +60,13 @@ IdempotencyKey = Annotated[
 
 def started(job_id: str, response: Response) -> Started:
     """The answer that tells of a new job, and where it is."""
-    location = f"{PREFIX}/jobs/{job_id}"
-    response.headers["Location"] = location
-    return Started(id=job_id, status_url=f"{location}/status")
+    response.headers["Location"] = f"{PREFIX}/jobs/{job_id}"
+    return told_of(job_id)
+
+
+def told_of(job_id: str) -> Started:
+    """What is told of a new job."""
+    return Started(id=job_id, status_url=f"{PREFIX}/jobs/{job_id}/status")
 
 
 def token(cursor: int | None) -> str | None:

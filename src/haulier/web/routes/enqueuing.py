@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 
 from haulier.exceptions import Problem, ValidationError
 from haulier.services.jobs import JobManager
@@ -27,8 +27,9 @@ from haulier.web.routes.common import (
     Jobs,
     OneStream,
     Settings,
-    started,
+    told_of,
 )
+from haulier.web.routes.lean import body_of, lean
 from haulier.web.schemas import Started
 from haulier.web.starts import check_enqueued
 from haulier.web.streams import described, lines_of
@@ -41,21 +42,28 @@ _LINES = "\n".join(
 )
 
 
-@router.post(
+async def _take(request: Request, idempotency_key: str | None) -> Started:
+    jobs: JobManager = request.app.state.jobs
+    return await enqueue(jobs, await body_of(request, EnqueueBody), idempotency_key)
+
+
+async def enqueue(jobs: Jobs, body: EnqueueBody, idempotency_key: IdempotencyKey = None) -> Started:
+    """A job of any registered kind; bulk kinds that have a start route of their own go there."""
+    check_enqueued(body.kind)
+    payload = payload_checked(jobs.registry.get(body.kind), body.payload)
+    return told_of(await jobs.enqueue(body.kind, payload, body.options(idempotency_key)))
+
+
+router.add_api_route(
     "/jobs",
+    enqueue,
+    methods=["POST"],
     status_code=201,
     summary="Enqueue a job",
     dependencies=[OPERATOR],
     responses=problem_responses(400, 409, 413, 415, 422, 507),
+    route_class_override=lean(_take),
 )
-async def enqueue(
-    jobs: Jobs, body: EnqueueBody, response: Response, idempotency_key: IdempotencyKey = None
-) -> Started:
-    """A job of any registered kind; bulk kinds that have a start route of their own go there."""
-    check_enqueued(body.kind)
-    payload = payload_checked(jobs.registry.get(body.kind), body.payload)
-    options = body.options(idempotency_key)
-    return started(await jobs.enqueue(body.kind, payload, options), response)
 
 
 @router.post(
