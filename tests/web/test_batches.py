@@ -303,6 +303,23 @@ async def test_exports_are_streams_of_their_caller(options, ask_with, check, job
             assert (await client.get(f"{BATCHES}/{batch_id}/export")).status_code == 200
 
 
+async def test_an_export_reads_fewer_large_items_at_a_time(client, jobs, monkeypatch):
+    batch_id = await jobs.enqueue_batch("tell", [{"value": "x" * 200_000}] * 60, {})
+    most = 0
+    find = jobs.store.find
+
+    async def watched(*arguments, **options):
+        nonlocal most
+        page = await find(*arguments, **options)
+        most = max(most, sum(len(job.payload) for job in page.jobs))
+        return page
+
+    monkeypatch.setattr(jobs.store, "find", watched)
+    answer = await client.get(f"{BATCHES}/{batch_id}/export")
+    assert len(answer.text.splitlines()) == 60
+    assert most < 5_000_000
+
+
 async def test_large_answers_are_packed_for_who_understands_it(client, jobs):
     await jobs.enqueue_many("tell", [{"value": number} for number in range(100)], {})
     packed = await client.get("/api/v1/jobs", headers={"accept-encoding": "gzip"})

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
@@ -372,3 +373,30 @@ async def test_a_connection_that_breaks_leaves_what_was_taken(jobs, api):
     await api(scope, receive, send_message)
     assert await payloads(jobs) in ([], [1])
     assert sent[0]["status"] == 400
+
+
+async def test_memory_stays_flat_however_large_the_payloads_are(client, monkeypatch, jobs):
+    """The largest payloads that are allowed: 60 MB of them pass through a few at a time."""
+    most = 0
+    insert = jobs.store.insert
+
+    async def watched(batch, **options):
+        nonlocal most
+        most = max(most, sum(len(job.payload) for job in batch))
+        return await insert(batch, **options)
+
+    monkeypatch.setattr(jobs.store, "insert", watched)
+    line = json.dumps({"kind": "tell", "payload": {"value": "x" * 250_000}}).encode() + b"\n"
+
+    async def pieces():
+        for _ in range(240):
+            yield line
+
+    tracemalloc.start()
+    try:
+        taken(await send(client, pieces()), 240)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 6 << 20
+    assert peak < 40 << 20

@@ -16,9 +16,10 @@ from haulier.services.instants import iso
 COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
 """What a spreadsheet is given of a row."""
 
+FIRST_PAGE = 20
 PAGE = 200
 LARGE = 2 << 20
-"""Bytes of payloads and results beyond which the next page is a smaller one."""
+"""Bytes of payloads and results that a page is to have at most, by the size of the one before."""
 
 
 async def item_pages(
@@ -34,7 +35,7 @@ async def item_pages(
     """
     await reader.batch(batch_id)
     where = JobFilter(batch_id=batch_id, states=frozenset(states) or None)
-    cursor, limit = after, PAGE
+    cursor, limit = after, FIRST_PAGE
     while True:
         page = await reader.find(where, limit=limit, cursor=cursor, oldest_first=True)
         yield page.jobs
