@@ -39,6 +39,10 @@ FIGURES = {
     "live": (
         "readers_held", "alone_p99_ms", "beside_p99_ms", "events_meanwhile", "memory_after_mb",
     ),
+    "http": (
+        "post_per_s", "post_p99_ms", "ndjson_per_s", "ndjson_taken", "status_per_s",
+        "status_p99_ms", "worker_peak_per_s",
+    ),
     "flow": ("plain_per_s", "flow_enqueue_per_s", "fan_per_s", "chain_per_s", "fan_ratio"),
 }  # fmt: skip
 

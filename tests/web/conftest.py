@@ -68,6 +68,10 @@ async def by_steps(ctx: Context) -> None:
     ctx.log("two")
 
 
+async def tell_end(batch_id: str, state: str, counts: dict[str, int]) -> str:
+    return f"{batch_id} {state} {counts['total']}"
+
+
 async def tell(value: Any) -> Any:
     return float("nan") if value == "nan" else value
 
@@ -75,7 +79,7 @@ async def tell(value: Any) -> Any:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    for function in (add, linger, fail, only_even, login, report, by_steps, tell):
+    for function in (add, linger, fail, only_even, login, report, by_steps, tell, tell_end):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
     register_runner(registry, ProxyDiagnosticsTaskRunner())

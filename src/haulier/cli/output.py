@@ -33,6 +33,7 @@ from haulier.exceptions import (
     TokenNotFoundError,
     ValidationError,
 )
+from haulier.services.instants import iso
 
 if TYPE_CHECKING:
     from haulier.domain.line import Line
@@ -258,12 +259,7 @@ def emit_fields(fields: Iterable[tuple[str, Any]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
-def instant(microseconds: int | None) -> str | None:
-    """An instant as ISO 8601 in UTC."""
-    if microseconds is None:
-        return None
-    stamp = datetime.fromtimestamp(microseconds / MICROSECOND, UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+instant = iso
 
 
 def ago(microseconds: int | None) -> str:

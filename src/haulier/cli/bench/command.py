@@ -18,7 +18,16 @@ from haulier.exceptions import ConfigurationError
 from haulier.services.urls import shown
 
 PROFILES = (
-    *("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "flow", "schedule"),
+    "noop",
+    "batch",
+    "retry",
+    "latency",
+    "backlog",
+    "writers",
+    "limits",
+    "flow",
+    "schedule",
+    "http",
     "live",
 )
 FOR_POSTGRES = "long-reader"
@@ -126,6 +135,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     writers   several processes write to one store
     limits    10,000 jobs of 500 keys, one at a time; a fresh key in a crowd; a rate
     flow      jobs that wait for each other against jobs that do not
+    http      jobs posted one by one and line by line, and how fast status is told
     schedule  how many schedules tick a second, how late, and what thousands cost
     live      how late a viewer hears of a job, beside many who stopped reading
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
@@ -166,6 +176,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
     from haulier.cli.bench.flow import flow
+    from haulier.cli.bench.http import http
     from haulier.cli.bench.limits import limits
     from haulier.cli.bench.live import live
     from haulier.cli.bench.long_reader import long_reader
@@ -184,6 +195,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "flow": flow,
         "schedule": schedule,
         "live": live,
+        "http": http,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:
