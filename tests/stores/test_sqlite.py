@@ -14,9 +14,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from haulier.domain.flow import After
 from haulier.domain.ids import raw_id
 from haulier.domain.job import JobState
 from haulier.domain.limits import Limit
+from haulier.domain.moves import Move
 from haulier.domain.step import Step
 from haulier.exceptions import (
     ConfigurationError,
@@ -495,6 +497,23 @@ class TestPlans:
         assert not any("jobs_items" in step for step in steps), steps
         scans = [step for step in steps if step.startswith("SCAN jobs")]
         assert not any("INDEX" not in step for step in scans), steps
+
+
+async def test_jobs_in_the_callers_transaction_may_wait_for_others(store, path):
+    hand = await Hand.enlist(store)
+    done, going = works(2)
+    await store.insert([done, going])
+    await hand.hand_in(await hand.claim_one(), Move.COMPLETE)
+    child = work(after=(After(done.id), After(going.id)))
+    db = apsw.Connection(str(path))
+    with db:
+        await store.insert([child], connection=db)
+        await store.insert([last := work(after=(After(child.id),))], connection=db)
+    db.close()
+    for job in (going, child, last):
+        (held,) = await hand.claim(9)
+        assert held.id == job.id
+        await hand.hand_in(held, Move.COMPLETE)
 
 
 async def _inserted(store: SqliteStore, job) -> bool:

@@ -8,19 +8,28 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from haulier.runners import echo
 from haulier.services.jobs import JobManager
 from haulier.web.guard import Guard
 from haulier.web.live.hub import Live
+from haulier.web.meter import Meter
 from haulier.web.options import WebOptions
 from haulier.web.problems import MEDIA_TYPE, install_handlers
 from haulier.web.routes import ROUTERS
 from haulier.web.routes.common import PREFIX
 from haulier.web.starts import ECHO_PATH
+from haulier.web.streams import Streams
+
+LEAST_PACKED = 2048
+"""Bytes of an answer from which on it is packed for those who understand gzip."""
+
+PACKED_LEVEL = 4
+"""Of gzip: beyond it an answer hardly gets smaller, but takes twice the time."""
 
 __all__ = ["WebOptions", "create_app"]
 
@@ -45,6 +54,8 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     )
     app.state.jobs = jobs
     app.state.options = options
+    app.state.meter = Meter()
+    app.state.streams = Streams(options.max_streams)
     app.state.live = Live(
         lambda: jobs.store, options.live, lambda: getattr(app.state, "still_valid", None)
     )
@@ -54,7 +65,13 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
         app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
-    app.add_middleware(Guard, max_body=options.max_body, deadline=options.deadline)
+    app.add_middleware(_Packing)
+    app.add_middleware(
+        Guard,
+        max_body=options.max_body,
+        max_lines=options.max_lines,
+        deadline=options.deadline,
+    )
     return app
 
 
@@ -62,6 +79,7 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.live.close()
+    await app.state.meter.close()
 
 
 class _Api(FastAPI):
@@ -80,6 +98,23 @@ class _Api(FastAPI):
                             response["content"] = {MEDIA_TYPE: content}
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+class _Packing:
+    """Packs large answers for those who ask for it, and costs the others nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._plain = app
+        self._packing = GZipMiddleware(app, minimum_size=LEAST_PACKED, compresslevel=PACKED_LEVEL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # What is posted is answered in a few lines.
+        asked = scope["type"] == "http" and scope["method"] == "GET" and _asks_for_gzip(scope)
+        await (self._packing if asked else self._plain)(scope, receive, send)
+
+
+def _asks_for_gzip(scope: Scope) -> bool:
+    return any(name == b"accept-encoding" and b"gzip" in value for name, value in scope["headers"])
 
 
 class _Echo:

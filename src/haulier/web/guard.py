@@ -11,7 +11,6 @@ import re
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,11 +19,10 @@ from haulier.services.deadlines import at_most
 from haulier.services.ids import new_id
 from haulier.web.access import IDENTITY
 from haulier.web.problems import REQUEST_ID, problem_response
+from haulier.web.sizes import Sizes
 
 LOOPBACK = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-LONGEST_LENGTH = 20
-"""Digits of a Content-Length that are read: thousands of them would be slow to understand."""
 
 _log = structlog.get_logger("haulier.web")
 
@@ -32,9 +30,9 @@ _log = structlog.get_logger("haulier.web")
 class Guard:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, *, max_body: int, deadline: float) -> None:
+    def __init__(self, app: ASGIApp, *, max_body: int, deadline: float, max_lines: int = 0) -> None:
         self._app = app
-        self._max_body = max_body
+        self._sizes = Sizes(max_body, max_lines)
         self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +62,7 @@ class Guard:
             return
         try:
             with at_most(self._deadline):
-                await self._app(scope, self._limited(receive), stamped)
+                await self._app(scope, self._sizes.limited(scope, receive), stamped)
         except Exception:
             _log.exception(
                 "request failed", request=request_id, method=scope["method"], path=scope["path"]
@@ -85,33 +83,7 @@ class Guard:
             for origin in headers.getlist("origin"):
                 if origin.lower() not in _origins_of(hosts[0]):
                     return problem_response(403, detail="Pages of other origins may not do this")
-        length = headers.get("content-length", "")[:LONGEST_LENGTH]
-        size = int(length) if length.isdecimal() else 0
-        if size > self._max_body:
-            return problem_response(413, detail=self._limit)
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if (size or "transfer-encoding" in headers) and media_type != "application/json":
-            return problem_response(415, detail="A body must be application/json")
-        return None
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Counts what is really received: a length need not be declared, nor be true."""
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body:
-                # Of all errors only this kind passes through the reading of a body unchanged.
-                raise HTTPException(413, self._limit)
-            return message
-
-        return limited
-
-    @property
-    def _limit(self) -> str:
-        return f"At most {self._max_body:,} bytes are taken"
+        return self._sizes.refusal(scope, headers)
 
 
 def _origins_of(host: str) -> tuple[str, str]:

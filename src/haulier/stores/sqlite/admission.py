@@ -58,7 +58,7 @@ class Lane:
         *("wake_at", "why"),
     )
 
-    jobs: list[tuple[int, ...]]
+    jobs: list[Sequence[int]]
     """Those that were read, the next one last."""
 
     last: Sequence[int]

@@ -10,6 +10,8 @@ from haulier.web.routes import (
     configuration,
     enqueuing,
     events,
+    filling,
+    flows,
     health,
     jobs,
     limits,
@@ -21,9 +23,12 @@ from haulier.web.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    health.scraped,
     enqueuing.router,
     jobs.router,
     batches.router,
+    filling.router,
+    flows.router,
     queues.router,
     limits.router,
     schedules.router,
