@@ -408,7 +408,7 @@ class LaneLine:
         if lane.more:
             count = min(2 * lane.taken, READ_AT_ONCE)
             place = (lane.id, *lane.last[:2], count)
-            rows = fetch(self._admission.db, _MORE_JOBS, place)
+            rows: list[Sequence[int]] = [*fetch(self._admission.db, _MORE_JOBS, place)]
             if rows:
                 lane.last = rows[-1]
             lane.jobs, lane.more = rows[::-1], len(rows) == count
