@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         CancelJob,
         ConfigurationError,
         DuplicateJobError,
+        ForbiddenAddressError,
         HaulierError,
         IdempotencyConflictError,
         InvalidTaskTypeError,
@@ -47,11 +48,13 @@ if TYPE_CHECKING:
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
+    from haulier.services.calling import guarded_client
     from haulier.services.context import Context
     from haulier.services.flow import Flow
     from haulier.services.limits import TaskLimit
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
+    from haulier.services.outbound import Guard
     from haulier.services.secrets import Secret
     from haulier.worker.lanes import WorkerOptions
 
@@ -67,8 +70,8 @@ _HOME = {
     "Breaker": "domain.limits",
     "CancelJob": "exceptions",
     "Circuit": "domain.limits",
-    "ConfigurationError": "exceptions",
     "Configuration": "domain.configuration",
+    "ConfigurationError": "exceptions",
     "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
@@ -77,6 +80,8 @@ _HOME = {
     "Ended": "services.middleware",
     "Event": "domain.event",
     "Flow": "services.flow",
+    "ForbiddenAddressError": "exceptions",
+    "Guard": "services.outbound",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
     "Interval": "domain.schedule",
@@ -99,8 +104,8 @@ _HOME = {
     "Missed": "domain.schedule",
     "OnLost": "domain.job",
     "Otherwise": "domain.flow",
-    "Parent": "domain.flow",
     "Overlap": "domain.schedule",
+    "Parent": "domain.flow",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
     "Rate": "domain.limits",
@@ -124,6 +129,7 @@ _HOME = {
     "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
     "baggage": "services.baggage",
+    "guarded_client": "services.calling",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only
 lists jobs does not pay for pydantic."""
@@ -150,6 +156,8 @@ __all__ = [
     "Ended",
     "Event",
     "Flow",
+    "ForbiddenAddressError",
+    "Guard",
     "HaulierError",
     "IdempotencyConflictError",
     "Interval",
@@ -197,6 +205,7 @@ __all__ = [
     "WorkerOptions",
     "WorkerServiceError",
     "baggage",
+    "guarded_client",
 ]
 
 

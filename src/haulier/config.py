@@ -30,7 +30,8 @@ class Settings(BaseSettings):
     may fail to renew itself before its jobs go to others. `child_memory` is megabytes of address
     space. `media_root` and `output_root` are the
     only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
-    what proxies are checked against. `api_deadline` is how long the HTTP API waits for one answer
+    what proxies are checked against. `allowed_hosts` may be called for users although they are not
+    public. `api_deadline` is how long the HTTP API waits for one answer
     of the store.
     """
 
@@ -55,11 +56,12 @@ class Settings(BaseSettings):
     media_root: Path = Path("media")
     output_root: Path = Path("output")
     check_url: str | None = None
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     api_deadline: float = Field(2.0, ge=0.1, le=60)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

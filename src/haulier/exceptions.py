@@ -12,6 +12,7 @@ HaulierError                        (alias WorkerServiceError)
 ├── ResultExpiredError              the job completed, its result is kept no longer
 ├── JobExecutionError               a job failed; raised when its result is asked for
 │   ├── PermanentError              raise it in a task: fail now, further attempts are useless
+│   │   └── ForbiddenAddressError   a URL or proxy leads where users may not send us
 │   └── JobTimeoutError             a job or a wait took longer than it was given
 ├── LeaseLostError                  this attempt was taken away; its writes no longer count
 ├── ResourceNotAvailableError       something the work needs is not there
@@ -118,6 +119,10 @@ class JobExecutionError(HaulierError):
 
 class PermanentError(JobExecutionError):
     """Raise it, or a subclass, in a task whose further attempts would be useless."""
+
+
+class ForbiddenAddressError(PermanentError):
+    """A URL or a proxy that a user gave leads where it may not; the message has the reason."""
 
 
 class JobTimeoutError(JobExecutionError):

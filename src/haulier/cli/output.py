@@ -121,6 +121,18 @@ def store_option(function: F) -> F:
     )(function)
 
 
+def allow_option(function: F) -> F:
+    """`--allow-host HOST`, or HAULIER_ALLOWED_HOSTS."""
+    return click.option(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Let users name this host, address or network (or host:port) although it is not "
+        "public; may be repeated.  [env: HAULIER_ALLOWED_HOSTS]",
+    )(function)
+
+
 def json_option(function: F) -> F:
     """`--json`: one JSON document on standard output instead of a table."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(

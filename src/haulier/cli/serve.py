@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from haulier.cli.echo import address_of, http_server, listen
-from haulier.cli.output import command_body, store_option
+from haulier.cli.output import allow_option, command_body, store_option
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
 from haulier.stores.urls import shown
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--api-deadline", type=float, help="Seconds that the API waits for the store.  [default: 2]"
 )
+@allow_option
 @click.option("--concurrency", type=int, help="Coroutine jobs at once.")
 @click.option("--threads", type=int, help="Plain-function jobs at once.")
 @click.option("--children", type=int, help="Jobs in processes of their own at once.")
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
 @click.option("--log-format", type=click.Choice(["console", "json"]))
 @store_option
 @command_body
-async def serve(user_app: str | None, **flags: Any) -> None:
+async def serve(user_app: str | None, allowed_hosts: tuple[str, ...], **flags: Any) -> None:
     """Serve the HTTP API on a loopback address, with one worker beside it."""
     from haulier.config import read_settings
     from haulier.container import build_app, worker_options
     from haulier.web.app import create_app
 
-    settings = read_settings(**flags)
+    settings = read_settings(**flags, allowed_hosts=allowed_hosts or None)
     start_logging(settings)
     listener = listen(_check_loopback(settings.host), settings.port)
     with contextlib.closing(listener):
@@ -81,12 +82,14 @@ def _check_loopback(host: str) -> str:
 def _web_options(settings: Settings) -> Any:
     from importlib.metadata import version
 
+    from haulier.container import guard_of
     from haulier.web.app import WebOptions
 
     return WebOptions(
         media_root=settings.media_root,
         output_root=settings.output_root,
         check_url=settings.check_url,
+        guard=guard_of(settings),
         version=version("haulier"),
         deadline=settings.api_deadline,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_input import Target
+from haulier.services.outbound import Guard
 
 MAX_BODY = 20 * 1024 * 1024
 """Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
@@ -22,6 +23,7 @@ class WebOptions:
     Requests name pictures below `media_root` and folders below `output_root`, nothing else.
     `check_url` is what proxies are checked against; None means this server's own `/echo`. A store
     that does not answer a call within `deadline` seconds is told the client as unavailable.
+    `guard` says which URLs and proxies clients may name.
     """
 
     media_root: Path
@@ -30,6 +32,7 @@ class WebOptions:
     check_url: str | None = None
     max_body: int = MAX_BODY
     deadline: float = DEADLINE
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         if self.check_url is not None:
