@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import processes
 import servers
 from haulier.ports import JobStore
 from haulier.testing import FakeClock
@@ -27,14 +28,15 @@ PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that runs tests in the background has them ignore Ctrl-C, and what they start too."""
+    processes.NEW = config.getoption("new_processes")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--model-examples", type=int, default=200, help="histories of a store's model")
+    parser.addoption("--model-examples", type=int, default=80, help="histories of a store's model")
     parser.addoption("--seeds", type=int, default=1000, help="how many histories are simulated")
     parser.addoption(
         "--servers",
@@ -43,6 +45,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run on one PostgreSQL and one Redis, on the other versions of them, or on all",
     )
     parser.addoption("--seed", type=int, help="draw this one history again")
+    parser.addoption(
+        "--new-processes", action="store_true", help="each command starts Python anew: slower"
+    )
     parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 
@@ -94,6 +99,7 @@ def home(home_kind: Callable[[Path], StoreHome], tmp_path: Path) -> StoreHome:
 
 
 def pytest_sessionfinish() -> None:
+    processes.close()
     servers.stop_all()
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import haulier.cli
+from nursery import Nursery
 from support import wait_until
+
+NEW = False
+"""Whether each command starts Python anew (`--new-processes`)."""
+
+LOADED = (
+    "command",
+    *(found.name for found in pkgutil.walk_packages(haulier.cli.__path__, "haulier.cli.")),
+    *("haulier.config", "haulier.container", "haulier.runners.media_uniq"),
+    *("haulier.runners.proxy_diagnostics", "haulier.web", "haulier.worker", "uvicorn"),
+)
+"""What a command need not load any more."""
 
 TASKS = """
 import asyncio, os, time
@@ -69,7 +85,15 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def haulier(
     folder: Path, *arguments: str, stdin: str | None = None, timeout: float = 60, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end: in a process of its own that need not load the library any more."""
+    run = started_anew if NEW else _forked
+    return run(folder, *arguments, stdin=stdin, timeout=timeout, **env)
+
+
+def started_anew(
+    folder: Path, *arguments: str, stdin: str | None = None, timeout: float = 60, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """The same in a process that has loaded nothing yet."""
     return subprocess.run(
         [sys.executable, "-m", "haulier", *arguments],
         cwd=folder,
@@ -80,6 +104,48 @@ def haulier(
         timeout=timeout,
         check=False,
     )
+
+
+_open = contextlib.ExitStack()
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    """The nursery of all commands of this test process; `close` ends it."""
+    folder = Path(_open.enter_context(tempfile.TemporaryDirectory(prefix="haulier-nursery-")))
+    return _open.enter_context(Nursery(folder, environment(folder), LOADED))
+
+
+def close() -> None:
+    """End what all tests have shared."""
+    _open.close()
+    _nursery.cache_clear()
+
+
+def _forked(
+    folder: Path, *arguments: str, stdin: str | None, timeout: float, **env: str
+) -> subprocess.CompletedProcess[str]:
+    nursery = _nursery()
+    with tempfile.TemporaryDirectory(prefix="haulier-command-") as own:
+        files = {name: Path(own) / name for name in ("stdin", "stdout", "stderr", "code")}
+        files["stdin"].write_text(stdin or "")
+        spec = {
+            **{name: str(path) for name, path in files.items()},
+            "folder": str(folder),
+            "arguments": arguments,
+            "env": environment(folder, **env),
+        }
+        child = nursery.start("command:run", spec)
+        if not child.wait(timeout):
+            child.kill()
+            raise subprocess.TimeoutExpired(["haulier", *arguments], timeout)
+        assert files["code"].exists(), f"haulier {arguments} ended without a code: {child.says()}"
+        return subprocess.CompletedProcess(
+            ["haulier", *arguments],
+            int(files["code"].read_text()),
+            files["stdout"].read_text(),
+            files["stderr"].read_text(),
+        )
 
 
 def haulier_json(folder: Path, *arguments: str, **env: str) -> Any:
@@ -151,14 +217,6 @@ def running(folder: Path, *arguments: str, **env: str) -> Iterator[Daemon]:
                 os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def with_tasks(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 import servers
-from processes import alive
+from nursery import alive
 from support import wait_until
 
 RUN = """

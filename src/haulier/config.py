@@ -26,13 +26,12 @@ def _also(name: str, *others: str) -> Any:
 class Settings(BaseSettings):
     """Every setting, its default, and in its alias the environment variable that sets it.
 
-    Times are seconds: `grace` is what running jobs get when a worker stops, `ttl` how long a worker
-    may fail to renew itself before its jobs go to others. `child_memory` is megabytes of address
-    space. `media_root` and `output_root` are the
-    only folders that the HTTP API may read pictures from and write renditions to. `check_url` is
-    what proxies are checked against. `allowed_hosts` may be called for users although they are not
-    public. `api_deadline` is how long the HTTP API waits for one answer
-    of the store.
+    `records`: None stands for those beside the store. Times are seconds: `grace` is what running
+    jobs get when a worker stops, `ttl` how long a worker may fail to renew itself before its jobs
+    go to others. `child_memory` is megabytes of address space. `media_root` and `output_root` are
+    the only folders that the HTTP API may read pictures from and write renditions to. `check_url`
+    is what proxies are checked against. `allowed_hosts` may be called for users although they are
+    not public. `api_deadline` is how long the HTTP API waits for one answer of the store.
     """
 
     model_config = SettingsConfigDict(
@@ -40,6 +39,7 @@ class Settings(BaseSettings):
     )
 
     store: str = "sqlite:///haulier.db"
+    records: str | None = None
     queues: Annotated[tuple[str, ...], NoDecode] = ("default",)
     concurrency: int = Field(
         100, ge=1, le=10_000, validation_alias=_also("CONCURRENCY", "CONCURRENCY_LIMIT")

@@ -6,6 +6,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
 ├── ScheduleNotFoundError           no schedule has this name
+├── LimitNotFoundError              no limit has this name
 ├── JobStateError                   the job's state does not allow this
 ├── DuplicateJobError               another job holds the unique name
 │   └── IdempotencyConflictError    the same idempotency key, with another body
@@ -16,7 +17,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── JobTimeoutError             a job or a wait took longer than it was given
 ├── LeaseLostError                  this attempt was taken away; its writes no longer count
 ├── ResourceNotAvailableError       something the work needs is not there
-│   └── StoreError                  the store cannot serve
+│   └── StoreError                  the store, or the records beside it, cannot serve
 │       ├── StoreUnavailableError   not reachable, or locked for too long
 │       │   └── StoreClosedError    closed, or never opened: waiting does not help
 │       ├── StoreFrozenError        it is being moved to another store, or was
@@ -93,6 +94,14 @@ class ScheduleNotFoundError(HaulierError):
         super().__init__(f"no schedule has the name {name[:200]}")
 
 
+class LimitNotFoundError(HaulierError):
+    """No limit has this name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"no limit has the name {name[:200]}")
+
+
 class JobStateError(HaulierError):
     """The job's present state does not allow what was asked."""
 
@@ -138,7 +147,7 @@ class ResourceNotAvailableError(HaulierError):
 
 
 class StoreError(ResourceNotAvailableError):
-    """The store cannot serve."""
+    """The store cannot serve, or the records beside it; the message says which."""
 
 
 class StoreUnavailableError(StoreError):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from processes import haulier, haulier_json, running, with_tasks
+from processes import haulier, haulier_json, running, started_anew, with_tasks
 from support import wait_until
 
 OK, FAILED, USAGE, NOT_FOUND, CONFLICT, UNREACHABLE, TIMEOUT, UNSUCCESSFUL = 0, 1, 2, 3, 4, 6, 7, 8
@@ -25,10 +25,11 @@ def enqueue(folder, kind, payload="{}", *more):
 
 
 def test_help_names_every_command_and_each_has_help_of_its_own(tmp_path):
-    text = haulier(tmp_path, "--help").stdout
+    """Each in a new process: a command must not need what another one has imported."""
+    text = started_anew(tmp_path, "--help").stdout
     for command in COMMANDS:
         assert f"  {command} " in text
-        own = haulier(tmp_path, command, "--help")
+        own = started_anew(tmp_path, command, "--help")
         assert own.returncode == OK
         assert "Usage:" in own.stdout
 

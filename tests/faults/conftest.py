@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from faults.nursery import Nursery
 from faults.stores import STORES, WITH_SERVER, Ground, ground
+from nursery import Nursery
+from processes import environment
 
 
 @pytest.fixture(scope="package")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("nursery")) as opened:
+    folder = tmp_path_factory.mktemp("nursery")
+    loaded = ("faults.work", "faults.script", "faults.producing")
+    with Nursery(folder, environment(folder), loaded) as opened:
         yield opened
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from faults.nursery import TESTS
 from faults.run import Run
+from nursery import TESTS
 from processes import Daemon, running
 from support import wait_until
 

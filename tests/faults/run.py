@@ -14,12 +14,11 @@ from typing import Any, Self
 
 from faults.history import Report, prove
 from faults.log import Log, now, read
-from faults.nursery import Child, Nursery
 from faults.sink import Sink
 from faults.witness import Crash, Witness
 from haulier.ports import JobStore
 from haulier.stores import open_store
-from processes import alive
+from nursery import Child, Nursery, alive
 from simulation.history import MANY, look
 from support import wait_until
 
@@ -94,7 +93,7 @@ class Run:
 
     def start(self, main: str = "work:work_until_told", **spec: Any) -> Child:
         """Fork a process."""
-        child = self._nursery.start(main, self.spec(**spec))
+        child = self._nursery.start(f"faults.{main}", self.spec(**spec))
         self.children.append(child)
         return child
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pytest
 
 from faults.history import percentile
-from faults.nursery import Child
 from faults.run import Run
+from nursery import Child
 
 WORKERS = 4
 

@@ -12,7 +12,7 @@ from faults.script import Names
 from haulier.domain.flow import PARENT_FAILED, After, Otherwise
 from haulier.domain.job import JobState, NewJob
 from haulier.services.ids import new_id
-from simulation.flows import check_flows
+from simulation.flow_log import check_flows
 from simulation.history import Entry, What, look
 from support import wait_until
 
@@ -69,9 +69,7 @@ async def one_wave(run: Run, dice: random.Random) -> list[Entry]:
         assert (found.state, why) == (
             (JobState.CANCELLED, PARENT_FAILED) if failed else (JobState.COMPLETED, None)
         )
-    return [
-        Entry(What.ENQUEUE, job.id, after=tuple(each.job_id for each in job.after)) for job in jobs
-    ]
+    return [Entry(What.ENQUEUE, job.id, after=job.after) for job in jobs]
 
 
 def flows(names: Names) -> tuple[list[NewJob], NewJob, list[NewJob]]:

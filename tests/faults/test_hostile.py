@@ -11,7 +11,8 @@ import pytest
 
 from haulier.app import App
 from haulier.domain.job import Job, JobState
-from processes import alive, haulier_json, running
+from nursery import alive
+from processes import haulier_json, running
 from support import wait_until, work
 
 TASKS = """

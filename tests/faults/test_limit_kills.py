@@ -9,12 +9,12 @@ import asyncio
 import random
 from dataclasses import dataclass
 
-from faults.nursery import Child
 from faults.run import Run
 from faults.script import Names
 from haulier.domain.job import NewJob
 from haulier.domain.limits import Limit
 from haulier.services.ids import new_id
+from nursery import Child
 from support import wait_until
 
 TTL = 2.5

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from faults.nursery import TESTS
 from faults.proxy import HOST, PostgresDialect, Proxy, RedisDialect
+from nursery import TESTS
 from support import wait_until
 
 

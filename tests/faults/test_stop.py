@@ -7,7 +7,8 @@ import signal
 
 from haulier.app import App
 from haulier.domain.job import JobState
-from processes import alive, haulier, running, told, with_tasks
+from nursery import alive
+from processes import haulier, running, told, with_tasks
 from support import wait_until
 
 STORE = ("--store", "sqlite:///tasks.db")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from faults.log import read
-from faults.nursery import Child
 from faults.run import Run
 from faults.script import Names
 from haulier.domain.job import JobState
 from haulier.services.ids import new_id
+from nursery import Child
 from support import wait_until
 
 TTL = 1.5

@@ -15,9 +15,9 @@ from haulier import (
     Breaker,
     Circuit,
     ConfigurationError,
-    JobNotFoundError,
     JobStateError,
     Limit,
+    LimitNotFoundError,
     Rate,
     TaskLimit,
     ValidationError,
@@ -219,7 +219,7 @@ class TestChanging:
             assert state.changed_by == "bob"
             await app.limits.delete("api")
             assert await app.limits.list() == []
-            with pytest.raises(JobNotFoundError, match="api"):
+            with pytest.raises(LimitNotFoundError, match="api"):
                 await app.limits.delete("api")
 
     @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ class TestChanging:
 
     async def test_keys(self):
         async with new_app() as app:
-            with pytest.raises(JobNotFoundError):
+            with pytest.raises(LimitNotFoundError):
                 await app.limits.keys("none")
             with pytest.raises(ValidationError, match="limit"):
                 await app.limits.keys("none", limit=0)
@@ -276,7 +276,7 @@ class TestChanging:
                 await wait_until(opened)
                 broken = False
                 assert len(ran) >= 2
-                with pytest.raises(JobNotFoundError):
+                with pytest.raises(LimitNotFoundError):
                     await app.limits.reset("other", "host-1")
                 assert await app.limits.reset("host", "host-1")
                 assert not await app.limits.reset("host", "host-2")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel
 
-from haulier import App, BaseTaskRunner, BatchFinished, ConfigurationError, Context, JobState
+from haulier import (
+    App,
+    BaseTaskRunner,
+    BatchFinished,
+    ConfigurationError,
+    Context,
+    JobState,
+    RetryPolicy,
+)
 from haulier.testing import run_until_idle
 from support import wait_until
 
@@ -28,6 +36,7 @@ class Publish(BaseTaskRunner[Album, Picture]):
     task_type = "publish"
     start_model = Album
     item_model = Picture
+    retry = RetryPolicy(max_attempts=3, delay=0, cap=0)
 
     def __init__(self) -> None:
         self.finished: list[str] = []

@@ -77,6 +77,9 @@ class Trail:
                 self._cancel(entry)
             case What.REQUEUE:
                 self._requeue(entry)
+            case What.DELETE:
+                self._discard(entry)
+                self.jobs.pop(entry.job, None)
             case What.DISCARD:
                 self._discard(entry)
 

@@ -22,7 +22,7 @@ from haulier.domain.event import (
 from haulier.domain.job import JobState, Role
 from haulier.domain.moves import RULES, Move
 from haulier.domain.unique import Scope
-from simulation.flows import check_flows
+from simulation.flow_log import check_flows
 from simulation.history import Entry, Final, What, callbacks_of
 from simulation.queues import check_queues
 
@@ -55,7 +55,7 @@ def check_events(history: Sequence[Entry], final: Final) -> Iterator[str]:
     yield from _rounds(history, final)
     yield from _names(history, events)
     yield from check_queues(events)
-    yield from check_flows(history, events)
+    yield from check_flows(history, events, final.parents)
 
 
 def _step(walks: dict[str, _Walk], event: Event) -> Iterator[str]:
@@ -187,7 +187,9 @@ def _names(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
             yield f"job {event.job_id}: takes the name {name} that {holders[name]} holds"
         if takes:
             holders[name] = event.job_id
-        elif holders.get(name) == event.job_id and _releases(event, scope):
+        elif holders.get(name) == event.job_id and (
+            event.type == DELETED or _releases(event, scope)
+        ):
             del holders[name]
 
 

@@ -1,15 +1,15 @@
-"""Jobs that wait for others, in the simulation: what is enqueued, and what its events must say."""
+"""Steps of the world: jobs that wait for others, and what is deleted under their feet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
 from typing import TYPE_CHECKING
 
-from haulier.domain.event import DELETED, Event
 from haulier.domain.flow import After, Otherwise
-from haulier.domain.moves import RULES, Move
-from haulier.exceptions import ValidationError
-from simulation.history import Entry, What
+from haulier.domain.job import JobState, Role
+from haulier.exceptions import JobNotFoundError, JobStateError, ValidationError
+from haulier.ports import JobFilter, pages
+from simulation.history import What
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 async def enqueue_flow(world: World) -> None:
     """Some jobs, each after earlier ones of its flow, or after any that there are already."""
     jobs = []
-    for _ in range(world.dice.randint(1, 5)):
-        known = [job.id for job in jobs] + world.jobs[-10:] + world.heads[-2:]
-        parents = dict.fromkeys(world.pick(known) for _ in range(world.dice.randint(0, 2)) if known)
+    for _ in range(world.dice.randint(1, 6)):
+        known = [job.id for job in jobs] * 2 + world.jobs[-10:] + world.heads[-2:] * 2
+        parents = dict.fromkeys(world.pick(known) for _ in range(world.dice.randint(0, 3)) if known)
         rules = [world.pick(list(Otherwise)) for _ in parents]
         after = tuple(After(*each) for each in zip(parents, rules, strict=True))
-        jobs.append(world.job(after=after))
+        bulk = {"kind": "bulk", "role": Role.HEAD} if world.dice.random() < 0.1 else {}
+        jobs.append(world.job(after=after, **bulk))
     world.dice.shuffle(jobs)
     try:
         await world.ask(lambda: world.store.insert(jobs))
@@ -31,21 +32,57 @@ async def enqueue_flow(world: World) -> None:
         # One of the parents was removed meanwhile, or never came to be.
         return
     for job in jobs:
-        world.jobs.append(job.id)
-        world.note(What.ENQUEUE, job.id, after=tuple(each.job_id for each in job.after))
+        (world.heads if job.role is Role.HEAD else world.jobs).append(job.id)
+        world.note(What.ENQUEUE, job.id, after=job.after)
 
 
-def check_flows(history: Sequence[Entry], events: Sequence[Event]) -> Iterator[str]:
-    """No job starts before all that it waits for have ended."""
-    after = {entry.job: entry.after for entry in history if entry.after}
-    ended: set[str] = set()
-    started: set[str] = set()
-    for event in events:
-        job = event.job_id
-        if event.type == DELETED or (event.type in RULES and RULES[Move(event.type)].target.final):
-            ended.add(job)
-        if event.type == Move.CLAIM and job not in started:
-            started.add(job)
-            early = set(after.get(job, ())) - ended
-            if early:
-                yield f"job {job}: started at event {event.seq}, before {sorted(early)} had ended"
+async def another_chance(world: World) -> None:
+    """An operator requeues parents of a job, and then perhaps the job itself."""
+    after = {entry.job: entry.after for entry in world.history if entry.after}
+    ended = JobFilter(states=frozenset({JobState.FAILED, JobState.CANCELLED}))
+    children = [job for job in (await world.store.find(ended)).jobs if job.id in after]
+    if not children:
+        return
+    child = world.pick(children)
+    for parent in after[child.id]:
+        with contextlib.suppress(JobNotFoundError):
+            job = await world.store.get(parent.job_id)
+            if job.state in ended.states and world.dice.random() < 0.8:
+                await world.requeue_one(job)
+    if world.dice.random() < 0.7:
+        await world.requeue_one(child)
+
+
+async def delete(world: World) -> None:
+    """An operator deletes a job that does not run, a batch with all that lies within."""
+    known = world.jobs + world.heads
+    if not known:
+        return
+    job = world.pick(known)
+    try:
+        await world.ask(lambda: world.store.delete(job))
+    except JobStateError:
+        return
+    except JobNotFoundError:
+        # Whoever asks again may be told so.
+        pass
+    world.note(What.DELETE, job)
+    await forget(world)
+
+
+async def forget(world: World) -> None:
+    """Nobody speaks any more of jobs that were deleted."""
+    there = {job.id async for job in pages(world.store, JobFilter())}
+    for known in (world.jobs, world.heads, world.named):
+        known[:] = [job for job in known if job in there]
+    world.unsealed = {batch: size for batch, size in world.unsealed.items() if batch in there}
+    world.sent = [jobs for jobs in world.sent if all(job.id in there for job in jobs)]
+
+
+async def parents_of(world: World) -> dict:
+    """What the store tells of the parents of each job that has or had some."""
+    found = {}
+    for job in {entry.job for entry in world.history if entry.after}:
+        with contextlib.suppress(JobNotFoundError):
+            found[job] = await world.store.parents(job)
+    return found

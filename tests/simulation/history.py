@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from haulier.domain.batch import Batch
 from haulier.domain.event import Event
+from haulier.domain.flow import After, Parent
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import Move
 from haulier.domain.unique import Scope
@@ -23,8 +24,9 @@ class What(StrEnum):
     enqueue: a producer inserted `job`, which belongs to `batch`. claim: `worker` was given `job`
     under `lease`. finish: it handed in `move` for that lease. step: it did `step` of the job and
     had it kept under that lease. end: the incarnation `worker` was declared over. cancel: an
-    operator asked for it. requeue: `job`, or all failed items of `batch`, may run again. discard:
-    the items of the head `job` are deleted, because it expands anew.
+    operator asked for it. requeue: `job`, or all failed items of `batch`, may run again. delete: an
+    operator had it removed with all that lies within. discard: the items of the head `job` are
+    deleted, because it expands anew.
     """
 
     ENQUEUE = "enqueue"
@@ -34,6 +36,7 @@ class What(StrEnum):
     END = "end"
     CANCEL = "cancel"
     REQUEUE = "requeue"
+    DELETE = "delete"
     DISCARD = "discard"
 
 
@@ -42,7 +45,8 @@ class Entry:
     """One line. `ok`: yes, no (refused), or None when the answer got lost: nobody knows.
 
     calls_back: it is the head of a batch with a finish callback. name: no other job may have it at
-    the same time, `held` says for how long. after: the jobs that it waits for.
+    the same time, `held` says for how long. after: the jobs that it waits for. span: the numbers
+    of the last events before and after it.
     """
 
     what: What
@@ -56,14 +60,16 @@ class Entry:
     name: str | None = None
     held: Scope = Scope.ACTIVE
     step: str = ""
-    after: tuple[str, ...] = ()
+    after: tuple[After, ...] = ()
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
     """All that a store tells when nothing goes on any more. `events` None: it keeps none.
 
-    `steps`: the names of those that each job has finished, where somebody has asked for them.
+    `steps`: the names of those that each job has finished; `parents`: what it is told of them.
+    Both where somebody has asked for them.
     """
 
     jobs: Mapping[str, Job]
@@ -71,6 +77,7 @@ class Final:
     counts: Mapping[tuple[str, str, Role, JobState], int]
     events: Sequence[Event] | None = None
     steps: Mapping[str, frozenset[str]] | None = None
+    parents: Mapping[str, Sequence[Parent]] | None = None
 
 
 def callbacks_of(final: Final) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from haulier.domain.ids import derived_id
 from haulier.domain.job import Role
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import JobStateError
 from simulation.history import What
 
 if TYPE_CHECKING:
@@ -46,19 +46,6 @@ async def nest(world: World) -> None:
         around = inner[0].id
         del depth
     await world.ask(lambda: world.store.seal(outer.id))
-
-
-async def forget(world: World) -> None:
-    """Batches within one that starts anew are gone."""
-    there = [head for head in world.heads if await _is_there(world, head)]
-    world.heads[:] = there
-
-
-async def _is_there(world: World, head: str) -> bool:
-    with contextlib.suppress(JobNotFoundError):
-        await world.store.get(head)
-        return True
-    return False
 
 
 async def alter(world: World) -> None:

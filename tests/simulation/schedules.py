@@ -148,12 +148,14 @@ async def findings(world: World, final: Final) -> list[str]:
     """All that is wrong with ticks in the end."""
     found: list[str] = []
     jobs: set[str] = set()
+    deleted = {event.job_id for event in final.events or () if event.type == ev.DELETED}
     for name, schedule in world.clockwork.made.items():
         ticks = await world.store.schedules().ticks(name, limit=EVERYTHING)
         there = await world.store.schedules().get(name)
         found += _of_one(schedule, there, ticks[::-1], whole=name not in world.clockwork.broken)
         for each in ticks:
-            if each.job is not None and each.job not in final.jobs:
+            gone = each.job is not None and each.job not in final.jobs
+            if gone and each.job not in deleted:
                 found.append(f"schedule {name}: the job {each.job} of {each.tick} is not there")
             if each.job in jobs:
                 found.append(f"schedule {name}: the job {each.job} has two ticks")

@@ -13,7 +13,6 @@ from haulier.domain.ids import derived_id
 from haulier.domain.job import Job, JobState, Role
 from haulier.domain.moves import Move
 from simulation.checker import check
-from simulation.flows import check_flows
 from simulation.history import Entry, Final, What
 from simulation.queues import Shut, check_queues
 from support import new_id
@@ -294,17 +293,3 @@ def test_a_claim_of_a_paused_queue_is_found_out():
     shut = Shut({"default"})
     shut.given([left()._replace(queue="slow"), left()])
     assert shut.findings == [f"job {X}: started although default is paused"]
-
-
-def test_a_child_that_starts_before_its_parent_has_ended_is_found_out():
-    history = [Entry(What.ENQUEUE, "parent"), Entry(What.ENQUEUE, "child", after=("parent",))]
-
-    def told(*moves: tuple[str, str]) -> list[str]:
-        events = [Event("e", n, 0, move, job) for n, (move, job) in enumerate(moves, start=1)]
-        return list(check_flows(history, events))
-
-    assert told(("claim", "parent"), ("complete", "parent"), ("claim", "child")) == []
-    assert told(("drop", "parent"), ("claim", "child"), ("requeue", "parent")) == []
-    assert told(("claim", "parent"), ("claim", "child"), ("complete", "parent")) == [
-        "job child: started at event 2, before ['parent'] had ended"
-    ]

@@ -117,7 +117,7 @@ class World:
         await self.come_to_rest()
         final = await look(self.store)
         steps = {job: await self.steps_of(job) for job in final.jobs}
-        return replace(final, steps=steps)
+        return replace(final, steps=steps, parents=await flows.parents_of(self))
 
     async def steps_of(self, job: str) -> frozenset[str]:
         return frozenset(step.name for step in await self.store.steps(job))
@@ -134,6 +134,10 @@ class World:
 
     def note(self, what: What, job: str = "", **more: object) -> None:
         self.history.append(Entry(what, job, **more))
+
+    async def last_event(self) -> int:
+        _, _, last = (await self.store.last_event()).partition(":")
+        return int(last)
 
     def id(self) -> str:
         return uuid7(self.clock.now() // 1000, self.dice.randbytes(ENTROPY_BYTES))
@@ -455,7 +459,10 @@ class World:
         page = await self.store.find(JobFilter(states=ended))
         if not page.jobs:
             return
-        job = self.pick(page.jobs)
+        await self.requeue_one(self.pick(page.jobs))
+
+    async def requeue_one(self, job: Job) -> None:
+        before = await self.last_event()
         try:
             states = await self.ask(lambda: self.store.requeue([job.id]))
         except JobStateError:
@@ -463,8 +470,8 @@ class World:
         if states.get(job.id) is JobState.PENDING:
             if job.role.heads:
                 self.note(What.DISCARD, job.id)
-                await nested.forget(self)
-            self.note(What.REQUEUE, job.id)
+                await flows.forget(self)
+            self.note(What.REQUEUE, job.id, span=(before, await self.last_event()))
 
     async def retry_failed(self) -> None:
         if not self.heads:
@@ -494,19 +501,19 @@ class World:
         if not self.limited:
             return
         limits, name = self.store.limits(), self.pick(list(LIMITS))
-        _, _, last = (await self.store.last_event()).partition(":")
+        last = await self.last_event()
         if name == "breaker" and self.dice.random() < 0.5:
             key = self.pick(("a", "b"))
             with contextlib.suppress(JobNotFoundError):
                 await self.ask(lambda: limits.reset(name, key, by="operator"))
-                self.changes.append(Change(int(last), name, key=key))
+                self.changes.append(Change(last, name, key=key))
         elif self.dice.random() < 0.3:
             await self.ask(lambda: limits.drop(name, by="operator"))
-            self.changes.append(Change(int(last), name))
+            self.changes.append(Change(last, name))
         else:
             limit = Limit(name=name, **self.pick(LIMITS[name]))
             await self.ask(lambda: limits.put(limit, by="operator"))
-            self.changes.append(Change(int(last), name, limit))
+            self.changes.append(Change(last, name, limit))
 
     async def what_is_limited(self) -> Limited:
         """What was done with limits, and which slots the store takes for taken."""
@@ -570,7 +577,9 @@ STEPS_AND_WEIGHTS: dict[Callable[[World], Awaitable[None]], int] = {
     World.pause: 2,
     World.resume: 2,
     World.step: 10,
-    flows.enqueue_flow: 5,
+    flows.enqueue_flow: 7,
+    flows.another_chance: 3,
+    flows.delete: 3,
     schedules.set_schedule: 4,
     schedules.pause_schedule: 1,
     schedules.tick: 10,

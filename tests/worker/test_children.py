@@ -24,7 +24,7 @@ from haulier import (
     WorkerOptions,
 )
 from haulier.services.registry import define_task
-from processes import alive
+from nursery import alive
 from support import SqliteMemory, wait_until
 
 ONCE = RetryPolicy.never()

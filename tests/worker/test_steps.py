@@ -359,11 +359,11 @@ class TestRefusals:
         assert ran == ["0", "1", "2"]
 
     async def test_the_blocking_form_is_not_for_coroutines(self, app):
-        @app.task
+        @app.task(retry=RetryPolicy.never())
         async def blocks(ctx: Context) -> None:
             ctx.step_sync("one", list)
 
-        @app.task
+        @app.task(retry=RetryPolicy.never())
         def awaits(ctx: Context) -> None:
             ctx.step_sync("one", asyncio.sleep, 0)
 

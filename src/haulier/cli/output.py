@@ -27,6 +27,7 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
+    LimitNotFoundError,
     ScheduleNotFoundError,
     StoreError,
     ValidationError,
@@ -57,6 +58,7 @@ EXIT_CODES = {
 _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
     (ScheduleNotFoundError, "not found"),
+    (LimitNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

@@ -13,7 +13,7 @@ from haulier.cli.echo import address_of, http_server, listen
 from haulier.cli.output import allow_option, command_body, store_option
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import shown
+from haulier.services.urls import shown
 
 if TYPE_CHECKING:
     from haulier.config import Settings

@@ -25,7 +25,7 @@ from haulier.cli.output import (
 from haulier.domain.finding import Finding, Level
 from haulier.domain.transfer import Section
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import shown
+from haulier.services.urls import shown
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

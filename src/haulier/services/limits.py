@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from haulier.domain.configuration import LONGEST_BY
 from haulier.domain.limits import Breaker, KeyState, Limit, LimitState, Rate
-from haulier.exceptions import ConfigurationError, JobNotFoundError, Problem, ValidationError
+from haulier.exceptions import ConfigurationError, LimitNotFoundError, Problem, ValidationError
 from haulier.ports import JobStore
 from haulier.services.names import check_name
 from haulier.services.who import who
@@ -160,17 +160,17 @@ class Limits:
     async def delete(self, name: str, *, by: str | None = None) -> None:
         """Delete a limit. One that code declares stays away, until its declaration is another.
 
-        Raises JobNotFoundError if there is none of that name.
+        Raises LimitNotFoundError if there is none of that name.
         """
         if not await self._store.limits().drop(name, by=_who(by)):
-            raise JobNotFoundError(name)
+            raise LimitNotFoundError(name)
 
     async def keys(
         self, name: str, *, limit: int = 100, cursor: str | None = None
     ) -> list[KeyState]:
         """How keys stand under a limit that is per key, by key: those with something to tell.
 
-        `cursor` is the last key of the page before. Raises JobNotFoundError if there is no such
+        `cursor` is the last key of the page before. Raises LimitNotFoundError if there is no such
         limit.
         """
         if type(limit) is not int or not 1 <= limit <= MOST_KEYS:
@@ -181,7 +181,7 @@ class Limits:
     async def reset(self, name: str, key: str, *, by: str | None = None) -> bool:
         """Close the breaker of a key and forget what it counted; whether it had counted any.
 
-        Raises JobNotFoundError if there is no such limit, JobStateError if it is no breaker.
+        Raises LimitNotFoundError if there is no such limit, JobStateError if it is no breaker.
         """
         return await self._store.limits().reset(name, key, by=_who(by))
 

@@ -69,6 +69,25 @@ async def delete_all(store: JobStore, where: JobFilter, *, limit: int | None = N
     return await _for_all(store, _narrowed(where, DELETABLE, TOP), limit, delete)
 
 
+async def count_all(
+    store: JobStore, where: JobFilter, states: Iterable[JobState], *, limit: int | None = None
+) -> int:
+    """How many jobs in one of these states a filter finds, up to `limit`; nothing is changed.
+
+    With CANCELLABLE, RETRYABLE or DELETABLE it is what the operation would be tried on. It looks at
+    each of them: as long as the operation's own reading takes.
+    """
+
+    async def none(ids: Sequence[str]) -> Collection[str]:
+        return ids
+
+    wanted = frozenset(states)
+    if wanted == RETRYABLE and not where.states:
+        wanted = frozenset({JobState.FAILED})
+    roles = TOP if wanted == DELETABLE else None
+    return await _for_all(store, _narrowed(where, wanted, roles), limit, none)
+
+
 async def _deleted(store: JobStore, job_id: str) -> bool:
     try:
         await store.delete(job_id)

@@ -22,6 +22,7 @@ from haulier.domain.unique import Scope
 from haulier.ports import JobFilter
 from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
 from haulier.services.options import HIGHEST_PRIORITY, Options, Unique
+from haulier.services.orchestrator import StartOptions
 from haulier.services.selection import MOST
 
 MAX_PAGE = 500
@@ -37,11 +38,11 @@ _PRIORITY: dict[str, Any] = {
 }
 
 
-class _Taken(BaseModel):
+class Taken(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class _PageQuery(_Taken):
+class _PageQuery(Taken):
     state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
     limit: int = Field(50, ge=1, le=MAX_PAGE)
     cursor: int | None = Field(
@@ -64,14 +65,14 @@ class JobQuery(_PageQuery):
     role: list[Role] = Field(default_factory=list)
 
 
-class EventQuery(_Taken):
+class EventQuery(Taken):
     """Which events: those that follow `after`; without it, from the oldest that is kept."""
 
     after: str | None = Field(None, max_length=100, description="The `next` of the page before.")
     limit: int = Field(100, ge=1, le=1000)
 
 
-class _SelectionBody(_Taken):
+class SelectionBody(Taken):
     """Which jobs an operation is about. At least one criterion must be given.
 
     Single jobs and batches are meant, or the items of the `batch` that is named.
@@ -82,6 +83,7 @@ class _SelectionBody(_Taken):
     key: str | None = Field(None, max_length=200)
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
+    dry_run: bool = Field(False, description="Only count them.")
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:
@@ -102,34 +104,34 @@ class _SelectionBody(_Taken):
         )
 
 
-class StopBody(_SelectionBody):
+class StopBody(SelectionBody):
     """Which jobs are to stop."""
 
     state: list[Literal["pending", "running"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
-class RetryBody(_SelectionBody):
+class RetryBody(SelectionBody):
     """Which jobs are to run again; cancelled ones only if `state` names them."""
 
     state: list[Literal["failed", "cancelled"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
-class DeleteBody(_SelectionBody):
+class DeleteBody(SelectionBody):
     """Which finished jobs are to be removed, batches with their items."""
 
     state: list[Literal["completed", "failed", "cancelled"]] = Field(default_factory=list)
 
 
-class RetryFailedBody(_Taken):
+class RetryFailedBody(Taken):
     """Which failed items of a batch: those with such an error, and at most so many."""
 
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
 
 
-class UniqueBody(_Taken):
+class UniqueBody(Taken):
     """No second job of the kind with this name, or without `by`: with this payload.
 
     It holds the name while it is `pending` or `active`, or for a `period` of so many seconds.
@@ -151,7 +153,7 @@ class UniqueBody(_Taken):
         return Unique(by=self.by, scope=self.scope, period=self.period, conflict=self.conflict)
 
 
-class BatchBody(_Taken):
+class BatchBody(Taken):
     """How a batch is worked on; what is left out does not limit."""
 
     concurrency: int | None = Field(
@@ -229,7 +231,20 @@ WatermarkBody = Annotated[
 """Told apart by what is given, so that a fault is told of the one that is meant."""
 
 
-class MediaUniqBody(BatchBody):
+class _BulkBody(BatchBody):
+    """A start: with the input itself, or a task of the catalog; `options` as the other kinds'."""
+
+    task_id: int | str | None = None
+    start_options: StartOptions = Field(StartOptions(), alias="options")
+
+    @override
+    def options(self, idempotency_key: str | None) -> Options:
+        own = {name: value for name, value in super().options(None).items() if value is not None}
+        limits: Options = {**self.start_options.limits(), **own}  # type: ignore[typeddict-item]
+        return {**limits, "idempotency_key": idempotency_key}
+
+
+class MediaUniqBody(_BulkBody):
     """Renditions of every source for every account, given as a list or as CSV text.
 
     Sources are pictures, or folders of them, below the server's media folder; the output is a
@@ -238,13 +253,13 @@ class MediaUniqBody(BatchBody):
 
     accounts: list[str] | None = None
     accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
-    sources: list[RelativePath] = Field(min_length=1, max_length=10_000)
-    output: RelativePath
+    sources: list[RelativePath] = Field(default_factory=list, max_length=10_000)
+    output: RelativePath | None = None
     spec: str | PlatformSpec = "square"
     watermark: WatermarkBody | None = None
 
 
-class ProxyDiagnosticsBody(BatchBody):
+class ProxyDiagnosticsBody(_BulkBody):
     """Proxies to check, given as a list of lines or as CSV text."""
 
     proxies: list[str] | None = Field(

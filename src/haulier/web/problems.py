@@ -28,8 +28,11 @@ from haulier.exceptions import (
     InvalidTaskTypeError,
     JobNotFoundError,
     JobStateError,
+    LimitNotFoundError,
     Problem,
     RateLimitError,
+    ResourceNotAvailableError,
+    ScheduleNotFoundError,
     StoreError,
     StoreFrozenError,
     StoreFullError,
@@ -65,6 +68,8 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     JobNotFoundError: _Kind(
         404, "job-not-found", "There is no such job", "No job or batch has this id"
     ),
+    ScheduleNotFoundError: _Kind(404, "schedule-not-found", "There is no such schedule"),
+    LimitNotFoundError: _Kind(404, "limit-not-found", "There is no such limit"),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
     DuplicateJobError: _Kind(
         409, "duplicate-job", "There is such a job already", "Another job holds the unique name"
@@ -76,6 +81,7 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
         "It belongs to a request with another body",
     ),
     RateLimitError: _Kind(429, "rate-limit", "A limit was reached", retry_after=5),
+    ResourceNotAvailableError: _Kind(501, "not-installed", "This is not installed here"),
     StoreError: _Kind(
         503,
         "store-failed",
@@ -174,7 +180,7 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
     kind = next((PROBLEMS[cls] for cls in type(error).__mro__ if cls in PROBLEMS), None)
     if kind is None:
         raise error
-    if kind.status >= 500:
+    if isinstance(error, StoreError):
         _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
     return problem_response(
         kind.status,

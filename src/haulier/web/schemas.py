@@ -30,11 +30,11 @@ Payload = Annotated[Any, BeforeValidator(lambda value: masked(_parsed(value)))]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class _View(BaseModel):
+class View(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-class ErrorView(_View):
+class ErrorView(View):
     """Why the last attempt failed."""
 
     type: str
@@ -60,7 +60,7 @@ class ErrorList(BaseModel):
     errors: list[ErrorDetail]
 
 
-class StepView(_View):
+class StepView(View):
     """A finished step of a job: its result, and the number of the claim that finished it."""
 
     name: str
@@ -75,7 +75,7 @@ class StepList(BaseModel):
     steps: list[StepView]
 
 
-class LineView(_View):
+class LineView(View):
     """A log line of a job, and the number of the claim that wrote it."""
 
     at: Instant
@@ -89,7 +89,7 @@ class LineList(BaseModel):
     lines: list[LineView]
 
 
-class JobSummary(_View):
+class JobSummary(View):
     """A job in a list. `progress` is what its task last reported.
 
     `parked`: it is due, but its batch is paused or has no slot free for it. `cancel_heard`: its
@@ -165,7 +165,7 @@ class ItemList(BaseModel):
     next: str | None
 
 
-class CountsView(_View):
+class CountsView(View):
     """How many items of a batch are in each state."""
 
     total: int
@@ -176,7 +176,7 @@ class CountsView(_View):
     cancelled: int
 
 
-class LimitsView(_View):
+class LimitsView(View):
     """How a batch is worked on; null does not limit. A start has fields of the same names."""
 
     concurrency: int | None
@@ -278,7 +278,7 @@ class Count(BaseModel):
     count: int
 
 
-class EventView(_View):
+class EventView(View):
     """One thing that happened to one job. `type` names it, `reset` that events are missing."""
 
     cursor: str
@@ -316,7 +316,7 @@ class Started(BaseModel):
     status_url: str
 
 
-class QueueLineView(_View):
+class QueueLineView(View):
     """The jobs of a kind in a queue, items among them; `workers` are those alive that take them.
 
     `unroutable`: why no live worker would take those that wait. They are not failed: they wait.

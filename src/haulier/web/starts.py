@@ -18,6 +18,7 @@ from haulier.exceptions import (
     ConfigurationError,
     ForbiddenAddressError,
     Problem,
+    ResourceNotAvailableError,
     ValidationError,
 )
 from haulier.runners.csv_input import read_accounts
@@ -38,16 +39,38 @@ START_PATHS: Mapping[str, str] = {
 """Kinds whose payloads are not the client's alone to write, and where they are started."""
 
 
+def refuse_started_elsewhere(kind: str) -> None:
+    """Refuse a kind whose jobs a client does not describe by itself; raises ValidationError."""
+    family = kind.partition(".")[0]
+    if family in START_PATHS:
+        raise ValidationError(
+            "this kind is not enqueued directly",
+            [Problem("kind", f"is started by POST {START_PATHS[family]}")],
+        )
+
+
+def refuse_task(kind: str, body: MediaUniqBody | ProxyDiagnosticsBody) -> None:
+    """Refuse a start by the id of a task, of a kind that cannot look one up."""
+    if body.task_id is not None:
+        raise ResourceNotAvailableError(
+            f"{kind} cannot look up a task by its id here: give the input itself"
+        )
+
+
 def media_uniq_start(body: MediaUniqBody, options: WebOptions) -> MediaUniqStart:
     """The payload of a `media_uniq` job; raises ValidationError. Looks at files, so it blocks."""
     problems: list[Problem] = []
     given: dict[str, Any] = {"sources": [], "spec": body.spec}
     with _gathered(problems):
         given["accounts"] = _accounts(body)
+    if not body.sources:
+        problems.append(Problem("sources", "name at least one picture or folder"))
     for number, source in enumerate(body.sources):
         with _gathered(problems):
             given["sources"].append(_existing(options.media_root, source, f"sources.{number}"))
     with _gathered(problems):
+        if body.output is None:
+            raise _fault("output", "name a folder")
         given["output"] = _folder(options.output_root, body.output, "output")
     with _gathered(problems):
         given["watermark"] = _watermark(body, options.media_root)

@@ -14,7 +14,7 @@ import pytest
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost
 from haulier.domain.limits import Breaker, Circuit, KeyState, Limit
 from haulier.domain.moves import Move
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import JobStateError, LimitNotFoundError
 from haulier.ports import JobStore
 from support import Hand, head, move, work, works
 
@@ -448,7 +448,7 @@ class TestBreakerState:
 
     async def test_reset_of_what_is_no_breaker(self, store):
         limits = store.limits()
-        with pytest.raises(JobNotFoundError):
+        with pytest.raises(LimitNotFoundError):
             await limits.reset("none", "a", by="operator")
         await limits.put(Limit(name="c", concurrency=1, per_key=True), by="test")
         with pytest.raises(JobStateError):

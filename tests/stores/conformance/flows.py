@@ -11,7 +11,7 @@ from haulier.domain.moves import MAX_LOST, RULES, Move
 from haulier.domain.retention import Keep, Retention
 from haulier.domain.unique import Conflict, Uniqueness
 from haulier.exceptions import JobNotFoundError, ValidationError
-from haulier.ports import JobFilter, JobStore, pages
+from haulier.ports import Fence, JobFilter, JobStore, pages
 from haulier.services.ids import new_id
 from support import Hand, StoreTime, filled_batch, head, items, move, wait_until, work, works
 
@@ -518,6 +518,42 @@ class TestRequeued:
         await hand.hand_in(await claimed(hand, first), Move.FAIL)
         await store.requeue([first.id])
         assert await states(store, child) == [JobState.CANCELLED]
+
+    @pytest.mark.parametrize("back", ["with its parent", "by itself"])
+    async def test_who_came_back_and_is_then_cancelled_stays_cancelled(self, store, hand, back):
+        first, other = works(2)
+        child = work(after=after(first, other))
+        await store.insert([first, other, child])
+        await hand.hand_in(await claimed(hand, first), Move.FAIL)
+        await store.requeue([first.id if back == "with its parent" else child.id])
+        found = await store.get(child.id)
+        assert (found.waiting, found.error) == (True, None)
+        await store.cancel([child.id])
+        if back == "with its parent":
+            await hand.exchange(*(move(job, Move.FAIL) for job in await hand.claim(9)))
+        await store.requeue([first.id])
+        assert await states(store, child) == [JobState.CANCELLED]
+        assert await ids(store, hand) >= {first.id}
+
+    async def test_a_child_may_wait_for_an_item_that_its_head_makes_anew(self, store, hand):
+        top = head()
+        await store.insert([top])
+        held = await hand.claim_one()
+        (item,) = items(top.id, 1)
+        await store.insert([item], fence=Fence(top.id, held.lease))
+        await store.insert([child := work("child", after=after(item))])
+        await store.cancel([top.id])
+        await hand.hand_in(held, Move.CANCEL)
+        assert await states(store, item, child) == [JobState.CANCELLED] * 2
+        await store.requeue([top.id])
+        again = await hand.claim_one()
+        await store.insert([item], fence=Fence(top.id, again.lease))
+        await store.requeue([child.id])
+        assert (await store.get(child.id)).waiting
+        await hand.hand_in(again, Move.HAND_OVER)
+        assert await hand.work_off() == 1
+        children = await Hand.enlist(store, kinds=["child"])
+        assert await ids(store, children) == {child.id}
 
     async def test_who_ran_all_the_same_stays_as_it_is(self, store, hand):
         first = work()

@@ -10,7 +10,7 @@ from haulier.domain.batch import BatchPolicy
 from haulier.domain.job import MICROSECOND, Job, JobState
 from haulier.domain.limits import Limit, Rate
 from haulier.domain.moves import Move
-from haulier.exceptions import JobNotFoundError
+from haulier.exceptions import LimitNotFoundError
 from haulier.ports import JobStore
 from support import Hand, filled_batch, head, items, move, work, works
 
@@ -417,7 +417,7 @@ class TestKeys:
         assert await limits.keys("often") == []
 
     async def test_of_a_limit_that_is_not_there(self, store):
-        with pytest.raises(JobNotFoundError):
+        with pytest.raises(LimitNotFoundError):
             await store.limits().keys("none")
 
     async def test_jobs_without_room_say_that_they_are_parked(self, store, hand):

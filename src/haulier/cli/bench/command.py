@@ -15,7 +15,7 @@ import click
 from haulier.cli.bench.measure import Figures, file_of, fsync, peak_memory
 from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import shown
+from haulier.services.urls import shown
 
 PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "flow", "schedule")
 FOR_POSTGRES = "long-reader"

@@ -20,13 +20,14 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     LeaseLostError,
+    LimitNotFoundError,
     StoreCorruptError,
     StoreError,
     StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
 )
-from haulier.stores.urls import own_options, positive_int, shown
+from haulier.services.urls import own_options, positive_int, shown
 
 Connection = Any
 """An asyncpg connection; its own type is too narrow for what a test may put in its place."""
@@ -126,6 +127,7 @@ _REFUSALS: dict[str, type[HaulierError]] = {
     "HL002": JobStateError,
     "HL003": LeaseLostError,
     "HL006": StoreFrozenError,
+    "HL008": LimitNotFoundError,
 }
 _CONFLICTS: dict[str, type[DuplicateJobError | IdempotencyConflictError]] = {
     "HL004": DuplicateJobError,

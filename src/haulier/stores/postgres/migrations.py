@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 
 from haulier.exceptions import ConfigurationError
+from haulier.services.urls import nothing_at
 from haulier.stores.postgres.connection import OLDEST_SERVER, Connection, Place
-from haulier.stores.urls import nothing_at
 
 PROTOCOL = 1
 """What workers and the functions of the schema say to each other; a step that breaks it raises the

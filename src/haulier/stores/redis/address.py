@@ -15,7 +15,7 @@ from redis.asyncio.connection import (
 )
 
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import own_options, shown
+from haulier.services.urls import own_options, shown
 
 DEFAULT_PREFIX = "haulier:"
 DURABILITIES = ("aof", "none")

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from redis.asyncio.connection import AbstractConnection
 
 from haulier.exceptions import StoreUnavailableError
+from haulier.services.urls import nothing_at
 from haulier.stores.redis.address import Address
 from haulier.stores.redis.connection import Pool
 from haulier.stores.redis.errors import refusal
 from haulier.stores.redis.scripts import SCHEMA, script
-from haulier.stores.urls import nothing_at
 
 OK, REFUSED, BEHIND = 0, 1, 2
 UNKNOWN = -1

@@ -8,7 +8,7 @@ from typing import Any
 
 from haulier.domain.job import MICROSECOND
 from haulier.domain.limits import Circuit, KeyState, Limit, LimitState
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import JobStateError, LimitNotFoundError
 from haulier.stores.redis.history import History
 from haulier.stores.watching import Change
 
@@ -77,7 +77,7 @@ class RedisLimits:
     async def _limit(self, name: str) -> Limit:
         text = await self._history.call("HGET", self._key("limits"), name)
         if not text:
-            raise JobNotFoundError(name)
+            raise LimitNotFoundError(name)
         return Limit.from_json(json.loads(text))
 
     def _key(self, name: str) -> str:

@@ -20,7 +20,7 @@ from haulier.exceptions import (
     StoreFullError,
     StoreUnavailableError,
 )
-from haulier.stores.urls import nothing_at
+from haulier.services.urls import nothing_at
 
 MEMORY = ":memory:"
 

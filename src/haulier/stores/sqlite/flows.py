@@ -104,7 +104,11 @@ _OF_NOBODY = (
 )
 _REOPEN = (
     "UPDATE edges SET state = NULL WHERE child = ? AND state IS NOT NULL "
-    "AND EXISTS (SELECT 1 FROM jobs p WHERE p.id = edges.parent AND p.state < 2)"
+    "AND EXISTS (SELECT 1 FROM jobs p WHERE p.id = edges.parent AND p.state < 2) RETURNING parent"
+)
+_FORGIVE = (
+    "UPDATE jobs SET error = NULL "
+    f"WHERE seq = ? AND state = {CANCELLED} AND error ->> 'type' = '{flow.PARENT_FAILED}'"
 )
 _IS_LEFT = "SELECT 1 FROM edges WHERE child = ? AND state IS NULL LIMIT 1"
 # Like a job whose time has come: the next claim puts it where jobs of its kind stand.
@@ -126,7 +130,8 @@ _STILL_BARRED = (
 )
 _BACK = f"""
 UPDATE jobs SET state = {PENDING}, attempt = 0, lost = 0, finished_at = NULL, cancel = 0,
-    rank = NULL, gate = {WAITING}, lane = NULL, children = iif(children IS NULL, NULL, {TO_REVIVE})
+    rank = NULL, gate = {WAITING}, lane = NULL, children = iif(children IS NULL, NULL, {TO_REVIVE}),
+    error = NULL
 WHERE seq = ?
 """
 _BACK_BATCH = (
@@ -311,7 +316,10 @@ def _bring_back(db: apsw.Connection, now: int, row: Row) -> None:
 
 def wait_again(db: apsw.Connection, seq: int) -> bool:
     """Whether a requeued job waits for others: who was requeued before is waited for anew."""
-    db.execute(_REOPEN, (seq,))
+    # Nobody is to think later that it was cancelled because of a parent.
+    db.execute(_FORGIVE, (seq,))
+    # An item that its head made anew knows of no children.
+    db.executemany(_WILL_TELL, fetch(db, _REOPEN, (seq,)))
     return bool(fetch(db, _IS_LEFT, (seq,)))
 
 

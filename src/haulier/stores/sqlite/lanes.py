@@ -7,9 +7,10 @@ it does not matter how many others there are, nor how many jobs stand in one.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -64,17 +65,48 @@ WHERE key IN (SELECT value FROM json_each(?)) AND why = {KEY} AND wake_at IS NUL
 _GIVE_BACK = f"""
 UPDATE lanes SET running = running - ?,
     why = CASE WHEN why = {KEY} AND wake_at IS NULL THEN {OPEN} ELSE why END
-WHERE id = ?
 """
 _ANY_OPEN = f"SELECT 1 FROM lanes WHERE why = {OPEN} LIMIT 1"
 _STILL_OPEN = (
-    f"SELECT 1 FROM lanes WHERE id IN (SELECT value FROM json_each(?)) AND why = {OPEN} LIMIT 1"
+    f"SELECT 1 FROM lanes WHERE id IN (SELECT value FROM carray(?)) AND why = {OPEN} LIMIT 1"
 )
 
 _AT_REST = (
     f"FROM lanes WHERE why = {EMPTY} AND running = 0 AND id > ? "
     "AND NOT EXISTS (SELECT 1 FROM jobs WHERE lane = lanes.id AND state = 0 AND rank IS NOT NULL)"
 )
+
+
+FEW = 4
+"""So many lanes are written one by one, more of them that get the same values by one statement."""
+
+
+def write_alike(
+    db: apsw.Connection, update: str, values: Iterable[tuple[tuple[Any, ...], int]]
+) -> None:
+    """Update lanes, each given as its values and its id; most of them get the same.
+
+    Alike ones go in one statement, because the interpreter is free while it works. One after the
+    other, each of them could have to wait until the event loop lets go of the interpreter.
+    """
+    alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for given, lane in values:
+        alike[given].append(lane)
+    single = []
+    for given, ids in alike.items():
+        if len(ids) > FEW:
+            db.execute(
+                f"{update} WHERE id IN (SELECT value FROM carray(?))", (*given, numbers(ids))
+            )
+        else:
+            single += [(*given, lane) for lane in ids]
+    if single:
+        db.executemany(f"{update} WHERE id = ?", single)
+
+
+def numbers(values: Iterable[int]) -> apsw.CArrayBinding:
+    """Integers for carray(); there must be one at least."""
+    return apsw.carray(array("q", values))
 
 
 class Lanes:
@@ -155,21 +187,27 @@ class Freed(NamedTuple):
 def free(db: apsw.Connection, rules: Rules, ends: Sequence[tuple[int, Job, Move]]) -> Freed:
     """Runs have ended, each of a lane: give their slots back."""
     ended = Counter([lane for lane, _, _ in ends])
-    db.executemany(_GIVE_BACK, [(count, lane) for lane, count in ended.items()])
+    write_alike(db, _GIVE_BACK, (((count,), lane) for lane, count in ended.items()))
     used: Counter[Limit] = Counter()
     keys: set[str] = set()
-    in_batch = False
+    alike: tuple[str, str] | None = None
+    shared: list[Limit] = []
+    keyed, in_batch = False, False
     for _, job, _ in ends:
-        in_batch = in_batch or job.batch_id is not None
-        shared, keyed = rules.of(job.queue, job.kind)
+        if alike != (job.queue, job.kind):
+            alike = job.queue, job.kind
+            concern = rules.of(*alike)
+            shared = [limit for limit in concern.shared if limit.concurrency is not None]
+            keyed = bool(concern.keyed)
         for limit in shared:
-            if limit.concurrency is not None:
-                used[limit] += 1
+            used[limit] += 1
         if keyed and job.key is not None:
             keys.add(job.key)
+        if job.batch_id is not None:
+            in_batch = True
     # Each of these lanes was opened just now; others of the same keys may be closed for them.
     if keys:
-        db.execute(_OPEN_KEYS, (json.dumps(sorted(keys)),))
+        db.execute(_OPEN_KEYS, (json.dumps(list(keys)),))
     full = False
     for limit, count in used.items():
         ((left,),) = fetch(
@@ -186,7 +224,7 @@ def left_over(db: apsw.Connection, freed: Freed) -> bool:
     """Whether something that was made room for is still there to be claimed."""
     if not (freed.shared or freed.lanes) or not fetch(db, _ANY_OPEN):
         return False
-    return freed.shared or bool(fetch(db, _STILL_OPEN, (json.dumps(freed.lanes),)))
+    return freed.shared or bool(fetch(db, _STILL_OPEN, (numbers(freed.lanes),)))
 
 
 def open_keys(db: apsw.Connection, keys: Iterable[str]) -> None:

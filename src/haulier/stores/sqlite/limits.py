@@ -10,7 +10,7 @@ import apsw
 
 from haulier.domain.limits import KeyState, Limit, LimitState, Rate
 from haulier.domain.transfer import LimitRecord, MeterRecord, Records
-from haulier.exceptions import JobNotFoundError, JobStateError
+from haulier.exceptions import JobStateError, LimitNotFoundError
 from haulier.ports import Clock
 from haulier.stores.marks import CLOSED, PAGE_RECORDS
 from haulier.stores.sqlite import breakers, lanes
@@ -114,7 +114,7 @@ def _limit(db: apsw.Connection, name: str) -> Limit:
     for told, *_ in fetch(db, _LIMIT, (name,)):
         if told is not None:
             return Limit.from_json(json.loads(told))
-    raise JobNotFoundError(name)
+    raise LimitNotFoundError(name)
 
 
 def keys(

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from haulier.web.routes import batches, enqueuing, events, health, jobs, queues, starts
+from haulier.web.routes import (
+    aliases,
+    batches,
+    configuration,
+    enqueuing,
+    events,
+    health,
+    jobs,
+    limits,
+    queues,
+    schedules,
+    starts,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
@@ -12,6 +24,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     jobs.router,
     batches.router,
     queues.router,
+    limits.router,
+    schedules.router,
+    configuration.router,
     events.router,
     starts.router,
+    aliases.router,
 )

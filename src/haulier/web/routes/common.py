@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
 
 from haulier.domain.job import Role
 from haulier.services.jobs import JobManager
@@ -52,3 +53,13 @@ def started(job_id: str, response: Response) -> Started:
 def token(cursor: int | None) -> str | None:
     """A cursor as it is told: JSON's numbers do not hold all of them."""
     return None if cursor is None else str(cursor)
+
+
+def tagged(request: Request, view: BaseModel, version: str) -> Response:
+    """A view with its version as ETag; 304 without a body for who has that version already."""
+    tag = f'"{version}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    known = [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or f"W/{tag}" in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(view.model_dump_json(), headers=headers, media_type="application/json")

@@ -14,7 +14,7 @@ from haulier.web.bodies import EnqueueBody
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, IdempotencyKey, Jobs, started
 from haulier.web.schemas import Started
-from haulier.web.starts import START_PATHS
+from haulier.web.starts import refuse_started_elsewhere
 
 router = APIRouter(prefix=PREFIX)
 
@@ -30,12 +30,7 @@ async def enqueue(
     jobs: Jobs, body: EnqueueBody, response: Response, idempotency_key: IdempotencyKey = None
 ) -> Started:
     """A job of any registered kind; bulk kinds that have a start route of their own go there."""
-    family = body.kind.partition(".")[0]
-    if family in START_PATHS:
-        raise ValidationError(
-            "this kind is not enqueued directly",
-            [Problem("kind", f"is started by POST {START_PATHS[family]}")],
-        )
+    refuse_started_elsewhere(body.kind)
     options = body.options(idempotency_key)
     return started(await jobs.enqueue(body.kind, _payload(jobs, body), options), response)
 

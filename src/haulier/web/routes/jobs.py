@@ -8,10 +8,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from haulier.domain.job import JobState
 from haulier.ports import JobFilter
-from haulier.services.selection import TOP
+from haulier.services.jobs import JobManager
+from haulier.services.selection import CANCELLABLE, DELETABLE, RETRYABLE, TOP, count_all
 from haulier.web.access import OPERATOR, VIEWER
-from haulier.web.bodies import DeleteBody, JobQuery, RetryBody, StopBody
+from haulier.web.bodies import DeleteBody, JobQuery, RetryBody, SelectionBody, StopBody
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import ITEMS, PREFIX, Jobs, token
 from haulier.web.schemas import (
@@ -157,6 +159,8 @@ async def delete_job(jobs: Jobs, job_id: str) -> None:
 )
 async def stop_jobs(jobs: Jobs, body: StopBody) -> Count:
     """As stopping each; jobs that are done already do not count."""
+    if body.dry_run:
+        return await _counted(jobs, body, CANCELLABLE)
     return Count(count=await jobs.cancel_all(body.where(), limit=body.limit))
 
 
@@ -168,6 +172,8 @@ async def stop_jobs(jobs: Jobs, body: StopBody) -> Count:
 )
 async def retry_jobs(jobs: Jobs, body: RetryBody) -> Count:
     """As retrying each. One whose unique name another job holds meanwhile is left as it is."""
+    if body.dry_run:
+        return await _counted(jobs, body, RETRYABLE)
     return Count(count=await jobs.retry_all(body.where(), limit=body.limit))
 
 
@@ -179,4 +185,10 @@ async def retry_jobs(jobs: Jobs, body: RetryBody) -> Count:
 )
 async def delete_jobs(jobs: Jobs, body: DeleteBody) -> Count:
     """As deleting each; what is not finished stays."""
+    if body.dry_run:
+        return await _counted(jobs, body, DELETABLE)
     return Count(count=await jobs.delete_all(body.where(), limit=body.limit))
+
+
+async def _counted(jobs: JobManager, body: SelectionBody, states: frozenset[JobState]) -> Count:
+    return Count(count=await count_all(jobs.store, body.where(), states, limit=body.limit))

@@ -71,7 +71,7 @@ BEGIN
             RETURN QUERY SELECT n.id FROM (SELECT DISTINCT d.queue, d.kind FROM unnest(p_lines) d) d,
                 LATERAL (SELECT m.id FROM lanes m
                          WHERE m.batch = one AND m.queue = d.queue AND m.kind = d.kind AND m.why = 2
-                         ORDER BY m.turn LIMIT room) n;
+                         ORDER BY m.since LIMIT room) n;
         END IF;
         SELECT n.batch INTO one FROM lanes n WHERE n.why = 2 AND n.batch > one
         ORDER BY n.batch LIMIT 1;
@@ -110,39 +110,44 @@ END $$;
 
 -- ── Looking at lanes ─────────────────────────────────────────────────────────────────────────
 
--- Lock the first open lanes of each line, see which of them have room, close the others. `passed`:
--- others hold some of them. `taken` has the jobs that this claim took before.
+-- Lock the first open lanes of each line and all lanes of their keys, see which of these have room,
+-- close the others. The same for closed lanes of the keys `p_shut`. `passed`: others hold some of
+-- them; `elsewhere`: of which keys. `p_taken` has the jobs that this claim took before.
 CREATE OR REPLACE FUNCTION survey(p_now bigint, p_lines demand[], p_hurdles hurdle[], p_width integer,
-    p_taken bigint[], OUT fits fit[], OUT looked integer, OUT closed integer, OUT passed boolean)
+    p_taken bigint[], p_shut text[], OUT fits fit[], OUT looked integer, OUT closed integer,
+    OUT passed boolean, OUT elsewhere text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     held lanes[];
     ids uuid[];
     keys text[];
-    foreign_keys text[] := '{}';
     batches uuid[];
     rooms integer[];
 BEGIN
     closed := 0;
     passed := false;
-    SELECT array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL),
-           array_agg(DISTINCT n.batch) FILTER (WHERE n.batch IS NOT NULL)
-    INTO ids, keys, batches
+    elsewhere := '{}';
+    SELECT array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL)
+    INTO ids, keys
     FROM unnest(p_lines) WITH ORDINALITY d, LATERAL (
-        SELECT o.id, o.key, o.batch FROM lanes o
+        SELECT o.id, o.key FROM lanes o
         WHERE o.queue = d.queue AND o.kind = d.kind AND o.place IS NOT NULL
         ORDER BY o.place, o.id LIMIT p_width) n
     WHERE (p_hurdles[d.ordinality]).room > 0;
     looked := coalesce(cardinality(ids), 0);
-    IF looked = 0 THEN
+    IF p_shut IS NOT NULL THEN
+        keys := ARRAY(SELECT unnest(keys) UNION SELECT unnest(p_shut));
+    ELSIF looked = 0 THEN
         RETURN;
     END IF;
-    IF keys IS NOT NULL AND EXISTS (SELECT FROM limits WHERE per_key AND NOT deleted) THEN
+    IF p_shut IS NOT NULL
+        OR (keys IS NOT NULL AND EXISTS (SELECT FROM limits WHERE per_key AND NOT deleted))
+    THEN
         SELECT array_agg(n::lanes) INTO held FROM (
             SELECT * FROM lanes WHERE key = ANY (keys) FOR UPDATE SKIP LOCKED) n;
         IF coalesce(cardinality(held), 0) < (SELECT count(*) FROM lanes WHERE key = ANY (keys)) THEN
             passed := true;
-            foreign_keys := ARRAY(
+            elsewhere := ARRAY(
                 SELECT DISTINCT n.key FROM lanes n WHERE n.key = ANY (keys)
                 AND n.id <> ALL (ARRAY(SELECT h.id FROM unnest(held) h)));
         END IF;
@@ -153,11 +158,12 @@ BEGIN
             SELECT * FROM lanes WHERE id = ANY (ids) FOR UPDATE SKIP LOCKED) n;
     END IF;
     passed := passed OR coalesce(cardinality(held), 0) < looked;
+    SELECT array_agg(DISTINCT n.batch) INTO batches FROM unnest(held) n WHERE n.batch IS NOT NULL;
     IF batches IS NOT NULL THEN
         rooms := batch_rooms(batches, p_taken);
         passed := passed OR -1 = ANY (rooms);
     END IF;
-    fits := judge(p_now, held, foreign_keys, ids, batches, rooms);
+    fits := judge(p_now, held, elsewhere, p_shut IS NOT NULL, batches, rooms);
     closed := close_lanes(fits);
     IF EXISTS (SELECT FROM unnest(fits) f WHERE f.room <= 0) THEN
         fits := ARRAY(SELECT f FROM unnest(fits) f WHERE f.room > 0);
@@ -184,8 +190,9 @@ BEGIN
         FROM unnest(p_batches) WITH ORDINALITY u (batch, nth) ORDER BY u.nth);
 END $$;
 
--- How much room each of the lanes met has. All lanes of their keys are held, but those of `p_foreign`.
-CREATE OR REPLACE FUNCTION judge(p_now bigint, p_held lanes[], p_foreign text[], p_met uuid[],
+-- How much room each of the open lanes has, with `p_shut` also of those that ends of runs open. All lanes
+-- of their keys are held, but those of `p_foreign`.
+CREATE OR REPLACE FUNCTION judge(p_now bigint, p_held lanes[], p_foreign text[], p_shut boolean,
     p_batches uuid[], p_rooms integer[]) RETURNS fit[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN ARRAY(
@@ -196,10 +203,11 @@ BEGIN
                 CASE WHEN NOT g.busy AND coalesce(g.batch_room, 1) > 0 THEN g.wake_at END,
                 CASE WHEN g.batch_room IS NULL THEN g.names
                      ELSE g.names || ('/' || g.batch::text) END,
-                CASE WHEN g.batch_room IS NULL THEN g.rooms ELSE g.rooms || g.batch_room END)::fit
+                CASE WHEN g.batch_room IS NULL THEN g.rooms ELSE g.rooms || g.batch_room END,
+                CASE WHEN g.own AND g.batch_room IS NULL THEN g.key_room END, g.place IS NULL)::fit
         FROM (
-            SELECT p.id, p.queue, p.kind, p.key, p.batch, p.turn, p.floor,
-                   min(p.room) AS key_room,
+            SELECT p.id, p.queue, p.kind, p.key, p.batch, p.turn, p.floor, p.place,
+                   min(p.room) AS key_room, bool_and(p.own AND p.mates = 1) AS own,
                    bool_or(p.room <= 0 AND p.wake_at IS NULL) AS busy,
                    max(p.wake_at) FILTER (WHERE p.room <= 0) AS wake_at,
                    array_agg(p.name || '/' || p.key) FILTER (WHERE p.mates > 1) AS names,
@@ -209,8 +217,10 @@ BEGIN
                        OR coalesce(p_rooms[array_position(p_batches, p.batch)] < 0, false)
                        AS elsewhere
             FROM (
-                SELECT n.id, n.queue, n.kind, n.key, n.batch, n.turn, n.floor, n.place, l.name,
-                       count(*) OVER w AS mates,
+                SELECT n.id, n.queue, n.kind, n.key, n.batch, n.turn, n.floor, n.place,
+                       n.place IS NOT NULL OR (p_shut AND n.why = 1
+                           AND (n.wake_at IS NULL OR n.wake_at <= p_now)) AS open,
+                       l.name, l.concurrency IS NOT NULL AS own, count(*) OVER w AS mates,
                        CASE WHEN l.concurrency IS NOT NULL
                             THEN l.concurrency - (sum(n.running) OVER w)::integer
                             WHEN l.gap IS NOT NULL
@@ -230,8 +240,8 @@ BEGIN
                                    WHERE s.name = l.name AND s.key = n.key LIMIT 1) k
                      ON l.concurrency IS NULL
                 WINDOW w AS (PARTITION BY l.name, n.key)) p
-            WHERE p.place IS NOT NULL AND p.id = ANY (p_met)
-            GROUP BY p.id, p.queue, p.kind, p.key, p.batch, p.turn, p.floor) g);
+            WHERE p.open
+            GROUP BY p.id, p.queue, p.kind, p.key, p.batch, p.turn, p.floor, p.place) g);
 END $$;
 
 CREATE OR REPLACE FUNCTION close_lanes(p_fits fit[]) RETURNS integer LANGUAGE plpgsql AS $$
@@ -239,8 +249,9 @@ DECLARE
     count integer := 0;
 BEGIN
     IF EXISTS (SELECT FROM unnest(p_fits) f WHERE f.room <= 0 AND f.why IS NOT NULL) THEN
-        UPDATE lanes n SET place = NULL, why = f.why, wake_at = f.wake_at
-        FROM unnest(p_fits) f WHERE n.id = f.lane AND f.room <= 0 AND f.why IS NOT NULL;
+        UPDATE lanes n SET place = NULL, why = f.why, wake_at = f.wake_at, since = n.turn
+        FROM unnest(p_fits) f WHERE n.id = f.lane AND f.room <= 0 AND f.why IS NOT NULL
+        AND (NOT f.shut OR (n.why, n.wake_at) IS DISTINCT FROM (f.why, f.wake_at));
         GET DIAGNOSTICS count = ROW_COUNT;
     END IF;
     RETURN count;
@@ -260,11 +271,11 @@ LANGUAGE plpgsql AS $$
 BEGIN
     WITH f AS (
         SELECT d.ordinality::integer AS line, d.portion, d.portion_slots, n.lane, n.key, n.queue,
-               n.kind, n.turn, n.names, n.rooms, r.room, j.seq, j.rank, j.priority
+               n.kind, n.turn, n.names, n.rooms, n.own, r.room, j.seq, j.rank, j.priority
         FROM unnest(p_fits) n
         JOIN unnest(p_lines) WITH ORDINALITY d ON d.queue = n.queue AND d.kind = n.kind
-        CROSS JOIN LATERAL (SELECT least(n.room, (p_hurdles[d.ordinality]).room, d.slots,
-                                         d.portion_slots) AS room) r
+        CROSS JOIN LATERAL (SELECT greatest(0, least(n.room, (p_hurdles[d.ordinality]).room,
+                                                     d.slots, d.portion_slots)) AS room) r
         LEFT JOIN LATERAL (
             SELECT i.seq, i.run_at - i.priority * 360000000::bigint AS rank, i.priority
             FROM jobs_live i
@@ -293,7 +304,7 @@ BEGIN
         FROM k WHERE nth <= room AND (frontier IS NULL OR pos < frontier))
     SELECT (SELECT array_agg((line, portion, portion_slots, lane, key, queue, kind, seq, nth, rank,
                 follows, merit, pos, names || (p_hurdles[line]).names,
-                rooms || (p_hurdles[line]).rooms)::candidate ORDER BY merit, line, pos) FROM m),
+                rooms || (p_hurdles[line]).rooms, own)::candidate ORDER BY merit, line, pos) FROM m),
            (SELECT bool_or(frontier IS NOT NULL) FROM k),
            (SELECT array_agg(DISTINCT lane) FROM g WHERE seq IS NULL)
     INTO chosen, cut, empty;
@@ -311,24 +322,31 @@ BEGIN
     END IF;
 END $$;
 
--- The same at less cost where it is plain to see: one line whose lanes share nothing, more of them than
--- jobs are asked for, and none so urgent that it goes twice. NULL: else.
+-- The same at less cost where it is plain to see: lanes of one line that share nothing, and none of them
+-- goes twice. NULL: else.
 CREATE OR REPLACE FUNCTION draw_firsts(p_now bigint, p_lines demand[], p_hurdles hurdle[], p_fits fit[],
     OUT chosen candidate[], OUT cut boolean, OUT empty uuid[])
 LANGUAGE plpgsql AS $$
 DECLARE
-    most integer := least((p_hurdles[1]).room, p_lines[1].slots, p_lines[1].portion_slots);
+    one integer;
+    line demand;
+    most integer;
     last bigint;
     seconds bigint;
 BEGIN
     cut := false;
-    IF cardinality(p_lines) > 1 OR cardinality(p_fits) < most OR (p_hurdles[1]).names IS NOT NULL
-        OR EXISTS (SELECT FROM unnest(p_fits) n WHERE n.names IS NOT NULL)
+    SELECT min(d.ordinality) INTO one FROM unnest(p_lines) WITH ORDINALITY d
+    WHERE d.queue = p_fits[1].queue AND d.kind = p_fits[1].kind HAVING count(*) = 1;
+    IF one IS NULL OR (p_hurdles[one]).names IS NOT NULL OR EXISTS (
+        SELECT FROM unnest(p_fits) n
+        WHERE n.names IS NOT NULL OR n.queue <> p_fits[1].queue OR n.kind <> p_fits[1].kind)
     THEN
         RETURN;
     END IF;
+    line := p_lines[one];
+    most := least((p_hurdles[one]).room, line.slots, line.portion_slots);
     WITH f AS (
-        SELECT n.lane, n.key, n.turn, n.queue, n.kind, j.seqs[1] AS seq, j.ranks[1] AS rank,
+        SELECT n.lane, n.key, n.turn, n.own, j.seqs[1] AS seq, j.ranks[1] AS rank,
                j.priorities[2] AS follows, n.turn - j.priorities[1] * 360000000::bigint AS due,
                CASE WHEN n.room > 1
                     THEN greatest(p_now, n.turn + 1) - j.priorities[2] * 360000000::bigint END AS due_2
@@ -341,41 +359,46 @@ BEGIN
                     AND i.run_at - i.priority * 360000000::bigint >= n.floor
                   ORDER BY i.run_at - i.priority * 360000000::bigint, i.seq LIMIT 2) i) j),
     o AS (SELECT *, row_number() OVER (ORDER BY due, turn, lane)::integer AS pos FROM f
-          WHERE seq IS NOT NULL)
-    SELECT array_agg((1, p_lines[1].portion, p_lines[1].portion_slots, lane, key, queue, kind, seq, 1, rank,
-                      follows, rank, pos, NULL, NULL)::candidate ORDER BY pos),
-           max(due) FILTER (WHERE pos <= most), min(due_2) INTO chosen, last, seconds
-    FROM o;
-    -- Each has one more, so the first ones of all are looked at before any second one.
-    IF cardinality(chosen) < cardinality(p_fits) OR seconds < last THEN
-        chosen := NULL;
-        RETURN;
-    END IF;
-    chosen := chosen[:most];
+          WHERE seq IS NOT NULL),
     -- As draw() says: the oldest rank for the first in turn, and so on.
-    chosen := (
-        SELECT array_agg((c.line, c.portion, c.portion_slots, c.lane, c.key, c.queue, c.kind, c.seq, c.nth,
-                          c.rank, c.follows, r.ranks[c.pos], c.pos, NULL, NULL)::candidate ORDER BY c.pos)
-        FROM unnest(chosen) c,
-             (SELECT array_agg(u.rank ORDER BY u.rank) AS ranks FROM unnest(chosen) u) r);
+    r AS (SELECT array_agg(rank ORDER BY rank) AS ranks FROM o WHERE pos <= most)
+    SELECT array_agg((one, line.portion, line.portion_slots, lane, key, line.queue, line.kind, seq, 1, rank,
+                      follows, r.ranks[pos], pos, NULL, NULL, own)::candidate ORDER BY pos)
+               FILTER (WHERE pos <= most),
+           CASE WHEN count(*) >= most THEN max(due) FILTER (WHERE pos <= most) END, min(due_2),
+           (SELECT array_agg(lane) FROM f WHERE seq IS NULL)
+    INTO chosen, last, seconds, empty
+    FROM o, r;
+    -- Each has one more, so the first ones of all are looked at before any second one.
+    IF seconds IS NOT NULL AND (last IS NULL OR seconds < last) THEN
+        chosen := NULL;
+        empty := NULL;
+    END IF;
 END $$;
 
 -- Whether some line could be given more than what is chosen, as far as what it shares goes.
 CREATE OR REPLACE FUNCTION wants_more(p_lines demand[], p_hurdles hurdle[], p_chosen candidate[])
 RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    open integer[] := ARRAY(
+        SELECT d.ordinality FROM unnest(p_lines) WITH ORDINALITY d WHERE EXISTS (
+            SELECT FROM lanes n
+            WHERE n.queue = d.queue AND n.kind = d.kind AND n.place IS NOT NULL));
 BEGIN
-    RETURN EXISTS (
+    RETURN open <> '{}' AND EXISTS (
         SELECT FROM unnest(p_lines) WITH ORDINALITY d
-        WHERE (SELECT count(*) FROM unnest(p_chosen) c WHERE c.portion = d.portion) < d.portion_slots
+        WHERE d.ordinality = ANY (open)
+          AND (SELECT count(*) FROM unnest(p_chosen) c WHERE c.portion = d.portion) < d.portion_slots
           AND (SELECT count(*) FROM unnest(p_chosen) c
-               WHERE c.names && (p_hurdles[d.ordinality]).names) < (p_hurdles[d.ordinality]).room
-          AND EXISTS (SELECT FROM lanes n
-                      WHERE n.queue = d.queue AND n.kind = d.kind AND n.place IS NOT NULL));
+               WHERE c.names && (p_hurdles[d.ordinality]).names) < (p_hurdles[d.ordinality]).room);
 END $$;
 
 -- The jobs in lanes that a demand could have, if it got no others. `more`: there may be more of them.
-CREATE OR REPLACE FUNCTION gather(p_now bigint, p_lines demand[], p_taken bigint[],
-    OUT chosen candidate[], OUT more boolean) LANGUAGE plpgsql AS $$
+-- `shut`: those of the closed lanes of the keys `p_shut` that have room, `elsewhere` the keys of those
+-- that others hold.
+CREATE OR REPLACE FUNCTION gather(p_now bigint, p_lines demand[], p_taken bigint[], p_shut text[],
+    OUT chosen candidate[], OUT more boolean, OUT shut uuid[], OUT elsewhere text[])
+LANGUAGE plpgsql AS $$
 DECLARE
     slots integer := p_lines[1].slots;
     limits_of hurdle[] := hurdles(p_now, p_lines);
@@ -388,8 +411,12 @@ DECLARE
 BEGIN
     more := false;
     LOOP
-        seen := survey(p_now, p_lines, limits_of, width, p_taken);
+        seen := survey(p_now, p_lines, limits_of, width, p_taken, p_shut);
         more := more OR seen.passed;
+        IF p_shut IS NOT NULL THEN
+            shut := ARRAY(SELECT f.lane FROM unnest(seen.fits) f WHERE f.shut);
+            elsewhere := seen.elsewhere;
+        END IF;
         looked := looked + seen.looked;
         chosen := NULL;
         cut := false;
@@ -401,7 +428,8 @@ BEGIN
             END IF;
             cut := drawn.cut;
             IF drawn.empty IS NOT NULL THEN
-                UPDATE lanes SET place = NULL WHERE id = ANY (drawn.empty);
+                UPDATE lanes SET place = NULL, why = NULL, wake_at = NULL, since = turn
+                WHERE id = ANY (drawn.empty);
                 seen.closed := seen.closed + cardinality(drawn.empty);
             END IF;
             SELECT array_agg(e.choice ORDER BY e.spot) INTO chosen FROM (
@@ -412,7 +440,8 @@ BEGIN
             WHERE e.nth <= e.portion_slots;
             chosen := chosen[:slots];
         END IF;
-        EXIT WHEN coalesce(cardinality(chosen), 0) >= slots OR NOT wants_more(p_lines, limits_of, chosen);
+        EXIT WHEN coalesce(cardinality(chosen), 0) >= slots
+            OR NOT (wants_more(p_lines, limits_of, chosen) OR (cut AND p_shut IS NOT NULL));
         IF looked >= 1000 THEN
             more := true;
             EXIT;
@@ -431,9 +460,9 @@ END $$;
 
 -- ── The claim ────────────────────────────────────────────────────────────────────────────────
 
--- What pick_lines() does, where lines are under limits.
+-- What pick_lines() does, where lines are under limits. `p_shut`: as gather() has it.
 CREATE OR REPLACE FUNCTION pick_lanes(p_now bigint, p_lines demand[], p_pausing uuid[], p_parking uuid[],
-    p_taken bigint[], OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
+    p_taken bigint[], p_shut text[], OUT seqs bigint[], OUT more boolean) LANGUAGE plpgsql AS $$
 DECLARE
     drawn record;
     merged record;
@@ -448,7 +477,7 @@ BEGIN
         FROM pick_lanes_in_turn(p_now, p_lines, p_pausing, p_parking, p_taken) t;
         RETURN;
     END IF;
-    drawn := gather(p_now, p_lines, p_taken);
+    drawn := gather(p_now, p_lines, p_taken, p_shut);
     more := drawn.more;
     IF drawn.chosen IS NULL THEN
         one := pick_lines(p_lines, p_pausing, p_parking);
@@ -465,7 +494,18 @@ BEGIN
             more := more OR cardinality(picked) < merged.planned[place];
         END LOOP;
         seqs := take_lanes(p_now, merged.chosen);
-        more := more OR cardinality(seqs) < cardinality(merged.chosen);
+        IF cardinality(seqs) < cardinality(merged.chosen) THEN
+            more := true;
+        ELSE
+            drawn.shut := ARRAY(SELECT unnest(drawn.shut)
+                                EXCEPT ALL SELECT DISTINCT c.lane FROM unnest(merged.chosen) c);
+        END IF;
+    END IF;
+    IF drawn.shut <> '{}' THEN
+        PERFORM open_lanes(drawn.shut);
+    END IF;
+    IF drawn.elsewhere <> '{}' THEN
+        PERFORM open_keys(p_now, drawn.elsewhere);
     END IF;
     IF plain <> '{}' THEN
         limited := limited_lines(ARRAY(SELECT d.queue FROM unnest(p_lines) d),
@@ -481,11 +521,14 @@ BEGIN
     seqs := plain || seqs;
     IF NOT more AND cardinality(seqs) < p_lines[1].slots THEN
         -- What is open and has room was not to be had just now.
-        more := any_open(p_now, (
-            SELECT array_agg(d) FROM unnest(p_lines) d WHERE d.portion_slots > (
-                SELECT count(*) FROM jobs_live j WHERE j.seq = ANY (seqs) AND EXISTS (
-                    SELECT FROM unnest(p_lines) e WHERE e.portion = d.portion
-                    AND e.queue = j.queue AND e.kind = j.kind))));
+        more := any_open(p_now, p_lines);
+        IF more AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.portion_slots < d.slots) THEN
+            more := any_open(p_now, (
+                SELECT array_agg(d) FROM unnest(p_lines) d WHERE d.portion_slots > (
+                    SELECT count(*) FROM jobs_live j WHERE j.seq = ANY (seqs) AND EXISTS (
+                        SELECT FROM unnest(p_lines) e WHERE e.portion = d.portion
+                        AND e.queue = j.queue AND e.kind = j.kind))));
+        END IF;
     END IF;
 END $$;
 
@@ -512,7 +555,7 @@ BEGIN
     LOOP
         mine := share_of(p_lines, share.queue, share.n, seqs);
         CONTINUE WHEN mine IS NULL;
-        one := pick_lanes(p_now, mine, p_pausing, p_parking, p_taken || seqs);
+        one := pick_lanes(p_now, mine, p_pausing, p_parking, p_taken || seqs, NULL);
         seqs := seqs || one.seqs;
         more := more OR one.more;
         filled := filled OR cardinality(one.seqs) = share.n;
@@ -611,31 +654,41 @@ BEGIN
     INTO chosen, places, planned;
 END $$;
 
--- Lock these jobs and count them as running; those that were to be had.
+-- Lock these jobs and count them as running; those that were to be had. A closed lane that is filled by
+-- it stays closed.
 CREATE OR REPLACE FUNCTION take_lanes(p_now bigint, p_chosen candidate[]) RETURNS bigint[] LANGUAGE plpgsql AS $$
 DECLARE
     seqs bigint[];
+    whole boolean;
 BEGIN
     -- In these words it is the condition of no index but that of the numbers.
     seqs := ARRAY(SELECT j.seq FROM jobs_live j
                   WHERE j.seq = ANY (ARRAY(SELECT c.seq FROM unnest(p_chosen) c))
                     AND j.state < 1 AND j.gate > 3 FOR UPDATE SKIP LOCKED);
+    whole := cardinality(seqs) = cardinality(p_chosen);
     UPDATE lanes n SET running = n.running + t.n, turn = greatest(p_now, n.turn + t.n),
         floor = CASE WHEN t.whole THEN t.rank ELSE n.floor END,
-        place = CASE WHEN t.whole
-                     THEN greatest(p_now, n.turn + t.n) - t.follows * 360000000::bigint
-                     ELSE n.place END
-    FROM (SELECT c.lane, count(*) FILTER (WHERE c.seq = ANY (seqs)) AS n,
-                 bool_and(c.seq = ANY (seqs)) AS whole, max(c.rank) AS rank,
-                 (array_agg(c.follows ORDER BY c.nth DESC))[1] AS follows
+        place = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.place
+                     ELSE greatest(p_now, n.turn + t.n) - t.follows * 360000000::bigint END,
+        since = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.since
+                     ELSE greatest(p_now, n.turn + t.n) END,
+        why = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.why END,
+        wake_at = CASE WHEN NOT t.whole OR (n.why = 1 AND t.full) THEN n.wake_at END
+    FROM (SELECT c.lane, count(*) FILTER (WHERE whole OR c.seq = ANY (seqs)) AS n,
+                 bool_and(whole OR c.seq = ANY (seqs)) AS whole, max(c.rank) AS rank,
+                 (array_agg(c.follows ORDER BY c.nth DESC))[1] AS follows,
+                 coalesce(count(*) >= min(c.own), false) AS full
           FROM unnest(p_chosen) c GROUP BY c.lane) t
     WHERE n.id = t.lane;
-    PERFORM spend(p_now, p_chosen, seqs);
+    IF NOT whole THEN
+        p_chosen := ARRAY(SELECT c FROM unnest(p_chosen) c WHERE c.seq = ANY (seqs));
+    END IF;
+    PERFORM spend(p_now, p_chosen);
     RETURN seqs;
 END $$;
 
 -- Slots that are not per key, and tokens.
-CREATE OR REPLACE FUNCTION spend(p_now bigint, p_chosen candidate[], p_seqs bigint[])
+CREATE OR REPLACE FUNCTION spend(p_now bigint, p_taken candidate[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM slots) THEN
@@ -643,17 +696,17 @@ BEGIN
             full_at = CASE WHEN t.gap IS NULL THEN s.full_at
                            ELSE greatest(s.full_at, p_now) + t.n * t.gap END
         FROM (SELECT l.name, l.gap, count(*)::integer AS n
-              FROM unnest(p_chosen) c JOIN limits l ON NOT l.deleted AND NOT l.per_key
+              FROM unnest(p_taken) c JOIN limits l ON NOT l.deleted AND NOT l.per_key
                AND (l.queue IS NULL OR l.queue = c.queue) AND (l.kind IS NULL OR l.kind = c.kind)
-              WHERE c.seq = ANY (p_seqs) GROUP BY l.name, l.gap) t
+              GROUP BY l.name, l.gap) t
         WHERE s.name = t.name;
     END IF;
     IF EXISTS (SELECT FROM limits WHERE per_key AND gap IS NOT NULL AND NOT deleted) THEN
         INSERT INTO key_states AS k (name, key, full_at)
         SELECT l.name, c.key, p_now + count(*) * l.gap
-        FROM unnest(p_chosen) c JOIN limits l ON NOT l.deleted AND l.per_key AND l.gap IS NOT NULL
+        FROM unnest(p_taken) c JOIN limits l ON NOT l.deleted AND l.per_key AND l.gap IS NOT NULL
          AND (l.queue IS NULL OR l.queue = c.queue) AND (l.kind IS NULL OR l.kind = c.kind)
-        WHERE c.seq = ANY (p_seqs) AND c.key IS NOT NULL GROUP BY l.name, c.key, l.gap
+        WHERE c.key IS NOT NULL GROUP BY l.name, c.key, l.gap
         ON CONFLICT (name, key) DO UPDATE
         SET full_at = greatest(k.full_at, p_now) + excluded.full_at - p_now;
     END IF;
@@ -690,16 +743,17 @@ BEGIN
         END IF;
     END IF;
     -- As if it stood open: the others of its lane are not asked for.
-    held := ARRAY(SELECT (n.id, n.queue, n.kind, n.key, n.batch, n.turn, 0, NULL, NULL, n.running,
-                          n.floor)::lanes FROM unnest(held) n);
-    fits := judge(p_now, held, '{}', ARRAY[home], '{}', '{}');
+    held := ARRAY(SELECT (n.id, n.queue, n.kind, n.key, n.batch, n.turn,
+                          CASE WHEN n.id = home THEN 0 END, NULL, NULL, n.running, n.floor,
+                          n.since)::lanes FROM unnest(held) n);
+    fits := judge(p_now, held, '{}', false, '{}', '{}');
     IF (fits[1]).room <= 0 OR (hurdles(p_now, line))[1].room <= 0 THEN
         RETURN false;
     END IF;
     UPDATE lanes SET running = running + 1 WHERE id = home;
     UPDATE jobs_live SET lane = home WHERE seq = p_seq;
     PERFORM spend(p_now, ARRAY[(1, 0, 1, home, j.key, j.queue, j.kind, p_seq, 1, 0, NULL, 0, 1, NULL,
-                                NULL)::candidate], ARRAY[p_seq]);
+                                NULL, NULL)::candidate]);
     RETURN true;
 END $$;
 

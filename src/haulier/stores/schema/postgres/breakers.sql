@@ -122,7 +122,7 @@ BEGIN
     PERFORM hold_claims();
     SELECT * INTO l FROM limits WHERE name = p_name AND NOT deleted;
     IF l.name IS NULL THEN
-        PERFORM refuse('HL001', p_name);
+        PERFORM refuse('HL008', p_name);
     ELSIF l.failures IS NULL THEN
         PERFORM refuse('HL002', format('limit %s is no circuit breaker', p_name));
     END IF;

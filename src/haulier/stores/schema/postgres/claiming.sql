@@ -350,7 +350,7 @@ BEGIN
             PERFORM promote(v_now, applied.due_seqs, applied.due_batches);
         END IF;
         began := clock_timestamp();
-        picked := pick_jobs(v_now, p_worker, lines, limited);
+        picked := pick_jobs(v_now, p_worker, lines, limited, applied.shut);
         slow := slow_since(began);
         IF cardinality(picked.seqs) > 0 THEN
             -- Counters of batches are appended, so that a claim waits for no batch.
@@ -441,9 +441,9 @@ BEGIN
 END $$;
 
 -- Lock the jobs that a worker is to get. `sized`: there are batches of which one claim takes only
--- so many.
+-- so many. `p_shut`: keys with closed lanes that have room since a moment ago.
 CREATE OR REPLACE FUNCTION pick_jobs(p_now bigint, p_worker uuid, p_lines demand[], p_limited boolean,
-    OUT seqs bigint[], OUT more boolean, OUT sized boolean) LANGUAGE plpgsql AS $$
+    p_shut text[], OUT seqs bigint[], OUT more boolean, OUT sized boolean) LANGUAGE plpgsql AS $$
 DECLARE
     b uuid;
     alone boolean;
@@ -452,6 +452,7 @@ DECLARE
     number integer;
     mine demand[];
     one record;
+    single boolean := p_lines[1].demand = p_lines[cardinality(p_lines)].demand;
 BEGIN
     SELECT EXISTS (SELECT FROM jobs_live WHERE gate = 3),
            EXISTS (SELECT FROM batches WHERE gated AND NOT paused AND batch_size IS NOT NULL),
@@ -465,6 +466,10 @@ BEGIN
         LOOP
             PERFORM let_in(p_now, b);
         END LOOP;
+    END IF;
+    IF p_shut IS NOT NULL AND (alone OR NOT single OR p_lines[1].step IS NOT NULL) THEN
+        PERFORM open_keys(p_now, p_shut);
+        p_shut := NULL;
     END IF;
     IF p_limited THEN
         more := prepare_lanes(p_now, p_lines);
@@ -482,7 +487,7 @@ BEGIN
         SELECT array_agg(h.id) INTO parking FROM (
             SELECT id FROM batches WHERE draining > 0 AND draining IN (4, 8) FOR SHARE SKIP LOCKED) h;
     END IF;
-    IF NOT p_limited AND p_lines[1].demand = p_lines[cardinality(p_lines)].demand THEN
+    IF NOT p_limited AND single THEN
         one := pick_lines(p_lines, pausing, parking);
         seqs := one.seqs;
         more := more OR one.more;
@@ -492,7 +497,7 @@ BEGIN
     FOR number IN SELECT DISTINCT l.demand FROM unnest(p_lines) l ORDER BY 1 LOOP
         mine := (SELECT array_agg(l) FROM unnest(p_lines) l WHERE l.demand = number);
         IF p_limited THEN
-            one := pick_lanes(p_now, mine, pausing, parking, seqs);
+            one := pick_lanes(p_now, mine, pausing, parking, seqs, p_shut);
         ELSE
             one := pick_lines(mine, pausing, parking);
         END IF;

@@ -3,6 +3,10 @@
 -- Only claims lock lanes, and only with SKIP LOCKED. Whoever else has something to say of a lane leaves
 -- news, which the next claim folds in. A claim takes jobs of a key while it holds all lanes of the
 -- key under its limits, and passes the key over while another one holds some of them.
+--
+-- A lane stands open although its key is busy until a claim meets it and closes it. One that is closed
+-- opens when a run of its key ends, but not where the same transaction claims: that claim looks at such
+-- lanes first, and what it fills at once stays closed.
 
 CREATE OR REPLACE FUNCTION lane_of(p_queue text, p_kind text, p_key text, p_batch uuid)
 RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
@@ -88,7 +92,7 @@ BEGIN
                    AND (n.wake_at IS NULL OR n.wake_at <= p_now)) AS open
         FROM s JOIN lanes n ON n.id = s.lane),
     u AS (
-        UPDATE lanes n SET running = t.running, floor = t.floor, turn = t.turn,
+        UPDATE lanes n SET running = t.running, floor = t.floor, turn = t.turn, since = t.turn,
             why = CASE WHEN NOT t.open THEN n.why END,
             wake_at = CASE WHEN NOT t.open THEN n.wake_at END,
             place = CASE WHEN t.open THEN t.turn - 360000000::bigint * (
@@ -126,7 +130,7 @@ END $$;
 -- Open locked lanes; those without a ready job are left without a place.
 CREATE OR REPLACE FUNCTION open_lanes(p_ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE lanes n SET why = NULL, wake_at = NULL, place = n.turn - 360000000::bigint * (
+    UPDATE lanes n SET why = NULL, wake_at = NULL, since = n.turn, place = n.turn - 360000000::bigint * (
         SELECT j.priority FROM jobs_live j
         WHERE j.lane = n.id AND j.state = 0 AND j.gate = 4
           AND j.run_at - j.priority * 360000000::bigint >= n.floor
@@ -134,21 +138,23 @@ BEGIN
     WHERE n.id = ANY (p_ids);
 END $$;
 
--- Runs ended: give back what they held. No tokens: these were for the start. True if that may have opened
--- lanes to those who wait.
-CREATE OR REPLACE FUNCTION free_lanes(p_now bigint, p_freed freed[]) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Runs ended: give back what they held. No tokens: these were for the start. `opened`: that may have
+-- opened lanes to those who wait. With `p_claims` closed lanes of `shut` keys are left to the claim that
+-- follows.
+CREATE OR REPLACE FUNCTION free_lanes(p_now bigint, p_freed freed[], p_claims boolean,
+    OUT opened boolean, OUT shut text[]) LANGUAGE plpgsql AS $$
 DECLARE
-    opened boolean := false;
     left_over integer;
     held uuid[];
     keys text[];
 BEGIN
+    opened := false;
     WITH f AS (SELECT lane, count(*) AS ended FROM unnest(p_freed) GROUP BY lane),
+    h AS (
+        SELECT f.* FROM f, LATERAL (
+            SELECT FROM lanes l WHERE l.id = f.lane FOR UPDATE SKIP LOCKED) l),
     u AS (
-        UPDATE lanes n SET running = n.running - f.ended FROM f
-        WHERE n.id = f.lane AND n.id = ANY (ARRAY(
-            SELECT id FROM lanes WHERE id = ANY (ARRAY(SELECT g.lane FROM unnest(p_freed) g))
-            FOR UPDATE SKIP LOCKED))
+        UPDATE lanes n SET running = n.running - h.ended FROM h WHERE n.id = h.lane
         RETURNING n.id, n.key)
     SELECT array_agg(id), array_agg(DISTINCT key) FILTER (WHERE key IS NOT NULL),
            (SELECT count(*) FROM f) - count(*)
@@ -159,7 +165,11 @@ BEGIN
         FROM (SELECT lane, count(*) AS ended FROM unnest(p_freed) GROUP BY lane) f
         JOIN lanes n ON n.id = f.lane WHERE f.lane <> ALL (coalesce(held, '{}'));
     END IF;
-    IF keys IS NOT NULL THEN
+    IF keys IS NOT NULL AND p_claims THEN
+        SELECT array_agg(DISTINCT key) INTO shut FROM lanes
+        WHERE why = 1 AND key = ANY (keys) AND (wake_at IS NULL OR wake_at <= p_now);
+        opened := shut IS NOT NULL;
+    ELSIF keys IS NOT NULL THEN
         opened := open_keys(p_now, keys);
     END IF;
     IF EXISTS (SELECT FROM limits WHERE failures IS NOT NULL AND NOT deleted) THEN
@@ -174,7 +184,7 @@ BEGIN
         GROUP BY l.name;
         opened := true;
     END IF;
-    RETURN opened OR left_over > 0 OR EXISTS (SELECT FROM lanes WHERE why = 2);
+    opened := opened OR left_over > 0 OR EXISTS (SELECT FROM lanes WHERE why = 2);
 END $$;
 
 -- ── Into lanes ───────────────────────────────────────────────────────────────────────────────
@@ -186,17 +196,16 @@ CREATE OR REPLACE FUNCTION move_stragglers(p_now bigint, p_lines demand[]) RETUR
 DECLARE
     room integer := 1000;
     count integer;
+    limited text[] := limited_lines(ARRAY(SELECT d.queue FROM unnest(p_lines) d),
+                                    ARRAY(SELECT d.kind FROM unnest(p_lines) d));
     l record;
 BEGIN
     FOR l IN SELECT u.queue, u.kind, min(u.floor) AS floor FROM unnest(p_lines) u
-             WHERE u.queue || '/' || u.kind = ANY (limited_lines(
-                 ARRAY(SELECT d.queue FROM unnest(p_lines) d),
-                 ARRAY(SELECT d.kind FROM unnest(p_lines) d)))
+             WHERE u.queue || '/' || u.kind = ANY (limited) AND EXISTS (
+                 SELECT FROM jobs_live WHERE queue = u.queue AND kind = u.kind AND state = 0
+                 AND rank >= u.floor AND role NOT IN (1, 3))
              GROUP BY u.queue, u.kind
     LOOP
-        CONTINUE WHEN NOT EXISTS (
-            SELECT FROM jobs_live WHERE queue = l.queue AND kind = l.kind AND state = 0
-            AND rank >= l.floor AND role NOT IN (1, 3));
         WITH moved AS (
             UPDATE jobs_live SET lane = lane_of(queue, kind, key, batch), rank = NULL, gate = 4
             WHERE seq = ANY (ARRAY(
@@ -236,10 +245,11 @@ BEGIN
     PERFORM fold_lanes(v_now);
     DELETE FROM lanes WHERE id = ANY (ARRAY(
         SELECT n.id FROM lanes n
-        WHERE n.place IS NULL AND n.why IS NULL AND n.turn < v_now - 60000000 AND n.running = 0
+        WHERE n.place IS NULL AND n.why IS NULL AND n.since < v_now - 60000000
+          AND n.turn < v_now - 60000000 AND n.running = 0
           AND NOT EXISTS (SELECT FROM jobs_live j WHERE j.lane = n.id AND j.state = 0 AND j.gate = 4)
           AND NOT EXISTS (SELECT FROM lane_news m WHERE m.lane = n.id)
-        ORDER BY n.turn LIMIT 250 FOR UPDATE SKIP LOCKED));
+        ORDER BY n.since LIMIT 250 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS count = ROW_COUNT;
     DELETE FROM key_states WHERE ctid = ANY (ARRAY(
         SELECT k.ctid FROM key_states k LEFT JOIN limits l ON l.name = k.name

@@ -127,7 +127,7 @@ DECLARE
 BEGIN
     SELECT * INTO l FROM limits WHERE name = p_name AND NOT deleted;
     IF l.name IS NULL THEN
-        PERFORM refuse('HL001', p_name);
+        PERFORM refuse('HL008', p_name);
     ELSIF NOT l.per_key THEN
         RETURN;
     END IF;

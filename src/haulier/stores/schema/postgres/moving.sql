@@ -115,11 +115,12 @@ END $$;
 -- Apply all that one worker hands in, then do what follows for the batches. Places count from 1.
 -- `drain` names batches that are to be gone on with. With `p_due` also lock jobs that are due, and
 -- their batches: after the jobs that are waited for and before all batches, as the one order says.
--- `freed`: what ended may have made room under limits for others.
+-- `freed`: what ended may have made room under limits for others; `shut`: keys whose closed lanes the
+-- claim that `p_due` stands for has to look at.
 CREATE OR REPLACE FUNCTION apply_moves(p_now bigint, p_seqs bigint[], p_leases integer[], p_results bytea[],
     p_moves jsonb, p_due boolean, OUT lost_done integer[], OUT lost_moves integer[],
     OUT settled boolean, OUT ready boolean, OUT drain uuid[], OUT due_seqs bigint[],
-    OUT due_batches uuid[], OUT freed boolean) LANGUAGE plpgsql AS $$
+    OUT due_batches uuid[], OUT freed boolean, OUT shut text[]) LANGUAGE plpgsql AS $$
 DECLARE
     given transition[];
     done bigint[];
@@ -209,7 +210,7 @@ BEGIN
     END IF;
     freed := false;
     IF lanes_freed IS NOT NULL THEN
-        freed := free_lanes(p_now, lanes_freed);
+        SELECT f.opened, f.shut INTO freed, shut FROM free_lanes(p_now, lanes_freed, p_due) f;
         IF given IS NOT NULL THEN
             PERFORM tell_lanes(p_now, ARRAY(SELECT t.seq FROM unnest(given) t));
         END IF;

@@ -20,7 +20,8 @@ CREATE OR REPLACE FUNCTION entry(id uuid, attempt integer, lease integer) RETURN
 $$ SELECT uuid_send(id) || int4send(attempt) || int4send(lease) $$;
 
 -- Errors that the client knows by their codes: HL001 not found, HL002 not in this state, HL003 lease
--- lost, HL004 duplicate, HL005 idempotency conflict; `about` is the id of the other job.
+-- lost, HL004 duplicate, HL005 idempotency conflict,
+-- HL008 no such limit; `about` is the id of the other job.
 CREATE OR REPLACE FUNCTION refuse(code text, why text, about text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = code, MESSAGE = why, DETAIL = about;
@@ -77,7 +78,11 @@ BEGIN
         progress, message, result, error, error_at, error_type, baggage, children)
     SELECT seq, id, kind, queue, role, version, payload, p_state, priority, run_at,
         attempt, lease, lost, on_lost, key, batch, position, retry, uniq, created_at, started_at,
-        progress, message, result, error, error_at, error_type, baggage,
+        progress, message, result,
+        -- Nobody is to think later that it was cancelled because of a parent.
+        CASE WHEN error_type IS DISTINCT FROM 'ParentFailed' THEN error END,
+        CASE WHEN error_type IS DISTINCT FROM 'ParentFailed' THEN error_at END,
+        nullif(error_type, 'ParentFailed'), baggage,
         -- Those that were cancelled because of it come back too.
         CASE WHEN children IS NOT NULL THEN 3 END
     FROM gone;

@@ -80,15 +80,18 @@ CREATE TABLE lanes (
     why     smallint,                               -- what closed it: 1 its key, 2 its batch; NULL: neither
     wake_at bigint,                                 -- of one that only time opens
     running integer  NOT NULL DEFAULT 0,
-    floor   bigint   NOT NULL DEFAULT 9223372036854775807  -- no ready job of it has a lower rank
+    floor   bigint   NOT NULL DEFAULT 9223372036854775807, -- no ready job of it has a lower rank
+    since   bigint   NOT NULL DEFAULT 0             -- its turn when it opened, moved or closed last
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
+-- No index has `turn`, `floor` or `running`: where nothing else changes, which is so for a lane that
+-- stays closed while its key runs one job after the other, no index is touched.
 CREATE INDEX lanes_open ON lanes (queue, kind, place, id) WHERE place IS NOT NULL;
 CREATE INDEX lanes_key  ON lanes (key) WHERE key IS NOT NULL;
 CREATE INDEX lanes_shut ON lanes (key) WHERE why = 1;
 CREATE INDEX lanes_wake ON lanes (wake_at) WHERE wake_at IS NOT NULL;
-CREATE INDEX lanes_held ON lanes (batch, queue, kind, turn) WHERE why = 2;
-CREATE INDEX lanes_rest ON lanes (turn) WHERE place IS NULL AND why IS NULL;
+CREATE INDEX lanes_held ON lanes (batch, queue, kind, since) WHERE why = 2;
+CREATE INDEX lanes_rest ON lanes (since) WHERE place IS NULL AND why IS NULL;
 -- Ballast, as for jobs_live.
 INSERT INTO lanes (id, queue, kind, turn, place)
 SELECT gen_random_uuid(), '', '', 0, 0 FROM generate_series(1, 1000) n;
@@ -128,18 +131,20 @@ ALTER TYPE applied ADD ATTRIBUTE freed freed;
 -- the room of each.
 CREATE TYPE hurdle AS (room integer, names text[], rooms integer[]);
 
--- A locked open lane: how many of it may start, and if none, why, and until when. `names` are what it
--- shares with other lanes, each with its room.
+-- A locked open lane, or one that is still `shut`: how many of it may start, and if none, why, and
+-- until when. `names` are what it shares with other lanes, each with its room; `own` is the room if it
+-- shares none and only ends of runs change it.
 CREATE TYPE fit AS (
     lane uuid, queue text, kind text, key text, batch uuid, turn bigint, floor bigint,
-    room integer, why smallint, wake_at bigint, names text[], rooms integer[]);
+    room integer, why smallint, wake_at bigint, names text[], rooms integer[], own integer,
+    shut boolean);
 
 -- A job that a lane would give, the `nth` of it, and the priority of the one after. `merit` is its
 -- place among all that a demand could get.
 CREATE TYPE candidate AS (
     line integer, portion integer, portion_slots integer, lane uuid, key text, queue text, kind text,
     seq bigint, nth integer, rank bigint, follows integer, merit bigint, pos integer,
-    names text[], rooms integer[]);
+    names text[], rooms integer[], own integer);
 
 -- They answer more.
 DROP FUNCTION IF EXISTS begin_rows, apply_moves, complete_jobs;

@@ -134,10 +134,16 @@ function flow.bring_back(job)
   retake(job.id, job.uniq)
   unfile(job)
   call('HSET', job_key(job.id), 'state', PENDING, 'gate', WAITING)
-  call('HDEL', job_key(job.id), 'attempt', 'lost', 'finished', 'cancel')
+  call('HDEL', job_key(job.id), 'attempt', 'lost', 'finished', 'cancel', 'error')
   job.attempt = 0
   moved('requeue', job, job.state, PENDING)
   if job.children then flows.back[#flows.back + 1] = job.id end
+end
+
+-- Whether a job has the error of one that was cancelled because of a parent.
+function flow.has_gone(id)
+  local start = '{"type":"ParentFailed",'
+  return string.sub(call('HGET', job_key(id), 'error') or '', 1, #start) == start
 end
 
 -- Bring back children that were cancelled because of a parent which was requeued; how many, and one for
@@ -148,11 +154,9 @@ function flow.revive(most)
   if not parent then return 0 end
   local ids = call('ZRANGEBYSCORE', key('children:' .. parent), '(' .. first[2], '+inf', 'WITHSCORES',
     'LIMIT', 0, most)
-  local start = '{"type":"ParentFailed",'
   for i = 1, #ids, 2 do
     local job = look(ids[i])
-    local err = call('HGET', job_key(job.id), 'error') or ''
-    local cancelled = job.state == CANCELLED and string.sub(err, 1, #start) == start
+    local cancelled = job.state == CANCELLED and flow.has_gone(job.id)
     if cancelled or (job.state == PENDING and job.gate == WAITING) then
       local edge = flow.edge(job.id, parent)
       if edge.state then
@@ -176,6 +180,8 @@ end
 -- waited for anew.
 function flows.wait_again(job)
   if not job.waits then return end
+  -- Nobody is to think later that it was cancelled because of a parent.
+  if flow.has_gone(job.id) then call('HDEL', job_key(job.id), 'error') end
   for _, parent in ipairs(call('HKEYS', key('edges:' .. job.id))) do
     local edge, state = flow.edge(job.id, parent), call('HGET', job_key(parent), 'state')
     if edge.state and state and tonumber(state) <= RUNNING then

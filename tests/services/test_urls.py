@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from haulier.exceptions import ConfigurationError
-from haulier.stores.urls import own_options, positive_int, shown
+from haulier.services.urls import own_options, positive_int, shown
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""A process that has loaded everything once, and from which worker processes are forked.
+"""A process that has loaded everything once, and from which the processes of tests are forked.
 
-To start Python and to import the library takes most of a second; a run that kills hundreds of
+To start Python and to import the library takes most of a second; a run that starts hundreds of
 processes would do little else. It has no thread, no event loop and no connection when it forks, so
 what comes out of it is as good as a process that was started anew.
 
@@ -14,19 +14,29 @@ import ctypes
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from processes import alive, environment
 from support import wait_until
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 PR_SET_PDEATHSIG = 1
 DRIVERS = ("haulier.stores.sqlite", "haulier.stores.postgres", "haulier.stores.redis")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @dataclass(eq=False)
@@ -61,24 +71,41 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def wait(self, timeout: float) -> bool:
+        """Stand still until it has ended; whether it has, in time."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            return bool(select.select([process], [], [], timeout)[0])
+        finally:
+            os.close(process)
+
     async def ended(self, timeout: float = 30) -> None:
         await wait_until(lambda: not self.alive, timeout)
 
 
 class Nursery:
-    """Forks processes, each the whole run of a function `faults.<module>:<function>(spec)`."""
+    """Forks processes, each the whole run of a function `<module>:<function>(spec)`.
 
-    def __init__(self, folder: Path) -> None:
+    `loaded` are the modules that they find loaded, `env` is their environment.
+    """
+
+    def __init__(self, folder: Path, env: dict[str, str], loaded: Sequence[str]) -> None:
         self._folder = folder
+        self._env = env
+        self._loaded = loaded
         self._count = 0
+        # One request at a time: what a child is to read must not be in our buffer.
+        self._asking = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        env = environment(self._folder)
-        env["PYTHONPATH"] = os.pathsep.join([str(TESTS), env.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(TESTS), self._env.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "faults.nursery"],
-            env=env,
+            [sys.executable, "-m", "nursery", *self._loaded],
+            env={**self._env, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,17 +121,18 @@ class Nursery:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._count += 1
-        log = self._folder / f"child-{self._count}.log"
-        request = {"main": main, "spec": spec, "log": str(log)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return Child(int(self._process.stdout.readline()), log)
+        with self._asking:
+            self._count += 1
+            log = self._folder / f"child-{self._count}.log"
+            request = {"main": main, "spec": spec, "log": str(log)}
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return Child(int(self._process.stdout.readline()), log)
 
 
 def main() -> None:
     """Fork until the input ends; then nothing that was forked is left."""
-    for name in ("faults.work", "faults.script", "faults.producing", *DRIVERS):
+    for name in (*DRIVERS, *sys.argv[1:]):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     children: set[int] = set()
@@ -141,7 +169,7 @@ def _live(request: dict[str, Any]) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         module, _, function = request["main"].partition(":")
-        getattr(importlib.import_module(f"faults.{module}"), function)(request["spec"])
+        getattr(importlib.import_module(module), function)(request["spec"])
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

@@ -1,0 +1,1 @@
+"""The migrations, each named by the number of its place in the row."""
