@@ -28,7 +28,7 @@ from haulier.cli.output import (
     store_option,
 )
 from haulier.cli.queues import lost_lines, waits, why_batch_lost
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown
 from haulier.exceptions import JobNotFoundError
 from haulier.ports import JobFilter, pages
 from haulier.services import nesting
@@ -286,7 +286,7 @@ def _export_row(job: Job) -> dict[str, Any]:
         "error_type": job.error.type if job.error else None,
         "error": job.error.message if job.error else None,
         "result": job.value,
-        "payload": masked(json.loads(job.payload)),
+        "payload": shown(json.loads(job.payload)),
     }
 
 

@@ -18,7 +18,7 @@ import click
 from haulier.domain.batch import Batch
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -315,7 +315,7 @@ def job_document(job: Job, unroutable: str | None = None) -> dict[str, Any]:
         "waiting": job.waiting,
         "cancel_requested": job.cancel_requested,
         "cancel_heard": job.cancel_heard,
-        "payload": masked(json.loads(job.payload)),
+        "payload": shown(json.loads(job.payload)),
         "result": job.value,
         "result_expired": job.result_expired,
         "error": None if job.error is None else error_document(job.error),

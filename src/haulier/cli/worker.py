@@ -75,11 +75,11 @@ async def worker(
 
 
 def start_logging(settings: Settings) -> None:
-    """Log as the settings say, with the secrets of running jobs masked."""
-    from haulier.services.secrets import scrub_current
+    """Log as the settings say, without secrets."""
+    from haulier.services.secrets import scrub_all
     from haulier.telemetry import configure_logging
 
-    configure_logging(settings.log_level, settings.log_format, scrub_current)
+    configure_logging(settings.log_level, settings.log_format, scrub_all)
 
 
 def run_child(settings: dict[str, Any], user_app: str | None, worker_id: str) -> None:
