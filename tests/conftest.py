@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import shutil
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,12 +29,29 @@ BLOCKS = 10
 PATIENCE = 5.0
 """Seconds that a thread which is ending may still take."""
 
+MEMORY = Path("/dev/shm")
+"""A file system in memory, where Linux has one."""
+
+ROOM = 2 * 1024**3
+"""Bytes that have to be free there; containers often have 64 MiB."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """A shell that runs tests in the background has them ignore Ctrl-C, and what they start too."""
     processes.NEW = config.getoption("new_processes")
+    _stay_in_memory()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stay_in_memory() -> None:
+    """Put the folders of tests where nothing waits for a disk.
+
+    What a killed process has written is there for others with or without a disk; a power cut,
+    which alone makes the difference, no test can cause. PYTEST_DEBUG_TEMPROOT names another place.
+    """
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

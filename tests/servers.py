@@ -171,6 +171,8 @@ class PostgresServer(Server):
             # A killed process loses nothing that it gave to the system; only power cuts do.
             "fsync": "off",
             "full_page_writes": "off",
+            # In its own folder: what a killed server leaves in /dev/shm stays there for good.
+            "dynamic_shared_memory_type": "mmap",
             **settings,
         }
         self.url = f"postgresql://haulier@127.0.0.1:{self.port}/postgres"

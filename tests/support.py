@@ -127,18 +127,23 @@ class RedisPrefix:
         """See that no test left keys that do not belong together, and remove them all."""
         while cls.made:
             home = cls.made.pop()
-            with redis.Redis.from_url(home.server, decode_responses=True) as client:
-                keys = Keyspace(client, home.prefix)
-                try:
-                    check(keys)
-                finally:
-                    keys.clear()
+            keys = Keyspace(_asking(home.server), home.prefix)
+            try:
+                check(keys)
+            finally:
+                keys.clear()
 
     def client(self, *, ttl: float = TTL, real_time: bool = False) -> RedisStore:
         return RedisStore(self.url, ttl=ttl, clock=None if real_time else self.clock)
 
     def beside(self, name: str) -> Self:
         return type(self)(self.name, self.folder / name)
+
+
+@functools.cache
+def _asking(server: str) -> redis.Redis:
+    """The tests' own client of a server: to make one takes as long as to look at a few keys."""
+    return redis.Redis.from_url(server, decode_responses=True)
 
 
 class Postgres:

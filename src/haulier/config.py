@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     go to others. `child_memory` is megabytes of address space. `media_root` and `output_root` are
     the only folders that the HTTP API may read pictures from and write renditions to. `check_url`
     is what proxies are checked against. `allowed_hosts` may be called for users although they are
-    not public. `api_deadline` is how long the HTTP API waits for one answer of the store.
+    not public. `api_deadline` is how long the HTTP API waits for one answer of the store. `streams`
+    is how many live streams it serves at once, `heartbeat` after how long a silent one shows a sign
+    of life.
     """
 
     model_config = SettingsConfigDict(
@@ -58,6 +60,9 @@ class Settings(BaseSettings):
     check_url: str | None = None
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     api_deadline: float = Field(2.0, ge=0.1, le=60)
+    streams: int = Field(1000, ge=0, le=100_000)
+    streams_per_caller: int = Field(100, ge=0, le=100_000)
+    heartbeat: float = Field(15.0, ge=0.1, le=300)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 

@@ -7,6 +7,7 @@ HaulierError                        (alias WorkerServiceError)
 ├── JobNotFoundError                no job or batch has this id
 ├── ScheduleNotFoundError           no schedule has this name
 ├── LimitNotFoundError              no limit has this name
+├── TokenNotFoundError              no token or session has this id
 ├── JobStateError                   the job's state does not allow this
 ├── DuplicateJobError               another job holds the unique name
 │   └── IdempotencyConflictError    the same idempotency key, with another body
@@ -100,6 +101,14 @@ class LimitNotFoundError(HaulierError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"no limit has the name {name[:200]}")
+
+
+class TokenNotFoundError(HaulierError):
+    """No token or session has this id."""
+
+    def __init__(self, token_id: str) -> None:
+        self.token_id = token_id
+        super().__init__(f"no token or session has the id {token_id[:200]}")
 
 
 class JobStateError(HaulierError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from faults.log import Line
 from haulier.domain.event import Event
-from haulier.domain.job import Job, JobState, Role
+from haulier.domain.job import Job, JobState
 from haulier.domain.limits import Limit
 from haulier.domain.moves import RULES, Move
 from simulation.checker import batches_agree, counters_agree
@@ -333,4 +333,4 @@ class _Run:
 
 
 def _by_worker(job: Job) -> bool:
-    return job.state is JobState.COMPLETED and job.role is not Role.HEAD
+    return job.state is JobState.COMPLETED and not job.role.heads

@@ -24,6 +24,7 @@ from support import wait_until
 
 TOLD = BatchPolicy(finish=FinishCallback(kind="told"))
 BULK = BatchPolicy(finish=FinishCallback(kind="bulk.finish"))
+NESTED = BatchPolicy(finish=FinishCallback(kind="nested.finish"))
 DONE, CANCELLED = JobState.COMPLETED, JobState.CANCELLED
 FEW, MANY = 12, 1200
 

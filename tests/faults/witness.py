@@ -102,7 +102,7 @@ class Witness:
 
     def _enqueue(self, jobs: Sequence[NewJob], policy: BatchPolicy | None, ok: bool | None) -> None:
         back = policy is not None and policy.finish is not None
-        heads = [job.id for job in jobs if back and job.batch_id is None]
+        heads = [job.id for job in jobs if back and job.role.heads]
         told = [[job.id, job.batch_id] for job in jobs]
         self._log.write("enqueue", ok=ok, jobs=told, heads=heads)
 

@@ -45,6 +45,12 @@ class Start(BaseModel):
     seconds: float = 0.0
 
 
+class Starts(BaseModel):
+    batches: int
+    items: int
+    seconds: float = 0.0
+
+
 class Item(BaseModel):
     number: int
     seconds: float = 0.0
@@ -157,6 +163,36 @@ def _request(ctx: Context, *, last: bool) -> dict[str, Any]:
     return {"job": ctx.job.id, "lease": ctx.lease, "pid": os.getpid(), "last": last}
 
 
+def runners_of(doing: Doing) -> list[BaseTaskRunner]:
+    """Bulk kinds: one, and one whose items are batches of it."""
+
+    class Bulk(BaseTaskRunner[Start, Item]):
+        task_type, start_model, item_model, retry = "bulk", Start, Item, AT_ONCE
+
+        def expand(self, ctx: Context, start: Start):
+            for number in range(start.items):
+                yield Item(number=number, seconds=start.seconds)
+
+        async def run_item(self, ctx: Context, item: Item) -> int:
+            return await doing(ctx, item.seconds)
+
+        async def finish(self, ctx: Context, start: Start, finished: BatchFinished) -> int:
+            return await doing(ctx, 0.0)
+
+    class Nested(BaseTaskRunner[Starts, Start]):
+        task_type, start_model, item_model, retry = "nested", Starts, Start, AT_ONCE
+        item_kind = "bulk"
+
+        def expand(self, ctx: Context, start: Starts):
+            for _ in range(start.batches):
+                yield Start(items=start.items, seconds=start.seconds)
+
+        async def finish(self, ctx: Context, start: Starts, finished: BatchFinished) -> int:
+            return await doing(ctx, 0.0)
+
+    return [Bulk(), Nested()]
+
+
 def app_of(spec: Spec) -> App:
     """The app of one process."""
     log = Log(spec["log"])
@@ -185,20 +221,8 @@ def app_of(spec: Spec) -> App:
     async def told(ctx: Context, finished: BatchFinished) -> int:
         return await doing(ctx, 0.0)
 
-    class Bulk(BaseTaskRunner[Start, Item]):
-        task_type, start_model, item_model, retry = "bulk", Start, Item, AT_ONCE
-
-        def expand(self, ctx: Context, start: Start):
-            for number in range(start.items):
-                yield Item(number=number, seconds=start.seconds)
-
-        async def run_item(self, ctx: Context, item: Item) -> int:
-            return await doing(ctx, item.seconds)
-
-        async def finish(self, ctx: Context, start: Start, finished: BatchFinished) -> int:
-            return await doing(ctx, 0.0)
-
-    app.add_runner(Bulk())
+    for runner in runners_of(doing):
+        app.add_runner(runner)
     return app
 
 

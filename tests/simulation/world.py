@@ -482,7 +482,8 @@ class World:
             await self.ask(
                 lambda: self.store.retry_failed(head, error_type=error_type, limit=limit)
             )
-            self.note(What.REQUEUE, batch=head)
+        # It may have been done although whoever asked again was refused.
+        self.note(What.REQUEUE, batch=head)
 
     async def pause(self) -> None:
         await self.gate(self.store.pause)

@@ -17,6 +17,7 @@ OPERATIONS = [
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 ]
+STREAMS = {"/api/v1/events/stream"}
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
 
 
@@ -44,7 +45,10 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
     [success] = [status for status in operation["responses"] if status.startswith("2")]
     content = operation["responses"][success].get("content")
     assert (content is None) == (success == "204")
-    assert content is None or "$ref" in content["application/json"]["schema"]
+    if path in STREAMS:
+        assert content["text/event-stream"]["example"]
+    else:
+        assert content is None or "$ref" in content["application/json"]["schema"]
     problems = {
         status: response["content"]
         for status, response in operation["responses"].items()

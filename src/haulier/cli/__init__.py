@@ -11,6 +11,7 @@ import click
 from haulier.cli.output import EXIT_CODES, Failure, complain
 
 _COMMANDS = {
+    "audit": ("haulier.cli.audit:audit", "Who did what, and whether the log is sound."),
     "batches": ("haulier.cli.batches:batches", "List, watch, pause, cancel, retry, export."),
     "bench": ("haulier.cli.bench:bench", "Measure what one process does on a store."),
     "config": ("haulier.cli.config:config", "Change what all workers go by, while they run."),
@@ -25,6 +26,7 @@ _COMMANDS = {
     "schedules": ("haulier.cli.schedules:schedules", "What is enqueued by itself, and when."),
     "serve": ("haulier.cli.serve:serve", "Serve the HTTP API with one embedded worker."),
     "store": ("haulier.cli.store:store", "Copy a store into another one, look at its health."),
+    "token": ("haulier.cli.tokens:token", "Make, list, revoke what the API recognises you by."),
     "worker": ("haulier.cli.worker:worker", "Run workers until stopped."),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from haulier.exceptions import ConfigurationError
 
 STREAMS_END = 5
 """Seconds that open requests get to finish when a server stops."""
+
+PATIENCE = 0.5
+"""Seconds for which a client may take nothing of a complete answer when a server stops."""
 
 
 @click.command()
@@ -72,8 +75,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def http_server(asgi: Any) -> Any:
-    """A uvicorn server for an ASGI application, ended by its `should_exit`."""
+def http_server(
+    asgi: Any, *, ending: Callable[[], Awaitable[None]] | None = None, **options: Any
+) -> Any:
+    """A uvicorn server for an ASGI application, ended by its `should_exit`.
+
+    `ending` ends the streams of the application, which would never end by themselves; `options` are
+    more of uvicorn's.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -82,6 +91,23 @@ def http_server(asgi: Any) -> Any:
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if ending is not None:
+                await ending()
+            kept = {each: each.transport.get_write_buffer_size() for each in self._connections()}
+            asyncio.get_running_loop().call_later(PATIENCE, self._drop, kept)
+            await super().shutdown(sockets)
+
+        def _connections(self) -> list[Any]:
+            return list(self.server_state.connections)
+
+        def _drop(self, kept: dict[Any, int]) -> None:
+            """End the connections of those who read nothing: they would keep us."""
+            for each in self._connections():
+                size = each.transport.get_write_buffer_size()
+                if each.transport.is_closing() and size and size == kept.get(each):
+                    each.transport.abort()
 
     return Server(
         uvicorn.Config(
@@ -92,5 +118,6 @@ def http_server(asgi: Any) -> Any:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=STREAMS_END,
+            **{"ws": "none"} | options,
         )
     )

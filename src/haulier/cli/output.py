@@ -30,6 +30,7 @@ from haulier.exceptions import (
     LimitNotFoundError,
     ScheduleNotFoundError,
     StoreError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -59,6 +60,7 @@ _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (JobNotFoundError, "not found"),
     (ScheduleNotFoundError, "not found"),
     (LimitNotFoundError, "not found"),
+    (TokenNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     "--api-deadline", type=float, help="Seconds that the API waits for the store.  [default: 2]"
 )
 @allow_option
+@click.option("--streams", type=int, help="Live streams at once.  [default: 1000]")
+@click.option(
+    "--streams-per-caller", type=int, help="Live streams of one caller at once.  [default: 100]"
+)
+@click.option(
+    "--heartbeat", type=float, help="Seconds of silence until a stream shows a sign of life."
+)
 @click.option("--concurrency", type=int, help="Coroutine jobs at once.")
 @click.option("--threads", type=int, help="Plain-function jobs at once.")
 @click.option("--children", type=int, help="Jobs in processes of their own at once.")
@@ -43,6 +50,7 @@ async def serve(user_app: str | None, allowed_hosts: tuple[str, ...], **flags: A
     from haulier.config import read_settings
     from haulier.container import build_app, worker_options
     from haulier.web.app import create_app
+    from haulier.web.live.socket import SOCKETS
 
     settings = read_settings(**flags, allowed_hosts=allowed_hosts or None)
     start_logging(settings)
@@ -50,7 +58,8 @@ async def serve(user_app: str | None, allowed_hosts: tuple[str, ...], **flags: A
     with contextlib.closing(listener):
         app = build_app(settings, user_app)
         async with app:
-            server = http_server(create_app(jobs=app.jobs, options=_web_options(settings)))
+            api = create_app(jobs=app.jobs, options=_web_options(settings))
+            server = http_server(api, ending=api.state.live.close, **SOCKETS)
             running = app.worker(worker_options(settings))
 
             def stop(times: int) -> None:
@@ -84,6 +93,7 @@ def _web_options(settings: Settings) -> Any:
 
     from haulier.container import guard_of
     from haulier.web.app import WebOptions
+    from haulier.web.live.options import LiveOptions
 
     return WebOptions(
         media_root=settings.media_root,
@@ -92,4 +102,9 @@ def _web_options(settings: Settings) -> Any:
         guard=guard_of(settings),
         version=version("haulier"),
         deadline=settings.api_deadline,
+        live=LiveOptions(
+            most=settings.streams,
+            per_caller=settings.streams_per_caller,
+            heartbeat=settings.heartbeat,
+        ),
     )

@@ -22,6 +22,9 @@ from haulier.domain.job import MICROSECOND
 MOST_AT_ONCE = 1_000_000
 LONGEST_PERIOD = 366 * 86_400.0
 
+BREAKER_KEPT = 7 * 86_400 * MICROSECOND
+"""Microseconds for which a breaker is kept after its pause, if nothing probes it."""
+
 _PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{0,9})\s*([smhd])\s*\Z")
 _LIMIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,199}\Z")
@@ -90,7 +93,8 @@ class Breaker:
     It opens when of the attempts that ended within `window` seconds, `least` or more, the share
     `failures` or more failed (a retry counts as a failure; an attempt that was given back, snoozed,
     cancelled or lost does not count). Open: nothing of that key starts for `pause` seconds.
-    Half-open: `probes` jobs may run; one success closes it, one failure opens it again.
+    Half-open: `probes` jobs may run; one success closes it, one failure opens it again. One that
+    nothing probes for a week is forgotten, which closes it.
     """
 
     failures: float = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +15,7 @@ from typing_extensions import override
 from haulier.runners import echo
 from haulier.services.jobs import JobManager
 from haulier.web.guard import Guard
+from haulier.web.live.hub import Live
 from haulier.web.options import WebOptions
 from haulier.web.problems import MEDIA_TYPE, install_handlers
 from haulier.web.routes import ROUTERS
@@ -38,9 +41,13 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
         # An address with a slash too many is not found: a redirect is no problem document.
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
+        lifespan=_lifespan,
     )
     app.state.jobs = jobs
     app.state.options = options
+    app.state.live = Live(
+        lambda: jobs.store, options.live, lambda: getattr(app.state, "still_valid", None)
+    )
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
     app.state.routes = (*(route for router in ROUTERS for route in router.routes), echo_route)
     for router in ROUTERS:
@@ -49,6 +56,12 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     install_handlers(app)
     app.add_middleware(Guard, max_body=options.max_body, deadline=options.deadline)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.live.close()
 
 
 class _Api(FastAPI):
@@ -62,9 +75,9 @@ class _Api(FastAPI):
                 for operation in path.values():
                     for status, response in operation["responses"].items():
                         if status[0] not in "123":
-                            response["content"] = {
-                                MEDIA_TYPE: response["content"].pop("application/json")
-                            }
+                            # Under whatever type the route has for what it gives.
+                            (content,) = response["content"].values()
+                            response["content"] = {MEDIA_TYPE: content}
         assert self.openapi_schema is not None
         return self.openapi_schema
 

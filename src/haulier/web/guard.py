@@ -38,7 +38,7 @@ class Guard:
         self._deadline = deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         request_id = scope[REQUEST_ID] = new_id()
@@ -46,7 +46,7 @@ class Guard:
 
         async def stamped(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
@@ -59,6 +59,9 @@ class Guard:
             return
         # Whoever reaches a loopback address is this machine's operator.
         scope[IDENTITY] = Identity("local", Access.ADMIN)
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, stamped)
+            return
         try:
             with at_most(self._deadline):
                 await self._app(scope, self._limited(receive), stamped)
@@ -77,7 +80,8 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not LOOPBACK.fullmatch(hosts[0]):
             return problem_response(421, detail="Ask by the name localhost or a loopback address")
-        if scope["method"] not in SAFE_METHODS:
+        # A page may open a socket to anywhere, and read what it is told.
+        if scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS:
             for origin in headers.getlist("origin"):
                 if origin.lower() not in _origins_of(hosts[0]):
                     return problem_response(403, detail="Pages of other origins may not do this")

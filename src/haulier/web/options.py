@@ -8,6 +8,7 @@ from pathlib import Path
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_input import Target
 from haulier.services.outbound import Guard
+from haulier.web.live.options import LiveOptions
 
 MAX_BODY = 20 * 1024 * 1024
 """Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
@@ -33,6 +34,7 @@ class WebOptions:
     max_body: int = MAX_BODY
     deadline: float = DEADLINE
     guard: Guard = field(default_factory=Guard)
+    live: LiveOptions = field(default_factory=LiveOptions)
 
     def __post_init__(self) -> None:
         if self.check_url is not None:

@@ -37,6 +37,7 @@ from haulier.exceptions import (
     StoreFrozenError,
     StoreFullError,
     StoreUnavailableError,
+    TokenNotFoundError,
     ValidationError,
 )
 
@@ -70,6 +71,9 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     ),
     ScheduleNotFoundError: _Kind(404, "schedule-not-found", "There is no such schedule"),
     LimitNotFoundError: _Kind(404, "limit-not-found", "There is no such limit"),
+    TokenNotFoundError: _Kind(
+        404, "token-not-found", "There is no such token", "No token or session has this id"
+    ),
     JobStateError: _Kind(409, "job-state", "The job's state does not allow this"),
     DuplicateJobError: _Kind(
         409, "duplicate-job", "There is such a job already", "Another job holds the unique name"

@@ -411,6 +411,19 @@ class TestBreakerState:
         await store.insert(works(1, key="a"))
         assert await hand.claim(9) == []
 
+    async def test_one_that_nothing_probes_is_forgotten_after_a_week(self, store, hand, clock):
+        await broken_by(store)
+        await ended(store, hand, Move.FAIL, 4)
+        clock.advance(PAUSE + 7 * 86_400 - 1)
+        await store.sweep()
+        assert await circuit_of(store) is Circuit.HALF_OPEN
+        clock.advance(2)
+        await store.sweep()
+        await store.insert(works(3, key="a"))
+        hand = await Hand.enlist(store)
+        assert len(await hand.claim(9)) == 3
+        assert await circuit_of(store) is Circuit.CLOSED
+
     async def test_reset_lets_its_jobs_go_at_once(self, store, hand, clock):
         limits = store.limits()
         await broken_by(store)

@@ -118,6 +118,7 @@ async def limits(url: str, load: Load) -> tuple[Figures, Lines]:
     figures: Figures = {
         "jobs": keys * PER_KEY,
         "keys": keys,
+        "concurrency": load.concurrency,
         "rounds": load.rounds,
         "crowd": crowd,
         **{f"{kind}_per_s": round(statistics.median(bench.rates[kind])) for kind in KINDS},
@@ -132,6 +133,7 @@ async def limits(url: str, load: Load) -> tuple[Figures, Lines]:
     fresh_told = ", ".join(f"{name} {figures[f'fresh_{name}_ms']:.2f} ms" for name in SHOWN)
     return figures, [
         ("keys", f"{keys:,}, {PER_KEY} jobs each, one at a time"),
+        ("slots", f"{load.concurrency:,}"),
         ("no-ops", _against(figures, "noop")),
         (f"jobs of {BUSY * 1000:.0f} ms", _against(figures, "busy")),
         (f"a fresh key behind {crowd:,}", fresh_told),

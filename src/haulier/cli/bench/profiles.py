@@ -53,6 +53,7 @@ async def noop(url: str, load: Load) -> tuple[Figures, Lines]:
         **_latencies(latencies),
     }
     lines: Lines = [
+        ("slots", f"{load.concurrency:,}"),
         ("enqueue", f"{figures['enqueue_per_s']:,} jobs/s"),
         ("run", f"{figures['run_per_s']:,} jobs/s"),
         _percentiles_line("enqueue to start", figures, "latency"),

@@ -39,7 +39,11 @@ KEYS = (
     Key("limits", "hash", "limits by name, as JSON; empty for one that was dropped"),
     Key("limit:<name>", "hash", "who changed a limit and when, and what was declared"),
     Key("used:<name>", "hash", "running jobs that count against a limit, by key"),
-    Key("rest:<name>", "zset", "keys by when they are at rest: bucket full, window empty"),
+    Key(
+        "rest:<name>",
+        "zset",
+        "keys by when they are at rest: bucket full, window empty; open breakers above all",
+    ),
     Key("circuit:<name>", "hash", "how a breaker stands, by key"),
     Key("scheduled", "zset", "pending jobs that are not due, by when they are"),
     Key("alone", "zset", "jobs to be run alone, by when they are due"),

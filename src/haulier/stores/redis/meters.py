@@ -13,7 +13,7 @@ from haulier.stores.redis.history import History
 from haulier.stores.redis.records import Writer
 from haulier.stores.redis.scripts import CONSTANTS
 
-FAR = CONSTANTS["FAR"]
+OPEN = CONSTANTS["OPEN"]
 
 
 async def read_limits(history: History, after: str | None) -> Records:
@@ -51,7 +51,7 @@ async def read_meters(history: History, limits: Sequence[Limit], after: str | No
     name, start = json.loads(after) if after else ("", 0)
     for limit in (each for each in metered if each >= name):
         start = start if limit == name else 0
-        least = FAR if limit in breakers else "-inf"
+        least = OPEN if limit in breakers else "-inf"
         flat = await history.call(
             *("ZRANGEBYSCORE", history.key(f"rest:{limit}"), least, "+inf", "WITHSCORES"),
             *("LIMIT", start, PAGE_RECORDS),
@@ -89,4 +89,4 @@ def write_meters(writer: Writer, records: Sequence[MeterRecord]) -> None:
         else:
             circuit = f"{record.open_until} 0 0 0 0 0"
             writer.add("HSET", f"circuit:{record.limit}", record.key, circuit)
-            writer.rank(f"rest:{record.limit}", FAR, record.key)
+            writer.rank(f"rest:{record.limit}", OPEN + record.open_until, record.key)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from haulier.domain.batch import DEEPEST
 from haulier.domain.job import RANK_PER_PRIORITY, Job, JobState, OnLost
+from haulier.domain.limits import BREAKER_KEPT
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
 from haulier.domain.tick import KEPT_TICKS, TICK_STATES, TickState
@@ -100,6 +101,10 @@ CONSTANTS: dict[str, int] = {
     "LANES_LOOKED_AT": 1000,
     # When a lane is looked at again that waits for the end of a run: a number that scores can hold.
     "FAR": 9_000_000_000_000_000,
+    # Above all instants that windows of closed breakers end at: plus its instant, the rest of an
+    # open one.
+    "OPEN": 4_000_000_000_000_000,
+    "BREAKER_KEPT": BREAKER_KEPT,
     # Ended incarnations are listed for a day; events are kept for a day, at most a million.
     "FORGET_AFTER": 24 * 3600 * 1_000_000,
     "EVENTS_AGE": 24 * 3600 * 1_000_000,

@@ -53,7 +53,7 @@ class Lane:
         *("wake_at", "why"),
     )
 
-    jobs: list[Sequence[int]]
+    jobs: list[tuple[int, ...]]
     """Those that were read, the next one last."""
 
     last: Sequence[int]

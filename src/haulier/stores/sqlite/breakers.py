@@ -13,13 +13,10 @@ from typing import NamedTuple, Self
 import apsw
 
 from haulier.domain.job import MICROSECOND, Job
-from haulier.domain.limits import Breaker, Circuit, KeyState, Limit
+from haulier.domain.limits import BREAKER_KEPT, Breaker, Circuit, KeyState, Limit
 from haulier.domain.moves import Move
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import Rules
-
-FAR = (1 << 63) - 1
-"""The rest of a breaker that is not closed: it does not forget."""
 
 _STATE = "open_until, half, good, bad, good_before, bad_before"
 _READ = (
@@ -78,7 +75,9 @@ class State(NamedTuple):
 
     def rest_at(self, breaker: Breaker) -> int:
         """When it has forgotten everything."""
-        return (self.half + 2) * _half(breaker) if self.open_until is None else FAR
+        if self.open_until is None:
+            return (self.half + 2) * _half(breaker)
+        return self.open_until + BREAKER_KEPT
 
     def told(self, key: str, running: int, breaker: Breaker, now: int) -> KeyState:
         """How it stands now, for people."""

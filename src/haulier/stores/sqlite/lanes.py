@@ -50,6 +50,11 @@ SELECT seq, key, batch, role, priority FROM jobs
 WHERE queue = ? AND kind = ? AND state = {PENDING} AND rank IS NOT NULL AND lane IS NULL
 ORDER BY rank, seq LIMIT {MOVED_AT_ONCE}
 """
+# Asked first: without an order and many rows the answer, mostly no, takes a fraction of the time.
+_ANY_STRAGGLER = (
+    f"SELECT 1 FROM jobs WHERE queue = ? AND kind = ? AND state = {PENDING} AND rank IS NOT NULL "
+    "AND lane IS NULL LIMIT 1"
+)
 _MOVE_IN = "UPDATE jobs SET lane = ?, gate = NULL WHERE seq = ?"
 
 _ANY_WAKES = "SELECT 1 FROM lanes WHERE wake_at IS NOT NULL AND wake_at <= ? LIMIT 1"
@@ -155,9 +160,9 @@ def gather(db: apsw.Connection, now: int, rules: Rules, queue: str, kind: str) -
 
     They came there before the limit, or became ready after they had waited elsewhere.
     """
-    rows = fetch(db, _STRAGGLERS, (queue, kind))
-    if not rows:
+    if not fetch(db, _ANY_STRAGGLER, (queue, kind)):
         return False
+    rows = fetch(db, _STRAGGLERS, (queue, kind))
     lanes = Lanes(db, now, rules)
     moved = [
         (lanes.ready(lanes.of(queue, kind, key, batch, role), priority), seq)

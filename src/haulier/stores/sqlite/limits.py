@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import apsw
 
-from haulier.domain.limits import KeyState, Limit, LimitState, Rate
+from haulier.domain.limits import BREAKER_KEPT, KeyState, Limit, LimitState, Rate
 from haulier.domain.transfer import LimitRecord, MeterRecord, Records
 from haulier.exceptions import JobStateError, LimitNotFoundError
 from haulier.ports import Clock
@@ -244,7 +244,10 @@ def insert_meters(db: apsw.Connection, records: Sequence[MeterRecord]) -> None:
     db.executemany(
         "INSERT INTO meters (name, key, rest_at, open_until) VALUES (?, ?, ?, ?)",
         [
-            (r.limit, r.key, r.full_at if r.open_until is None else breakers.FAR, r.open_until)
+            (
+                *(r.limit, r.key),
+                *(r.full_at if r.open_until is None else r.open_until + BREAKER_KEPT, r.open_until),
+            )
             for r in records
         ],
     )

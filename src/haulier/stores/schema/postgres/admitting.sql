@@ -121,14 +121,16 @@ DECLARE
     held lanes[];
     ids uuid[];
     keys text[];
+    keyless boolean;
     batches uuid[];
     rooms integer[];
 BEGIN
     closed := 0;
     passed := false;
     elsewhere := '{}';
-    SELECT array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL)
-    INTO ids, keys
+    SELECT array_agg(n.id), array_agg(DISTINCT n.key) FILTER (WHERE n.key IS NOT NULL),
+           bool_or(n.key IS NULL)
+    INTO ids, keys, keyless
     FROM unnest(p_lines) WITH ORDINALITY d, LATERAL (
         SELECT o.id, o.key FROM lanes o
         WHERE o.queue = d.queue AND o.kind = d.kind AND o.place IS NOT NULL
@@ -151,14 +153,17 @@ BEGIN
                 SELECT DISTINCT n.key FROM lanes n WHERE n.key = ANY (keys)
                 AND n.id <> ALL (ARRAY(SELECT h.id FROM unnest(held) h)));
         END IF;
-        SELECT held || array_agg(n::lanes) INTO held FROM (
-            SELECT * FROM lanes WHERE id = ANY (ids) AND key IS NULL FOR UPDATE SKIP LOCKED) n;
+        IF keyless THEN
+            SELECT held || array_agg(n::lanes) INTO held FROM (
+                SELECT * FROM lanes WHERE id = ANY (ids) AND key IS NULL FOR UPDATE SKIP LOCKED) n;
+        END IF;
     ELSE
         SELECT array_agg(n::lanes) INTO held FROM (
             SELECT * FROM lanes WHERE id = ANY (ids) FOR UPDATE SKIP LOCKED) n;
     END IF;
     passed := passed OR coalesce(cardinality(held), 0) < looked;
-    SELECT array_agg(DISTINCT n.batch) INTO batches FROM unnest(held) n WHERE n.batch IS NOT NULL;
+    SELECT array_agg(DISTINCT n.batch) INTO batches FROM unnest(held) n
+    WHERE n.batch IS NOT NULL AND (n.place IS NOT NULL OR (p_shut IS NOT NULL AND n.why = 1));
     IF batches IS NOT NULL THEN
         rooms := batch_rooms(batches, p_taken);
         passed := passed OR -1 = ANY (rooms);
@@ -346,6 +351,7 @@ BEGIN
     line := p_lines[one];
     most := least((p_hurdles[one]).room, line.slots, line.portion_slots);
     WITH f AS (
+        -- A lane that is filled at once and stays closed needs no priority of the job after.
         SELECT n.lane, n.key, n.turn, n.own, j.seqs[1] AS seq, j.ranks[1] AS rank,
                j.priorities[2] AS follows, n.turn - j.priorities[1] * 360000000::bigint AS due,
                CASE WHEN n.room > 1
@@ -357,7 +363,8 @@ BEGIN
                   FROM jobs_live i
                   WHERE i.lane = n.lane AND i.state = 0 AND i.gate = 4
                     AND i.run_at - i.priority * 360000000::bigint >= n.floor
-                  ORDER BY i.run_at - i.priority * 360000000::bigint, i.seq LIMIT 2) i) j),
+                  ORDER BY i.run_at - i.priority * 360000000::bigint, i.seq
+                  LIMIT CASE WHEN n.shut AND n.own = 1 THEN 1 ELSE 2 END) i) j),
     o AS (SELECT *, row_number() OVER (ORDER BY due, turn, lane)::integer AS pos FROM f
           WHERE seq IS NOT NULL),
     -- As draw() says: the oldest rank for the first in turn, and so on.
@@ -394,10 +401,10 @@ BEGIN
 END $$;
 
 -- The jobs in lanes that a demand could have, if it got no others. `more`: there may be more of them.
--- `shut`: those of the closed lanes of the keys `p_shut` that have room, `elsewhere` the keys of those
--- that others hold.
+-- `spare`: those of the closed lanes of the keys `p_shut` that have room and give none of these jobs,
+-- `elsewhere` the keys of those that others hold.
 CREATE OR REPLACE FUNCTION gather(p_now bigint, p_lines demand[], p_taken bigint[], p_shut text[],
-    OUT chosen candidate[], OUT more boolean, OUT shut uuid[], OUT elsewhere text[])
+    OUT chosen candidate[], OUT more boolean, OUT spare uuid[], OUT elsewhere text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     slots integer := p_lines[1].slots;
@@ -413,18 +420,22 @@ BEGIN
     LOOP
         seen := survey(p_now, p_lines, limits_of, width, p_taken, p_shut);
         more := more OR seen.passed;
-        IF p_shut IS NOT NULL THEN
-            shut := ARRAY(SELECT f.lane FROM unnest(seen.fits) f WHERE f.shut);
-            elsewhere := seen.elsewhere;
-        END IF;
         looked := looked + seen.looked;
         chosen := NULL;
         cut := false;
         IF cardinality(seen.fits) > 0 THEN
             depth := greatest(coalesce(depth, 0), slots / cardinality(seen.fits) + 2);
             drawn := draw_firsts(p_now, p_lines, limits_of, seen.fits);
-            IF drawn.chosen IS NULL THEN
+            chosen := drawn.chosen;
+            IF chosen IS NULL THEN
                 drawn := draw(p_now, p_lines, limits_of, seen.fits, depth);
+                SELECT array_agg(e.choice ORDER BY e.spot) INTO chosen FROM (
+                    SELECT u AS choice, u.portion_slots, row_number() OVER o AS spot,
+                           row_number() OVER (PARTITION BY u.portion
+                                              ORDER BY u.merit, u.line, u.pos) AS nth
+                    FROM unnest(drawn.chosen) u WINDOW o AS (ORDER BY u.merit, u.line, u.pos)) e
+                WHERE e.nth <= e.portion_slots;
+                chosen := chosen[:slots];
             END IF;
             cut := drawn.cut;
             IF drawn.empty IS NOT NULL THEN
@@ -432,13 +443,6 @@ BEGIN
                 WHERE id = ANY (drawn.empty);
                 seen.closed := seen.closed + cardinality(drawn.empty);
             END IF;
-            SELECT array_agg(e.choice ORDER BY e.spot) INTO chosen FROM (
-                SELECT u AS choice, u.portion_slots, row_number() OVER o AS spot,
-                       row_number() OVER (PARTITION BY u.portion
-                                          ORDER BY u.merit, u.line, u.pos) AS nth
-                FROM unnest(drawn.chosen) u WINDOW o AS (ORDER BY u.merit, u.line, u.pos)) e
-            WHERE e.nth <= e.portion_slots;
-            chosen := chosen[:slots];
         END IF;
         EXIT WHEN coalesce(cardinality(chosen), 0) >= slots
             OR NOT (wants_more(p_lines, limits_of, chosen) OR (cut AND p_shut IS NOT NULL));
@@ -456,6 +460,11 @@ BEGIN
             EXIT;
         END IF;
     END LOOP;
+    IF p_shut IS NOT NULL THEN
+        elsewhere := seen.elsewhere;
+        spare := ARRAY(SELECT f.lane FROM unnest(seen.fits) f WHERE f.shut
+                       EXCEPT SELECT c.lane FROM unnest(chosen) c);
+    END IF;
 END $$;
 
 -- ── The claim ────────────────────────────────────────────────────────────────────────────────
@@ -494,15 +503,13 @@ BEGIN
             more := more OR cardinality(picked) < merged.planned[place];
         END LOOP;
         seqs := take_lanes(p_now, merged.chosen);
-        IF cardinality(seqs) < cardinality(merged.chosen) THEN
-            more := true;
-        ELSE
-            drawn.shut := ARRAY(SELECT unnest(drawn.shut)
-                                EXCEPT ALL SELECT DISTINCT c.lane FROM unnest(merged.chosen) c);
+        more := more OR cardinality(seqs) < cardinality(merged.chosen);
+        IF p_shut IS NOT NULL AND cardinality(seqs) < cardinality(drawn.chosen) THEN
+            drawn.spare := drawn.spare || ARRAY(SELECT c.lane FROM unnest(drawn.chosen) c);
         END IF;
     END IF;
-    IF drawn.shut <> '{}' THEN
-        PERFORM open_lanes(drawn.shut);
+    IF drawn.spare <> '{}' THEN
+        PERFORM open_lanes(drawn.spare);
     END IF;
     IF drawn.elsewhere <> '{}' THEN
         PERFORM open_keys(p_now, drawn.elsewhere);

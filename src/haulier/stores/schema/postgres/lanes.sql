@@ -253,7 +253,10 @@ BEGIN
     GET DIAGNOSTICS count = ROW_COUNT;
     DELETE FROM key_states WHERE ctid = ANY (ARRAY(
         SELECT k.ctid FROM key_states k LEFT JOIN limits l ON l.name = k.name
-        WHERE k.full_at <= v_now AND k.circuit = 0 AND k.since <= v_now - coalesce(l.span, 0)
+        WHERE CASE WHEN k.circuit = 0
+            THEN k.full_at <= v_now AND k.since <= v_now - coalesce(l.span, 0)
+            -- Nothing has probed it for a week.
+            ELSE k.opens_at <= v_now - 604800000000 END
         LIMIT 250 FOR UPDATE OF k SKIP LOCKED));
     GET DIAGNOSTICS more = ROW_COUNT;
     RETURN count + more;

@@ -123,7 +123,7 @@ local function write_circuits(l)
       set[#set + 1] = at
       set[#set + 1] = table.concat({c.till and whole(c.till) or '', whole(c.half), c.good, c.bad,
         c.good_before, c.bad_before}, ' ')
-      rests[#rests + 1] = whole(c.till and FAR or math.ceil((c.half + 2) * l.half))
+      rests[#rests + 1] = whole(c.till and OPEN + c.till or math.ceil((c.half + 2) * l.half))
       rests[#rests + 1] = at
     else
       gone[#gone + 1] = at
@@ -261,14 +261,19 @@ function limits.write()
   end
 end
 
--- Forget keys that are at rest: their buckets are full, their windows empty. Whether there may be more.
+-- Forget keys that are at rest: their buckets are full, their windows empty, or nothing has probed their
+-- open breaker for long. Whether there may be more.
 function limits.forget()
   local more = false
   for _, l in ipairs(limits.all) do
-    local resting = call('ZRANGEBYSCORE', key('rest:' .. l.name), '-inf', now, 'LIMIT', 0, SLICE)
-    many('ZREM', key('rest:' .. l.name), resting)
-    many('HDEL', key('circuit:' .. l.name), resting)
-    more = more or #resting == SLICE
+    local spans = {{'-inf', whole(now)}}
+    if l.breaker then spans[2] = {whole(OPEN), whole(OPEN + now - BREAKER_KEPT)} end
+    for _, span in ipairs(spans) do
+      local resting = call('ZRANGEBYSCORE', key('rest:' .. l.name), span[1], span[2], 'LIMIT', 0, SLICE)
+      many('ZREM', key('rest:' .. l.name), resting)
+      many('HDEL', key('circuit:' .. l.name), resting)
+      more = more or #resting == SLICE
+    end
   end
   return more
 end

@@ -40,7 +40,7 @@ local function count_meters()
   for i = 1, #flat, 2 do
     local l = flat[i + 1] ~= '' and cjson.decode(flat[i + 1]) or {}
     if l.per_key and not l.concurrency then
-      count = count + call('ZCOUNT', key('rest:' .. l.name), l.breaker and whole(FAR) or '-inf', '+inf')
+      count = count + call('ZCOUNT', key('rest:' .. l.name), l.breaker and whole(OPEN) or '-inf', '+inf')
     end
   end
   return count
