@@ -6,6 +6,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
 ├── ScheduleNotFoundError           no schedule has this name
+├── WebhookNotFoundError            no webhook has this id
 ├── LimitNotFoundError              no limit has this name
 ├── TokenNotFoundError              no token or session has this id
 ├── JobStateError                   the job's state does not allow this
@@ -109,6 +110,14 @@ class TokenNotFoundError(HaulierError):
     def __init__(self, token_id: str) -> None:
         self.token_id = token_id
         super().__init__(f"no token or session has the id {token_id[:200]}")
+
+
+class WebhookNotFoundError(HaulierError):
+    """No webhook has this id."""
+
+    def __init__(self, webhook_id: str) -> None:
+        self.webhook_id = webhook_id
+        super().__init__(f"no webhook has the id {webhook_id[:200]}")
 
 
 class JobStateError(HaulierError):

@@ -181,6 +181,14 @@ class Sealer:
         """The stored payload with each sealed form replaced by a Secret that opens itself."""
         return self._walk(tree, "", kind, job_id, None)
 
+    def seal_text(self, value: str, place: str) -> str:
+        """A text sealed for one place outside of payloads, such as `webhook/<id>`."""
+        return self._seal(value, f"\n{place}".encode())
+
+    def open_text(self, sealed: str, place: str) -> str:
+        """What was sealed for that place; raises AuthenticationError for anything else."""
+        return self._open(sealed, f"\n{place}".encode())
+
     def _walk(
         self, node: Any, path: str, kind: str, job_id: str, secrets: list[Secret | None] | None
     ) -> Any:
