@@ -193,6 +193,14 @@ class JobReader(Protocol):
         """How many jobs there are per queue, kind, role and state."""
         ...
 
+    async def fronts(self) -> dict[str, int]:
+        """Since when the first job of each queue has been due (microseconds UTC).
+
+        The first in its order, which is nearly the oldest. Queues in which nothing is ready are
+        left out; what waits for a limit, or for other jobs, is not ready.
+        """
+        ...
+
     async def workers(self) -> list[WorkerRow]:
         """The worker incarnations the store remembers, the youngest first."""
         ...

@@ -61,7 +61,7 @@ from conformance.nesting import (
 from conformance.operating import TestCancel, TestCancelBatch, TestDelete, TestRequeue
 from conformance.pausing import TestPause, TestPauseOfMany, TestResume
 from conformance.poison import TestAlone, TestLosses
-from conformance.reading import TestFind, TestWatch
+from conformance.reading import TestFind, TestFronts, TestWatch
 from conformance.retention import TestOldEvents, TestPrune, TestResultTtl
 from conformance.retention_batches import TestPruneBatches
 from conformance.retrying import TestExpandAnew, TestRetrySome
@@ -130,6 +130,7 @@ __all__ = [
     "TestFinishCallback",
     "TestFit",
     "TestFlowModel",
+    "TestFronts",
     "TestFrozen",
     "TestHeadRules",
     "TestIncarnations",

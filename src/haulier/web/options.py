@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ MAX_BODY = 20 * 1024 * 1024
 
 DEADLINE = 2.0
 
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebOptions:
@@ -25,6 +28,8 @@ class WebOptions:
     `check_url` is what proxies are checked against; None means this server's own `/echo`. A store
     that does not answer a call within `deadline` seconds is told the client as unavailable.
     `guard` says which URLs and proxies clients may name.
+    `no_token`: whoever reaches a loopback address by a loopback name is an admin. `public_hosts`
+    are the other names that this server may be asked for by.
     """
 
     media_root: Path
@@ -35,8 +40,15 @@ class WebOptions:
     deadline: float = DEADLINE
     guard: Guard = field(default_factory=Guard)
     live: LiveOptions = field(default_factory=LiveOptions)
+    no_token: bool = False
+    public_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.public_hosts:
+            if not _HOST.fullmatch(name):
+                raise ConfigurationError(
+                    f"public_hosts: {name[:200]!r} is not the name of a host, without port or path"
+                )
         if self.check_url is not None:
             try:
                 Target.parse(self.check_url)

@@ -350,11 +350,14 @@ class QueueList(BaseModel):
 
 
 class Health(BaseModel):
-    """`degraded`: the store answers, but there is no live worker. `jobs` leaves items out."""
+    """`degraded`: the store answers, but there is no live worker. `jobs` leaves items out.
+
+    Who shows no token is told the status alone, and that without a look at the store.
+    """
 
     status: Literal["ok", "degraded"]
-    version: str
-    store_ms: float = Field(description="How long the store took to answer.")
-    workers: int = Field(description="Live worker processes.")
-    jobs: dict[JobState, int]
-    items: dict[JobState, int]
+    version: str | None = None
+    store_ms: float | None = Field(None, description="How long the store took to answer.")
+    workers: int | None = Field(None, description="Live worker processes.")
+    jobs: dict[JobState, int] | None = None
+    items: dict[JobState, int] | None = None

@@ -78,9 +78,9 @@ class Teller:
             looking.cancel()
             worker.stop()
             await asyncio.wait({working, looking})
-            with contextlib.suppress(StoreError):
-                await self._write_down()
-                await self._book.end_turn(self._owner)
+            for last in (self._write_down(), self._book.end_turn(self._owner)):
+                with contextlib.suppress(StoreError):
+                    await last
         for task in (working, looking):
             if not task.cancelled():
                 task.result()

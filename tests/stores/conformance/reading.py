@@ -9,6 +9,7 @@ import pytest
 from haulier.domain.batch import FinishCallback
 from haulier.domain.ids import uuid7
 from haulier.domain.job import JobState, Role
+from haulier.domain.limits import Limit
 from haulier.domain.moves import MAX_LOST, Move
 from haulier.ports import JobFilter
 from support import Hand, filled_batch, head, items, move, wait_until, work, works
@@ -105,6 +106,33 @@ class Told(list):
 
     def __call__(self) -> None:
         self.append(1)
+
+
+class TestFronts:
+    """Since when the first job of each queue has been due."""
+
+    async def test_of_each_queue_the_first_in_its_order(self, store, clock):
+        assert await store.fronts() == {}
+        first = clock.now()
+        await store.insert([work(), work(queue="other")])
+        clock.advance(7)
+        later = clock.now()
+        await store.insert([work(queue="third"), work(queue="other", kind="bulk")])
+        assert await store.fronts() == {"default": first, "other": first, "third": later}
+
+    async def test_what_is_not_ready_is_left_out(self, store, clock, hand):
+        await store.insert([work(run_at=clock.now() + 60_000_000)])
+        assert await store.fronts() == {}
+        await store.insert([work()])
+        await hand.claim_one()
+        assert await store.fronts() == {}
+
+    async def test_what_waits_for_a_limit_is_left_out(self, store, hand):
+        await store.limits().put(Limit(name="one", concurrency=1), by="me")
+        await store.insert([work(), work(), work(queue="paused")])
+        await hand.claim_one()
+        await hand.claim()
+        assert "default" not in await store.fronts()
 
 
 class TestWatch:

@@ -168,6 +168,21 @@ async def counts(connection: Connection) -> dict[tuple[str, str, Role, JobState]
     return {(row[0], row[1], ROLES[row[2]], STATES[row[3]]): row[4] for row in rows}
 
 
+# By the index of what is ready: the first of each line, however long it is.
+_FRONTS = f"""
+SELECT c.queue, min(f.run_at) FROM current_counts() c, LATERAL (
+    SELECT j.run_at FROM jobs_live j
+    WHERE j.queue = c.queue AND j.kind = c.kind AND j.state = {PENDING} AND j.rank IS NOT NULL
+    ORDER BY j.rank, j.seq LIMIT 1) f
+WHERE c.state = {PENDING} AND c.n > 0 GROUP BY c.queue
+"""
+
+
+async def fronts(connection: Connection) -> dict[str, int]:
+    """Since when the first job of each queue has been due."""
+    return {row[0]: row[1] for row in await connection.fetch(_FRONTS)}
+
+
 async def workers(connection: Connection, now: int | None) -> list[WorkerRow]:
     rows = await connection.fetch(
         "SELECT id::text, host, pid, queues, kinds, slots, started_at, renewed_at, "

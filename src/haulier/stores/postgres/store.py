@@ -112,6 +112,11 @@ class PostgresStore:
         """
         return cls(Place.from_url(url), ttl=ttl, create=create)
 
+    @property
+    def url(self) -> str:
+        """What `from_url` would make this store of. It may hold the password: never show it."""
+        return self._place.whole
+
     async def __aenter__(self) -> Self:
         self._pool.open()
         try:
@@ -486,6 +491,9 @@ class PostgresStore:
 
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await self._pool.run(queries.counts)
+
+    async def fronts(self) -> dict[str, int]:
+        return await self._pool.run(queries.fronts)
 
     async def workers(self) -> list[WorkerRow]:
         return await self._pool.run(lambda db: queries.workers(db, self._now))

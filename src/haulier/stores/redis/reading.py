@@ -196,6 +196,16 @@ def counted(flat: Sequence[bytes]) -> dict[tuple[str, str, Role, JobState], int]
     return found
 
 
+async def fronts(history: History) -> dict[str, int]:
+    """Since when the first job of each queue has been due."""
+    flat = await history.script("fronts")
+    found: dict[str, int] = {}
+    for name, at in zip(flat[::2], flat[1::2], strict=True):
+        queue = unescaped(name.decode())
+        found[queue] = min(int(at), found.get(queue, int(at)))
+    return found
+
+
 async def workers(history: History) -> list[WorkerRow]:
     return [worker_from_row(row) for row in await history.script("workers")]
 

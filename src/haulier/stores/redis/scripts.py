@@ -187,6 +187,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "recount": _LIMITING,
     "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),
+    "fronts": ("base", "ledger"),
     "probe": ("base", "ledger"),
 }
 """Every verb's script, and what it is built on."""

@@ -398,6 +398,9 @@ class RedisStore:
     async def counts(self) -> dict[tuple[str, str, Role, JobState], int]:
         return await reading.counts(self._history)
 
+    async def fronts(self) -> dict[str, int]:
+        return await reading.fronts(self._history)
+
     async def workers(self) -> list[WorkerRow]:
         return await reading.workers(self._history)
 

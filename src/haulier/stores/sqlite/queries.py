@@ -174,6 +174,22 @@ def counts(db: apsw.Connection) -> dict[tuple[str, str, Role, JobState], int]:
     return {(row[0], row[1], roles[row[2]], STATES[row[3]]): row[4] for row in rows}
 
 
+# By the index of what is ready: the first of each line, however long it is.
+_FRONTS = f"""
+SELECT queue, min((
+    SELECT run_at FROM jobs j
+    WHERE j.queue = c.queue AND j.kind = c.kind
+      AND state = {PENDING} AND rank IS NOT NULL AND lane IS NULL
+    ORDER BY rank, seq LIMIT 1))
+FROM counts c WHERE state = {PENDING} AND n > 0 GROUP BY queue
+"""
+
+
+def fronts(db: apsw.Connection) -> dict[str, int]:
+    """Since when the first job of each queue has been due."""
+    return {queue: at for queue, at in fetch(db, _FRONTS) if at is not None}
+
+
 def workers(db: apsw.Connection, boot: tuple[str, int]) -> list[WorkerRow]:
     rows = fetch(
         db,
