@@ -202,13 +202,12 @@ async def test_who_never_answers_is_disabled_with_the_reason(app, book, receiver
         now = await book.get(webhook.id)
         assert now.disabled == "nothing arrived for 0 days: the receiver answered with status 503"
         assert now.failures == 1
-        await app.wait(await app.enqueue("add", {"a": 2, "b": 2}), progress=False)
         receiver.usual = "200 OK"
         enabled = await hooks.change(webhook.id, {"enabled": True})
         assert (enabled.disabled, enabled.failures) == (None, 0)
-        third = await app.enqueue("add", {"a": 3, "b": 3})
+        second = await app.enqueue("add", {"a": 3, "b": 3})
         await settled(hooks, webhook.id, 2)
-    assert [body["data"]["id"] for body in receiver.bodies()][-1] == third
+    assert [body["data"]["id"] for body in receiver.bodies()][-1] == second
     assert len(receiver.messages) == 2
 
 

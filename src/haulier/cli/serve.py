@@ -76,6 +76,7 @@ async def serve(
     from haulier.records import open_records
     from haulier.web.app import create_app
     from haulier.web.live.socket import SOCKETS
+    from haulier.worker.telling import Teller
 
     lists = {"public_hosts": public_hosts or None, "allowed_hosts": allowed_hosts or None}
     settings = read_settings(**lists, **flags)
@@ -90,9 +91,11 @@ async def serve(
                 api = create_app(jobs=app.jobs, options=options, records=records)
                 server = http_server(api, ending=api.state.live.close, **SOCKETS)
                 running = app.worker(worker_options(settings))
+                teller = Teller(api.state.webhooks)
 
                 def stop(times: int) -> None:
                     server.should_exit = True
+                    teller.stop()
                     running.stop(now=times > 1)
 
                 where = f"{address_of(listener)}  (store {shown(settings.store)})"
@@ -102,6 +105,7 @@ async def serve(
                         async with asyncio.TaskGroup() as group:
                             group.create_task(server.serve(sockets=[listener]))
                             group.create_task(running.run())
+                            group.create_task(teller.run())
                 finally:
                     # The lifespan has done so, unless something broke.
                     await api.state.diary.close()

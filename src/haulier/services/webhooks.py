@@ -171,7 +171,7 @@ class Webhooks:
         Raises ValidationError that names each field at fault.
         """
         values = self._checked({"url": "", **fields})
-        enabled = values.pop("enabled", True)
+        enabled = values.pop("enabled", None) is not False
         secret = new_secret()
         webhook = Webhook(
             id=new_id(),

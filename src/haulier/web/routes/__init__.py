@@ -18,6 +18,7 @@ from haulier.web.routes import (
     queues,
     schedules,
     starts,
+    webhooks,
 )
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -31,6 +32,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     configuration.router,
     live.router,
     events.router,
+    webhooks.router,
     starts.router,
     aliases.router,
     access.router,
