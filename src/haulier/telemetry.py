@@ -21,6 +21,7 @@ worker process killed          error    pid
 could not release jobs         warning  worker, error
 worker stopping                info     grace
 request failed                 error    request, method, path
+webhooks not told              warning  error
 store failed a request         warning  request, error
 store writer failed            error    store, error
 store thread failed            error    store, error

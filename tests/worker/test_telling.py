@@ -27,51 +27,16 @@ from haulier.services.webhooks import Webhooks
 from haulier.stores.sqlite import SqliteStore
 from haulier.webhooks import verify
 from haulier.worker.telling import Teller
+from receiver import Receiver, receiving
 from support import wait_until
 
 QUICK = RetryPolicy(max_attempts=4, delay=0.01, cap=0.02)
 
 
-class Receiver:
-    """A server that keeps what it is sent, byte by byte, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.messages: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[str] = []
-        self.usual = "204 No Content"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?token=k4nary-path"
-
-    def bodies(self) -> list[dict]:
-        return [json.loads(body) for _, body in self.messages]
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-                headers = dict(line.split(": ", 1) for line in head[1:] if line)
-                lower = {name.lower(): value for name, value in headers.items()}
-                body = await reader.readexactly(int(lower["content-length"]))
-                self.messages.append((headers, body))
-                answer = self.answers.pop(0) if self.answers else self.usual
-                writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
-                await writer.drain()
-        finally:
-            writer.transport.abort()
-
-
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    receiver = Receiver()
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
-    receiver.port = server.sockets[0].getsockname()[1]
-    yield receiver
-    server.close()
-    await server.wait_closed()
-    await asyncio.sleep(0)
+    async with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture

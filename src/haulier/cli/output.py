@@ -32,6 +32,7 @@ from haulier.exceptions import (
     StoreError,
     TokenNotFoundError,
     ValidationError,
+    WebhookNotFoundError,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (ScheduleNotFoundError, "not found"),
     (LimitNotFoundError, "not found"),
     (TokenNotFoundError, "not found"),
+    (WebhookNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),

@@ -91,7 +91,7 @@ async def serve(
                 api = create_app(jobs=app.jobs, options=options, records=records)
                 server = http_server(api, ending=api.state.live.close, **SOCKETS)
                 running = app.worker(worker_options(settings))
-                teller = Teller(api.state.webhooks)
+                teller = Teller(api.state.webhooks, turn=settings.ttl)
 
                 def stop(times: int) -> None:
                     server.should_exit = True

@@ -17,7 +17,7 @@ from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
 
 LOOK = 1.0
-"""Seconds between two looks at the webhooks, and the longest that an event waits unnoticed."""
+"""Seconds between two looks at the webhooks."""
 
 TURN = 15.0
 """Seconds after which another server goes on where one has died."""
@@ -39,7 +39,8 @@ class Teller:
     def __init__(self, webhooks: Webhooks, *, look: float = LOOK, turn: float = TURN) -> None:
         self._webhooks = webhooks
         self._book = webhooks.book
-        self._look = look
+        # Looked often enough that the turn does not end by itself.
+        self._look = min(look, turn / 3)
         self._turn = turn
         self._owner = new_id()
         self._stopped = asyncio.Event()
