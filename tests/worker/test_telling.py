@@ -24,7 +24,6 @@ from haulier.records import open_records
 from haulier.records.webhooks import WebhookRecords
 from haulier.services.outbound import Guard
 from haulier.services.webhooks import Webhooks
-from haulier.stores.sqlite import SqliteStore
 from haulier.webhooks import verify
 from haulier.worker.telling import Teller
 from receiver import Receiver, receiving
@@ -40,18 +39,16 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 @pytest.fixture
-async def app(tmp_path) -> AsyncIterator[App]:
-    async with App(SqliteStore(":memory:"), secret_key_file=tmp_path / "key") as app:
+def app(app) -> App:
+    @app.task(retry=RetryPolicy.never())
+    async def add(a: int, b: int) -> int:
+        return a + b
 
-        @app.task(retry=RetryPolicy.never())
-        async def add(a: int, b: int) -> int:
-            return a + b
+    @app.task(retry=RetryPolicy.never())
+    async def fail(secret_text: str) -> None:
+        raise ValueError(secret_text)
 
-        @app.task(retry=RetryPolicy.never())
-        async def fail(secret_text: str) -> None:
-            raise ValueError(secret_text)
-
-        yield app
+    return app
 
 
 @pytest.fixture
@@ -293,6 +290,18 @@ async def test_one_that_is_removed_is_told_nothing_more(app, hooks, receiver):
             await call(webhook.id)
     with pytest.raises(WebhookNotFoundError):
         await hooks.change(webhook.id, {})
+
+
+async def test_what_the_store_keeps_no_longer_is_told_to_be_missing(app, hooks, book, receiver):
+    webhook, _ = await hooks.create({"url": receiver.url, "types": ["job.failed"]}, by="ann")
+    other, _ = await hooks.create({"url": receiver.url, "types": ["job.failed"]}, by="ann")
+    await app.enqueue("add", {"a": 1, "b": 2})
+    await book.move_on({webhook.id: "another-history:7"})
+    async with telling(hooks):
+        await settled(hooks, webhook.id, 1)
+        await wait_until(lambda: _caught_up(hooks, webhook.id))
+    assert [body["type"] for body in receiver.bodies()] == ["events.reset"]
+    assert (await hooks.deliveries(other.id)).jobs == ()
 
 
 @pytest.mark.parametrize(
