@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, NewJob
-from haulier.domain.redaction import shown
+from haulier.domain.sealed import masked
 from haulier.exceptions import (
     DuplicateJobError,
     IdempotencyConflictError,
@@ -316,7 +316,7 @@ class ItemLines(Intake[BaseModel]):
             except JobNotFoundError:
                 # They were inserted in their order: nor is any that follows.
                 return
-            if shown(from_json(there.payload)) != masked(from_json(job.payload)):
+            if masked(from_json(there.payload)) != masked(from_json(job.payload)):
                 raise IdempotencyConflictError(
                     "this idempotency key was used before, with another body", job.id
                 )
