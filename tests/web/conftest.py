@@ -25,13 +25,16 @@ from haulier.runners.media_uniq import MediaUniqTaskRunner
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.services.context import Context
 from haulier.services.jobs import JobManager
+from haulier.services.outbound import Guard
 from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
 from haulier.web.app import WebOptions, create_app
+from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
+GUARD = Guard(["127.0.0.0/8", "10.0.0.0/8"])
 
 
 async def add(a: int, b: int) -> int:
@@ -69,6 +72,10 @@ async def by_steps(ctx: Context) -> None:
     ctx.log("two")
 
 
+async def tell_end(batch_id: str, state: str, counts: dict[str, int]) -> str:
+    return f"{batch_id} {state} {counts['total']}"
+
+
 async def tell(value: Any) -> Any:
     return float("nan") if value == "nan" else value
 
@@ -76,10 +83,10 @@ async def tell(value: Any) -> Any:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    for function in (add, linger, fail, only_even, login, report, by_steps, tell):
+    for function in (add, linger, fail, only_even, login, report, by_steps, tell, tell_end):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
-    register_runner(registry, ProxyDiagnosticsTaskRunner())
+    register_runner(registry, ProxyDiagnosticsTaskRunner(GUARD))
     return registry
 
 
@@ -101,12 +108,25 @@ def options(tmp_path: Path) -> WebOptions:
     Image.new("RGB", (64, 48), "#336699").save(media / "sea.png")
     (tmp_path / "output").mkdir()
     output = tmp_path / "output"
-    return WebOptions(media_root=media, output_root=output, version="9.9", no_token=True)
+    return WebOptions(
+        media_root=media, output_root=output, version="9.9", no_token=True, guard=GUARD
+    )
 
 
 @pytest.fixture
-def api(jobs: JobManager, options: WebOptions) -> FastAPI:
-    return create_app(jobs=jobs, options=options)
+async def api(jobs: JobManager, options: WebOptions) -> AsyncIterator[FastAPI]:
+    api = create_app(jobs=jobs, options=options)
+    yield api
+    # No server ends it: the client reaches it without one.
+    await api.state.meter.close()
+
+
+@pytest.fixture
+def api_with(jobs, options):
+    """The API with options of its streams."""
+    return lambda **live: create_app(
+        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
+    )
 
 
 @pytest.fixture

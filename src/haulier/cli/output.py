@@ -18,7 +18,7 @@ import click
 from haulier.domain.batch import Batch
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -32,7 +32,9 @@ from haulier.exceptions import (
     StoreError,
     TokenNotFoundError,
     ValidationError,
+    WebhookNotFoundError,
 )
+from haulier.services.instants import iso
 
 if TYPE_CHECKING:
     from haulier.domain.line import Line
@@ -61,6 +63,7 @@ _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (ScheduleNotFoundError, "not found"),
     (LimitNotFoundError, "not found"),
     (TokenNotFoundError, "not found"),
+    (WebhookNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),
@@ -114,6 +117,11 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
 # ── Options ──────────────────────────────────────────────────────────────────────────────────
 
 
+by_option = click.option(
+    "--by", metavar="NAME", help="Who changes it.  [default: this user on this host]"
+)
+
+
 def store_option(function: F) -> F:
     """`--store URL`, or HAULIER_STORE; without both the user's app's, or haulier.db."""
     return click.option(
@@ -122,6 +130,18 @@ def store_option(function: F) -> F:
         envvar="HAULIER_STORE",
         help="Where the jobs live.  [env: HAULIER_STORE; default: your app's, "
         f"without one {DEFAULT_STORE}]",
+    )(function)
+
+
+def allow_option(function: F) -> F:
+    """`--allow-host HOST`, or HAULIER_ALLOWED_HOSTS."""
+    return click.option(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Let users name this host, address or network (or host:port) although it is not "
+        "public; may be repeated.  [env: HAULIER_ALLOWED_HOSTS]",
     )(function)
 
 
@@ -253,12 +273,7 @@ def emit_fields(fields: Iterable[tuple[str, Any]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
-def instant(microseconds: int | None) -> str | None:
-    """An instant as ISO 8601 in UTC."""
-    if microseconds is None:
-        return None
-    stamp = datetime.fromtimestamp(microseconds / MICROSECOND, UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+instant = iso
 
 
 def ago(microseconds: int | None) -> str:
@@ -305,7 +320,7 @@ def job_document(job: Job, unroutable: str | None = None) -> dict[str, Any]:
         "waiting": job.waiting,
         "cancel_requested": job.cancel_requested,
         "cancel_heard": job.cancel_heard,
-        "payload": masked(json.loads(job.payload)),
+        "payload": shown(json.loads(job.payload)),
         "result": job.value,
         "result_expired": job.result_expired,
         "error": None if job.error is None else error_document(job.error),
