@@ -19,6 +19,7 @@ from haulier.records.credentials import Credentials
 from haulier.records.database import Records
 from haulier.services.audit import Actor, Entry
 from haulier.web.routes import ROUTERS
+from haulier.web.streams import NDJSON
 
 ROOT = Actor("root", "local", "command line")
 HOST = "http://jobs.example"
@@ -87,6 +88,9 @@ def address(route, job_id="01890000-0000-7000-8000-000000000000"):
 
 async def ask(client, method, route, **more):
     """Send a request that gets as far as the route's own check of its input at the most."""
-    if method in ("POST", "PUT", "PATCH"):
+    if NDJSON in str(getattr(route, "openapi_extra", None)):
+        more.setdefault("content", b"{}\n")
+        more["headers"] = {"content-type": NDJSON}
+    elif method in ("POST", "PUT", "PATCH"):
         more.setdefault("json", {"no such field": 1})
     return await client.request(method, address(route, **more.pop("ids", {})), **more)

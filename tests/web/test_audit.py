@@ -31,7 +31,7 @@ class TestEntries:
             before = len(await door.told())
             sent = []
             for method, route in CLOSED:
-                if method == "GET" or "stream" in route.path:
+                if method == "GET":
                     continue
                 answer = await ask(client, method, route)
                 sent.append((f"{method} {route.path}", answer.status_code))
