@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from haulier.domain.job import Job
+from haulier.domain.job import Job, JobState
+from haulier.exceptions import JobStateError
 from haulier.services.export import COLUMNS, csv_lines, item_pages, row_of
 from haulier.services.filling import open_empty
 from haulier.web.access import OPERATOR, VIEWER, Caller
@@ -116,6 +117,9 @@ async def add_items(
     del stream
     batch = await jobs.store.batch(job_id)
     head = await jobs.store.get(job_id)
+    if head.lease or head.state is JobState.PENDING:
+        # One that its producer fills runs from the start, held by nobody.
+        raise JobStateError(f"batch {job_id} is filled by its own task")
     told = request.scope[STREAM] = StreamTold()
     intake = ItemLines(
         jobs,
