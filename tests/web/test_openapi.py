@@ -23,6 +23,12 @@ LINES = {"/api/v1/jobs/stream", "/api/v1/batches/{job_id}/items"}
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
 
 
+@pytest.fixture
+async def api(serving):
+    async with serving() as api:
+        yield api
+
+
 async def test_the_document_is_served(client):
     assert (await client.get("/api/v1/openapi.json")).json() == DOCUMENT
     assert DOCUMENT["info"] == {"title": "haulier", "version": "9.9"}
@@ -31,7 +37,7 @@ async def test_the_document_is_served(client):
 def test_the_routes_are_those_that_are_documented():
     """docs/http.md names each route whole, as `METHOD /path`, and no other."""
     text = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
-    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/api/[^\s`?]*)", text)
+    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/(?:api/|metrics)[^\s`?]*)", text)
     documented = {(method, _unnamed(path)) for method, path in named}
     assert {(param.values[0], _unnamed(param.values[1])) for param in OPERATIONS} == documented
 
@@ -51,6 +57,8 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
         assert operation["requestBody"]["content"]["application/x-ndjson"]["example"]
     if path in STREAMS:
         assert content["text/event-stream"]["example"]
+    elif path == "/metrics":
+        assert content["text/plain"]
     elif path in EXPORTS:
         assert EXPORTS[path] in content
     else:
@@ -87,4 +95,5 @@ async def test_what_is_not_there_is_a_problem(client, check, method, path, opera
         elif operation.get("parameters"):
             check.problem(await client.request(method, path, params={"batch": "7"}), 422)
         else:
-            assert (await client.request(method, path)).status_code == 200
+            answer = await client.request(method, path)
+            assert answer.status_code == (409 if method == "DELETE" else 200)

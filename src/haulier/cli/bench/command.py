@@ -28,6 +28,7 @@ PROFILES = (
     "flow",
     "schedule",
     "http",
+    "live",
 )
 FOR_POSTGRES = "long-reader"
 
@@ -45,6 +46,7 @@ class Load:
     writers: int
     seconds: float
     schedules: int
+    readers: int
 
 
 @click.command()
@@ -98,7 +100,7 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader, limits (its rate), schedule: for how long.",
+    help="writers, long-reader, limits (its rate), schedule, live: for how long.",
 )
 @click.option(
     "--schedules",
@@ -106,6 +108,13 @@ class Load:
     show_default=True,
     type=click.IntRange(1, 1_000_000),
     help="schedule: how many there are beside those that tick.",
+)
+@click.option(
+    "--readers",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="live: how many open a stream and stop reading.",
 )
 @click.option(
     "--store",
@@ -128,6 +137,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     flow      jobs that wait for each other against jobs that do not
     http      jobs posted one by one and line by line, and how fast status is told
     schedule  how many schedules tick a second, how late, and what thousands cost
+    live      how late a viewer hears of a job, beside many who stopped reading
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -168,6 +178,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
     from haulier.cli.bench.flow import flow
     from haulier.cli.bench.http import http
     from haulier.cli.bench.limits import limits
+    from haulier.cli.bench.live import live
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
@@ -183,6 +194,7 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "limits": limits,
         "flow": flow,
         "schedule": schedule,
+        "live": live,
         "http": http,
         FOR_POSTGRES: long_reader,
     }
