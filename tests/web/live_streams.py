@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from haulier.cli.echo import http_server
+from haulier.cli.echo import http_server, listen
 from haulier.web.live.socket import SOCKETS
 from support import wait_until
 
@@ -187,7 +187,7 @@ class Talk:
 async def served(api: FastAPI) -> AsyncIterator[Served]:
     """The API as `haulier serve` serves it, until the end of the block."""
     server = http_server(api, ending=api.state.live.close, **SOCKETS)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve(sockets=[listener]))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import socket
 import time
 
 import pytest
@@ -265,13 +266,18 @@ class TestSlowReaders:
         assert snapshots[-1]["stats"]["jobs"]["pending"] == 20_000
         assert ids[-1] == last
 
-    async def test_one_that_reads_nothing_at_all_loses_its_seat(self, api, jobs, monkeypatch):
+    async def test_one_that_reads_nothing_at_all_loses_its_seat_and_its_connection(
+        self, api, jobs, monkeypatch
+    ):
         monkeypatch.setattr("haulier.web.live.seats.STALL", 0.3)
+        monkeypatch.setattr("haulier.cli.echo.UNREAD", 0.3)
         async with served(api) as server, server.stalled():
             await server.until_open(1)
             for _ in range(40):
                 await add_some(jobs, 500)
             await server.until_open(0)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                await wait_until(lambda: not server.server.server_state.connections)
 
 
 def is_whole(line):
@@ -378,11 +384,14 @@ class TestEnds:
             assert reader.comments[-1] == "the access has ended"
             await server.until_open(0)
 
-    async def test_who_cannot_be_asked_about_is_not_trusted(self, api, monkeypatch):
+    @pytest.mark.parametrize("away", ["fails", "is silent"])
+    async def test_who_cannot_be_asked_about_is_not_trusted(self, api, monkeypatch, away):
         monkeypatch.setattr(hub, "RECHECK", 0.05)
 
         async def failing(identity):
-            raise OSError("the records are away")
+            if away == "fails":
+                raise OSError("the records are away")
+            await asyncio.Event().wait()
 
         api.state.live.still_valid = lambda: failing
         async with served(api) as server, server.stream() as reader:

@@ -17,6 +17,9 @@ from haulier.exceptions import ConfigurationError
 STREAMS_END = 5
 """Seconds that open requests get to finish when a server stops."""
 
+UNREAD = 60.0
+"""Seconds after which a connection ends whose client takes nothing of what it was sent."""
+
 PATIENCE = 0.5
 """Seconds for which a client may take nothing of a complete answer when a server stops."""
 
@@ -62,11 +65,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises ConfigurationError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise ConfigurationError(
             f"port: cannot listen on {host}:{port}: {error.strerror}"
         ) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted sockets inherit it. A client that takes nothing would keep its connection, and
+        # what it was sent, for as long as it likes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD * 1000))
+    return listener
 
 
 def address_of(listener: socket.socket) -> str:

@@ -127,13 +127,14 @@ class Live:
                 continue
             identities = list({seat.identity for seat in self._seats})
             answers = await asyncio.gather(
-                *(ask(identity) for identity in identities), return_exceptions=True
+                *(asyncio.wait_for(ask(each), RECHECK) for each in identities),
+                return_exceptions=True,
             )
             ended = set()
             for identity, answer in zip(identities, answers, strict=True):
                 if isinstance(answer, BaseException):
                     # Who cannot be asked about is not trusted: it may come again.
-                    _log.warning("identity not checked", error=str(answer))
+                    _log.warning("identity not checked", error=repr(answer))
                 if answer is not True:
                     ended.add(identity)
             for seat in self._seats:
