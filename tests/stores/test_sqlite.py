@@ -17,6 +17,7 @@ import pytest
 from haulier.domain.flow import After
 from haulier.domain.ids import raw_id
 from haulier.domain.job import JobState
+from haulier.domain.limits import Limit
 from haulier.domain.moves import Move
 from haulier.domain.step import Step
 from haulier.exceptions import (
@@ -29,7 +30,15 @@ from haulier.exceptions import (
 from haulier.ports import Inserted
 from haulier.services.ids import new_ids
 from haulier.stores import open_store
-from haulier.stores.sqlite import SqliteStore, batches, claiming, connection, gates, retention
+from haulier.stores.sqlite import (
+    SqliteStore,
+    admission,
+    batches,
+    claiming,
+    connection,
+    gates,
+    retention,
+)
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
 from haulier.stores.sqlite.rows import fetch
 from haulier.testing import FakeClock
@@ -365,6 +374,23 @@ class TestLanes:
         monkeypatch.setattr(apsw, "sqlite_lib_version", lambda: "3.51.2")
         with pytest.raises(ConfigurationError, match=r"3\.51\.2"):
             check_library()
+
+
+class TestTimeUnderLimits:
+    """A claim that takes long stops, and the next one goes on with those that were left."""
+
+    async def test_it_gives_less_and_no_key_twice(self, store, monkeypatch):
+        monkeypatch.setattr(admission, "SERVING_SECONDS", -1)
+        keys = 2 * admission.SERVED_AT_ONCE + 10
+        await store.limits().put(Limit(name="l", concurrency=5, per_key=True), by="test")
+        for _ in range(2):
+            await store.insert([work(key=f"k{n}") for n in range(keys)])
+        hand = await Hand.enlist(store)
+        told = [await hand.exchange(slots=keys) for _ in range(3)]
+        assert [len(reply.jobs) for reply in told[:2]] == [admission.SERVED_AT_ONCE] * 2
+        assert [reply.due_in for reply in told[:2]] == [0, 0]
+        first = [job.key for reply in told for job in reply.jobs][:keys]
+        assert len(set(first)) == keys
 
 
 class TestRemoval:

@@ -18,6 +18,8 @@ from PIL import Image
 
 from haulier.domain.retry import RetryPolicy
 from haulier.ports import JobStore
+from haulier.records import open_records
+from haulier.records.database import Records
 from haulier.runners.base import register_runner
 from haulier.runners.media_uniq import MediaUniqTaskRunner
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
@@ -103,7 +105,8 @@ def options(tmp_path: Path) -> WebOptions:
     media.mkdir()
     Image.new("RGB", (64, 48), "#336699").save(media / "sea.png")
     (tmp_path / "output").mkdir()
-    return WebOptions(media_root=media, output_root=tmp_path / "output", version="9.9")
+    output = tmp_path / "output"
+    return WebOptions(media_root=media, output_root=output, version="9.9", no_token=True)
 
 
 @pytest.fixture
@@ -120,6 +123,29 @@ def api_with(jobs, options):
     return lambda **live: create_app(
         jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
     )
+
+
+@pytest.fixture
+async def records() -> AsyncIterator[Records]:
+    async with open_records("sqlite://") as records:
+        yield records
+
+
+@pytest.fixture
+def serving(
+    jobs: JobManager, options: WebOptions, records: Records
+) -> Callable[..., AbstractAsyncContextManager[FastAPI]]:
+    """An API with records, for as long as the block lasts; with other options if any are named."""
+
+    @asynccontextmanager
+    async def serve(**changes: Any) -> AsyncIterator[FastAPI]:
+        api = create_app(
+            jobs=jobs, options=dataclasses.replace(options, **changes), records=records
+        )
+        async with api.router.lifespan_context(api):
+            yield api
+
+    return serve
 
 
 def client_of(api: FastAPI, **settings: Any) -> httpx.AsyncClient:

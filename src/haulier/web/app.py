@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,8 +13,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
+from haulier.records.auditing import AuditLog
+from haulier.records.credentials import Credentials
+from haulier.records.database import Records
 from haulier.runners import echo
 from haulier.services.jobs import JobManager
+from haulier.web.access import OPEN
+from haulier.web.asked import Asked
+from haulier.web.authority import Authority
+from haulier.web.diary import Book, Diary
 from haulier.web.guard import Guard
 from haulier.web.live.hub import Live
 from haulier.web.meter import Meter
@@ -34,11 +41,12 @@ PACKED_LEVEL = 4
 __all__ = ["WebOptions", "create_app"]
 
 
-def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
-    """The ASGI application of the HTTP API. The store behind `jobs` must be open while it serves.
+def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None = None) -> FastAPI:
+    """The ASGI application of the HTTP API.
 
-    It must face the network itself, without a reverse proxy: it trusts whoever reaches it by a
-    loopback name, and its echo reports the address of the socket.
+    The store behind `jobs` and the records must be open while it serves, until its lifespan has
+    ended: then the last entries of the audit log are written. Without records nobody is recognised
+    by a token, and nothing is written down.
     """
     app = _Api(
         title="haulier",
@@ -56,9 +64,15 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     app.state.options = options
     app.state.meter = Meter()
     app.state.streams = Streams(options.max_streams)
-    app.state.live = Live(
-        lambda: jobs.store, options.live, lambda: getattr(app.state, "still_valid", None)
+    credentials = None if records is None else Credentials(records)
+    log = None if records is None else AuditLog(records)
+    authority = Authority(credentials)
+    diary = Diary(
+        Book(log.append, credentials.mark_used) if log is not None and credentials else None
     )
+    app.state.credentials, app.state.audit_log = credentials, log
+    app.state.authority, app.state.diary = authority, diary
+    app.state.live = Live(lambda: jobs.store, options.live, lambda: authority.still_valid)
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
     app.state.routes = (*(route for router in ROUTERS for route in router.routes), echo_route)
     for router in ROUTERS:
@@ -67,12 +81,32 @@ def create_app(*, jobs: JobManager, options: WebOptions) -> FastAPI:
     install_handlers(app)
     app.add_middleware(_Packing)
     app.add_middleware(
-        Guard,
-        max_body=options.max_body,
-        max_lines=options.max_lines,
-        deadline=options.deadline,
+        Guard, options=options, authority=authority, diary=diary, is_open=_opened(options)
     )
     return app
+
+
+def _opened(options: WebOptions) -> Callable[[Asked], bool]:
+    """Tells which requests are answered whoever sends them."""
+    open_routes = {
+        (method, route.path)
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and any(each is OPEN for each in route.dependencies)
+        for method in route.methods or ()
+    }
+
+    def is_open(asked: Asked) -> bool:
+        if asked.scope["type"] != "http":
+            return False
+        path, method = asked.scope["path"], asked.scope["method"]
+        if path == ECHO_PATH:
+            # Proxies that are checked come here by themselves, and shall be given no token. Where
+            # nothing is checked against this server, or others could reach it, it is closed.
+            return options.check_url is None and asked.local
+        return (method, path) in open_routes or (method == "HEAD" and ("GET", path) in open_routes)
+
+    return is_open
 
 
 @asynccontextmanager
@@ -80,6 +114,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.live.close()
     await app.state.meter.close()
+    await app.state.authority.close()
+    await app.state.diary.close()
 
 
 class _Api(FastAPI):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,8 @@ MAX_STREAMS = 8
 
 DEADLINE = 2.0
 
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebOptions:
@@ -30,6 +33,8 @@ class WebOptions:
     that does not answer a call within `deadline` seconds is told the client as unavailable. At most
     `max_body` bytes of a body are taken, `max_lines` of one that is read line by line, and each
     caller has at most `max_streams` of those, or exports, at the same time.
+    `no_token`: whoever reaches a loopback address by a loopback name is an admin. `public_hosts`
+    are the other names that this server may be asked for by.
     """
 
     media_root: Path
@@ -41,8 +46,15 @@ class WebOptions:
     max_streams: int = MAX_STREAMS
     deadline: float = DEADLINE
     live: LiveOptions = field(default_factory=LiveOptions)
+    no_token: bool = False
+    public_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.public_hosts:
+            if not _HOST.fullmatch(name):
+                raise ConfigurationError(
+                    f"public_hosts: {name[:200]!r} is not the name of a host, without port or path"
+                )
         if self.check_url is not None:
             try:
                 Target.parse(self.check_url)

@@ -14,21 +14,23 @@ class Health(BaseModel):
 
     `live`: this process answers. `ready`: it can take work, which is also kept while no worker is
     there. `oldest_ready_seconds`: how long the first job of the longest waiting queue has been due;
-    null: none waits. `sweep_lag_seconds`: how long a worker that holds jobs has been lost, and they
-    have not gone to others.
+    left out: none waits. `sweep_lag_seconds`: how long a worker that holds jobs has been lost, and
+    they have not gone to others.
+
+    Who shows no token is told the status alone, and that without a look at the store.
     """
 
     status: Literal["ok", "degraded"]
-    live: bool = True
-    ready: bool = True
-    version: str
-    versions: dict[str, str] = Field(description="Of what this server is made of.")
-    store_ms: float = Field(description="How long the store took to answer.")
-    workers: int = Field(description="Live worker processes.")
-    oldest_ready_seconds: float | None
-    sweep_lag_seconds: float
-    jobs: dict[JobState, int]
-    items: dict[JobState, int]
+    live: bool | None = None
+    ready: bool | None = None
+    version: str | None = None
+    versions: dict[str, str] | None = Field(None, description="Of what this server is made of.")
+    store_ms: float | None = Field(None, description="How long the store took to answer.")
+    workers: int | None = Field(None, description="Live worker processes.")
+    oldest_ready_seconds: float | None = None
+    sweep_lag_seconds: float | None = None
+    jobs: dict[JobState, int] | None = None
+    items: dict[JobState, int] | None = None
 
 
 class JobMetrics(BaseModel):

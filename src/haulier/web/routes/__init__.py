@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from haulier.web.routes import (
+    access,
     aliases,
     batches,
     configuration,
@@ -37,4 +38,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     events.router,
     starts.router,
     aliases.router,
+    access.router,
 )

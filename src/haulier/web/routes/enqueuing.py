@@ -11,7 +11,7 @@ from haulier.exceptions import Problem, ValidationError
 from haulier.services.jobs import JobManager
 from haulier.services.options import job_id_of
 from haulier.services.orders import Order, enqueue_together, plan_among_others
-from haulier.web.access import OPERATOR
+from haulier.web.access import OPERATOR, OPERATOR_IN_SCOPE, check_covered, identity_of
 from haulier.web.intake import JobLines, payload_checked
 from haulier.web.models.enqueuing import (
     EnqueueBody,
@@ -44,7 +44,11 @@ _LINES = "\n".join(
 
 async def _take(request: Request, idempotency_key: str | None) -> Started:
     jobs: JobManager = request.app.state.jobs
-    return await enqueue(jobs, await body_of(request, EnqueueBody), idempotency_key)
+    body = await body_of(request, EnqueueBody)
+    caller = identity_of(request)
+    if caller.scoped:
+        check_covered(caller, body.kind, body.queue or jobs.registry.get(body.kind).queue)
+    return await enqueue(jobs, body, idempotency_key)
 
 
 async def enqueue(jobs: Jobs, body: EnqueueBody, idempotency_key: IdempotencyKey = None) -> Started:
@@ -60,7 +64,7 @@ router.add_api_route(
     methods=["POST"],
     status_code=201,
     summary="Enqueue a job",
-    dependencies=[OPERATOR],
+    dependencies=[OPERATOR_IN_SCOPE],
     responses=problem_responses(400, 409, 413, 415, 422, 507),
     route_class_override=lean(_take),
 )
