@@ -12,6 +12,7 @@ import time
 import pytest
 from live_streams import STREAM, served
 
+from haulier.domain.access import Access, Identity
 from haulier.exceptions import StoreUnavailableError
 from haulier.web.live import hub
 from support import wait_until
@@ -322,6 +323,53 @@ class TestLimits:
         assert check.refused(answer) == [("last-event-id", None)]
 
 
+class TestScopes:
+    @pytest.fixture
+    def scope(self, monkeypatch):
+        """Whoever asks is somebody for whom only jobs of one kind or queue exist."""
+
+        def restrict(**scope):
+            monkeypatch.setattr(
+                "haulier.web.guard.LOCAL",
+                Identity("ann", Access.VIEWER, **{k: frozenset({v}) for k, v in scope.items()}),
+            )
+
+        return restrict
+
+    @pytest.mark.parametrize("scope_of", [{"kinds": "linger"}, {"queues": "other"}])
+    async def test_what_lies_outside_is_not_there(self, api, jobs, store, scope, scope_of):
+        begin = await store.last_event()
+        theirs = await jobs.enqueue_batch("linger", [{}], {"queue": "other"})
+        ours = await jobs.enqueue_batch("add", [{"a": 1, "b": 2}], {})
+        await store.configurable().configure({"queues.x.paused": True}, by="bob")
+        scope(**scope_of)
+        async with served(api) as server:
+            async with server.stream(after=begin, topics="jobs,items,batches,settings") as reader:
+                seen = await reader.until(lambda each: each.type == "snapshot")
+            async with server.stream(after=begin, batch=ours) as reader:
+                await jobs.enqueue("add", {"a": 1, "b": 2}, {})
+                job = await jobs.enqueue("linger", {}, {"queue": "other"})
+                assert reader.last_id is None
+            async with server.stream(last_id=seen[-1].id) as reader, server.socket() as talk:
+                assert (await reader.next()).data["job_id"] == job
+                await talk.subscribe(after=seen[-1].id)
+                assert (await talk.hear()).data["job_id"] == job
+        assert {each.data["batch_id"] or each.data["job_id"] for each in seen[:-1]} == {theirs}
+        assert len(seen) == 3
+        assert [each["id"] for each in seen[-1].data["batches"]] == [theirs]
+        assert seen[-1].data["stats"] is None
+
+    async def test_counters_of_the_whole_store_are_refused(self, api, scope, check):
+        scope(kinds="linger")
+        async with served(api) as server, server.socket() as talk:
+            answer = await server.client.get(STREAM, params={"topics": "jobs,stats,workers"})
+            assert "stats, workers" in check.problem(answer, 403)["detail"]
+            await talk.say(type="subscribe", topics=["queues"])
+            refused = await talk.hear()
+            assert (refused.type, refused.data["errors"]) == ("error", [])
+            assert "queues" in refused.data["detail"]
+
+
 class TestOneForAll:
     async def test_the_store_is_asked_once_for_many_viewers(self, api, jobs, store, monkeypatch):
         asked = {"events": 0, "counts": 0}
@@ -371,7 +419,7 @@ class TestEnds:
             asked.append(identity.name)
             return allowed
 
-        api.state.live.still_valid = lambda: still_valid
+        api.state.live.still_valid = still_valid
         async with served(api) as server, server.stream() as reader, server.stalled():
             await server.until_open(2)
             for _ in range(20):
@@ -393,7 +441,7 @@ class TestEnds:
                 raise OSError("the records are away")
             await asyncio.Event().wait()
 
-        api.state.live.still_valid = lambda: failing
+        api.state.live.still_valid = failing
         async with served(api) as server, server.stream() as reader:
             await reader.ended()
             assert reader.comments[-1] == "the access has ended"

@@ -35,14 +35,14 @@ _log = structlog.get_logger("haulier.web")
 class Live:
     """Starts to follow the store with the first viewer, and stops with the last one.
 
-    `still_valid` gives what tells whether an identity may still look; None while nothing does.
+    `still_valid` tells whether an identity may still look; None: nobody has to be asked.
     """
 
     def __init__(
         self,
         store: Callable[[], JobStore],
         options: LiveOptions,
-        still_valid: Callable[[], StillValid | None] = lambda: None,
+        still_valid: StillValid | None = None,
     ) -> None:
         self.options = options
         self._store = store
@@ -122,7 +122,7 @@ class Live:
         """Ask for each identity that has a stream whether it still may."""
         while True:
             await asyncio.sleep(RECHECK)
-            ask = self.still_valid()
+            ask = self.still_valid
             if ask is None:
                 continue
             identities = list({seat.identity for seat in self._seats})
