@@ -168,7 +168,7 @@ class TestWhoMay:
             ("file://", False),
         ],
     )
-    async def test_pages_of_other_origins_may_not(self, api, origin, allowed):
+    async def test_pages_of_other_origins_may_not(self, api, caplog, origin, allowed):
         async with served(api) as server:
             headers = {} if origin is None else {"Origin": origin.replace("PORT", str(server.port))}
             if allowed:
@@ -180,6 +180,7 @@ class TestWhoMay:
                 async with server.socket(additional_headers=headers):
                     pass
             problem_of(refused.value.response, 403)
+        assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
 
     async def test_another_host_name_is_refused(self, api):
         async with served(api) as server:

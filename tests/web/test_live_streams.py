@@ -446,7 +446,7 @@ class TestEnds:
             await reader.ended()
             assert reader.comments[-1] == "the access has ended"
 
-    async def test_a_server_stops_with_streams_open(self, api, jobs):
+    async def test_a_server_stops_with_streams_open(self, api, jobs, caplog):
         async with asyncio.timeout(20), contextlib.AsyncExitStack() as stack:
             async with served(api) as server:
                 quiet = {"types": "delete"}
@@ -467,6 +467,7 @@ class TestEnds:
                     assert reader.comments[-1] == "the server stops"
                 assert await talk.closed() == (1012, "the server stops")
             assert time.monotonic() - began < 4
+        assert [each.message for each in caplog.records if each.levelname == "ERROR"] == []
 
     async def test_while_it_stops_no_new_ones_are_taken(self, api, check):
         async with served(api) as server:

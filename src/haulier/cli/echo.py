@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,12 @@ STREAMS_END = 5
 
 UNREAD = 60.0
 """Seconds after which a connection ends whose client takes nothing of what it was sent."""
+
+NO_FAULTS = (
+    "ASGI callable returned without completing handshake.",
+    "ASGI callable returned without completing response.",
+)
+"""What uvicorn logs as errors of a WebSocket that was refused, and of a stream that was cut off."""
 
 PATIENCE = 0.5
 """Seconds for which a client may take nothing of a complete answer when a server stops."""
@@ -117,6 +124,7 @@ def http_server(
                 if each.transport.is_closing() and size and size == kept.get(each):
                     each.transport.abort()
 
+    logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
     return Server(
         uvicorn.Config(
             asgi,
@@ -129,3 +137,7 @@ def http_server(
             **{"ws": "none"} | options,
         )
     )
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    return record.msg not in NO_FAULTS
