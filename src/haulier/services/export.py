@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from haulier.domain.job import Job, JobState
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown
 from haulier.ports import JobFilter, JobReader
 from haulier.services.instants import iso
 
@@ -58,7 +58,7 @@ def row_of(job: Job) -> dict[str, Any]:
         "error_type": job.error.type if job.error else None,
         "error": job.error.message if job.error else None,
         "result": job.value,
-        "payload": masked(json.loads(job.payload)),
+        "payload": shown(json.loads(job.payload)),
     }
 
 

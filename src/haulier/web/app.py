@@ -16,8 +16,10 @@ from typing_extensions import override
 from haulier.records.auditing import AuditLog
 from haulier.records.credentials import Credentials
 from haulier.records.database import Records
+from haulier.records.webhooks import WebhookRecords
 from haulier.runners import echo
 from haulier.services.jobs import JobManager
+from haulier.services.webhooks import Webhooks
 from haulier.web.access import OPEN
 from haulier.web.asked import Asked
 from haulier.web.authority import Authority
@@ -71,6 +73,10 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
         Book(log.append, credentials.mark_used) if log is not None and credentials else None
     )
     app.state.credentials, app.state.audit_log = credentials, log
+    app.state.webhooks = None
+    if records is not None:
+        book = WebhookRecords(records)
+        app.state.webhooks = Webhooks(jobs.store, jobs.sealer, book, options.guard)
     app.state.authority, app.state.diary = authority, diary
     app.state.live = Live(lambda: jobs.store, options.live, authority.still_valid)
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])

@@ -29,7 +29,7 @@ from haulier.exceptions import (
     ValidationError,
 )
 from haulier.services.context import Control, overdue, storable
-from haulier.services.secrets import Scrubber
+from haulier.services.secrets import Scrubber, scrub
 from haulier.worker.retry_after import retry_after
 
 LONGEST_MESSAGE = 2_000
@@ -101,7 +101,7 @@ def policy_failed(outcome: Outcome, error: BaseException) -> Outcome:
     if not isinstance(outcome, Failed | TimedOut):
         raise error
     note = storable(
-        f"\nthe retry policy's function raised {type(error).__name__}: {text_of(error)}"
+        f"\nthe retry policy's function raised {type(error).__name__}: {scrub(text_of(error))}"
     )
     note = note[: LONGEST_MESSAGE // 2]
     message = outcome.error.message[: LONGEST_MESSAGE - len(note)] + note
