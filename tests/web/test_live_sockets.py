@@ -221,9 +221,12 @@ class TestWhoMay:
 
 
 async def test_who_does_not_read_is_told_that_events_are_missing(api_with, jobs, store):
-    async with served(api_with(ring=100)) as server, server.socket(max_queue=1) as talk:
+    async with (
+        served(api_with(ring=100)) as server,
+        server.socket(max_queue=1, sock=await server.narrow()) as talk,
+    ):
         await talk.say(type="subscribe")
-        for _ in range(40):
+        for _ in range(10):
             await add_some(jobs, 500)
         last = await store.last_event()
         seen = await talk.until(lambda each: each.id == last)

@@ -249,22 +249,20 @@ class TestSlowReaders:
         async with served(api) as server, server.stalled() as sock, server.stream() as healthy:
             await server.until_open(2)
             await healthy.next()
-            for _ in range(40):
+            for _ in range(10):
                 await add_some(jobs, 500)
                 await healthy.until(lambda each: each.type == "snapshot" or each.seq % 500 == 0)
             last = await store.last_event()
-            lines = []
+            received, lines = b"", []
             async with asyncio.timeout(20):
                 while not any(last in line for line in lines):
-                    received = await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
-                    lines += received.decode().splitlines()
-                    if not any("slow" in line for line in lines[-50:]):
-                        continue
+                    received += await asyncio.get_running_loop().sock_recv(sock, 1 << 20)
+                    lines = received.decode(errors="ignore").splitlines()
         ids = [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
         data = [json.loads(line.removeprefix("data: ")) for line in lines if is_whole(line)]
         snapshots = [each for each in data if each.get("reason") == "slow"]
         assert snapshots
-        assert snapshots[-1]["stats"]["jobs"]["pending"] == 20_000
+        assert snapshots[-1]["stats"]["jobs"]["pending"] == 5000
         assert ids[-1] == last
 
     async def test_one_that_reads_nothing_at_all_loses_its_seat_and_its_connection(
@@ -274,7 +272,7 @@ class TestSlowReaders:
         monkeypatch.setattr("haulier.cli.echo.UNREAD", 0.3)
         async with served(api) as server, server.stalled():
             await server.until_open(1)
-            for _ in range(40):
+            for _ in range(10):
                 await add_some(jobs, 500)
             await server.until_open(0)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -393,12 +391,15 @@ class TestOneForAll:
             for reader in readers:
                 await reader.next()
             asked.update(events=0, counts=0)
+            began = time.monotonic()
             await add_some(jobs, 1)
             for reader in readers:
                 await reader.until(lambda each: each.type == "insert")
                 await reader.until(lambda each: each.type == "stats")
-            assert 0 < asked["events"] <= 8
-            assert 0 < asked["counts"] <= 4
+            # Once a second, and for what was enqueued.
+            elapsed = time.monotonic() - began
+            assert 0 < asked["events"] <= elapsed + 5
+            assert 0 < asked["counts"] <= elapsed + 2
             await stack.aclose()
             await server.until_open(0)
             asked.update(events=0, counts=0)
@@ -422,7 +423,7 @@ class TestEnds:
         api.state.live.still_valid = still_valid
         async with served(api) as server, server.stream() as reader, server.stalled():
             await server.until_open(2)
-            for _ in range(20):
+            for _ in range(10):
                 await add_some(jobs, 500)
             await wait_until(lambda: len(asked) > 3)
             await reader.next()
@@ -458,7 +459,7 @@ class TestEnds:
                 for _ in range(3):
                     await stack.enter_async_context(server.stalled())
                 await server.until_open(9)
-                for _ in range(20):
+                for _ in range(10):
                     await add_some(jobs, 500)
                 began = time.monotonic()
                 server.server.should_exit = True
