@@ -23,6 +23,8 @@ worker stopping                info     grace
 request failed                 error    request, method, path
 webhooks not told              warning  error
 store failed a request         warning  request, error
+live streams failed            error
+identity not checked           warning  error
 store writer failed            error    store, error
 store thread failed            error    store, error
 

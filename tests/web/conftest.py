@@ -30,6 +30,7 @@ from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
 from haulier.web.app import WebOptions, create_app
+from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
@@ -71,6 +72,10 @@ async def by_steps(ctx: Context) -> None:
     ctx.log("two")
 
 
+async def tell_end(batch_id: str, state: str, counts: dict[str, int]) -> str:
+    return f"{batch_id} {state} {counts['total']}"
+
+
 async def tell(value: Any) -> Any:
     return float("nan") if value == "nan" else value
 
@@ -78,7 +83,7 @@ async def tell(value: Any) -> Any:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    for function in (add, linger, fail, only_even, login, report, by_steps, tell):
+    for function in (add, linger, fail, only_even, login, report, by_steps, tell, tell_end):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
     register_runner(registry, ProxyDiagnosticsTaskRunner(GUARD))
@@ -109,8 +114,19 @@ def options(tmp_path: Path) -> WebOptions:
 
 
 @pytest.fixture
-def api(jobs: JobManager, options: WebOptions) -> FastAPI:
-    return create_app(jobs=jobs, options=options)
+async def api(jobs: JobManager, options: WebOptions) -> AsyncIterator[FastAPI]:
+    api = create_app(jobs=jobs, options=options)
+    yield api
+    # No server ends it: the client reaches it without one.
+    await api.state.meter.close()
+
+
+@pytest.fixture
+def api_with(jobs, options):
+    """The API with options of its streams."""
+    return lambda **live: create_app(
+        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
+    )
 
 
 @pytest.fixture

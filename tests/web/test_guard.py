@@ -154,8 +154,9 @@ async def test_malformed_json_is_a_bad_request(client, check, body):
 
 
 async def test_fields_that_cannot_be_encoded_are_still_told(client, check):
-    body = b'{"kind": "add", "payload": {}, "\\ud800": 1, "\\u2028": 2}'
-    check.refused(await client.post("/api/v1/jobs", content=body, headers=JSON))
+    body = b'{"kind": "add", "\\ud800": 1, "\\u2028": 2}'
+    check.refused(await client.post("/api/v1/batches", content=body, headers=JSON))
+    check.problem(await client.post("/api/v1/jobs", content=body, headers=JSON), 400)
 
 
 async def test_unknown_addresses_and_methods_are_problems(client, check):

@@ -118,6 +118,10 @@ async def _nothing_waits(app: App) -> bool:
 
 
 class TestCost:
+    @pytest.fixture(autouse=True)
+    def half_as_far_apart(self, monkeypatch):
+        monkeypatch.setattr(ticking, "LOOK_APART", 0.5)
+
     async def test_next_to_nothing_is_asked_while_nothing_is_scheduled(self, store):
         asked = Asked(store)
         app, _ = ticking_app(asked)
@@ -125,7 +129,7 @@ class TestCost:
             await wait_until(lambda: asked.looks)
             await asyncio.sleep(ticking.LOOK_APART + 0.3)
             before = asked.looks
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(1.25)
         # On a file a heartbeat is a commit like any other, once in 3 seconds.
         assert asked.looks - before <= 1
 
@@ -135,7 +139,7 @@ class TestCost:
         loop = asyncio.get_running_loop()
         async with app.working():
             await wait_until(lambda: asked.looks)
-            before, end = asked.looks, loop.time() + 2.5
+            before, end = asked.looks, loop.time() + 1.25
             while loop.time() < end:
                 await app.enqueue("beat")
             assert asked.looks - before <= 4

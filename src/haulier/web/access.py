@@ -109,8 +109,18 @@ OPERATOR_IN_SCOPE: Any = Depends(_needing(Access.OPERATOR, scoped=True))
 OPEN: Any = Depends(_open)
 """For the few routes that answer everybody. Their addresses have no parameters."""
 
-Caller = Annotated[Identity, Depends(identity_of)]
+
+# A coroutine, though it waits for nothing: of a plain function each call would go to a thread.
+async def _caller(connection: HTTPConnection) -> Identity:
+    return identity_of(connection)
+
+
+async def _guest(connection: HTTPConnection) -> Identity | None:
+    return guest_of(connection)
+
+
+Caller = Annotated[Identity, Depends(_caller)]
 """A route's parameter: who asks, for what is kept of who did something."""
 
-Guest = Annotated[Identity | None, Depends(guest_of)]
+Guest = Annotated[Identity | None, Depends(_guest)]
 """The same of a route that answers everybody."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 
 from haulier.records.auditing import AuditLog
@@ -25,11 +26,19 @@ from haulier.web.authority import Authority
 from haulier.web.diary import Book, Diary
 from haulier.web.guard import Guard
 from haulier.web.live.hub import Live
+from haulier.web.meter import Meter
 from haulier.web.options import WebOptions
 from haulier.web.problems import MEDIA_TYPE, install_handlers
 from haulier.web.routes import ROUTERS
 from haulier.web.routes.common import PREFIX
 from haulier.web.starts import ECHO_PATH
+from haulier.web.streams import Streams
+
+LEAST_PACKED = 2048
+"""Bytes of an answer from which on it is packed for those who understand gzip."""
+
+PACKED_LEVEL = 4
+"""Of gzip: beyond it an answer hardly gets smaller, but takes twice the time."""
 
 __all__ = ["WebOptions", "create_app"]
 
@@ -55,6 +64,8 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
     )
     app.state.jobs = jobs
     app.state.options = options
+    app.state.meter = Meter()
+    app.state.streams = Streams(options.max_streams)
     credentials = None if records is None else Credentials(records)
     log = None if records is None else AuditLog(records)
     authority = Authority(credentials)
@@ -74,6 +85,7 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
         app.include_router(router)
     app.router.routes.append(echo_route)
     install_handlers(app)
+    app.add_middleware(_Packing)
     app.add_middleware(
         Guard, options=options, authority=authority, diary=diary, is_open=_opened(options)
     )
@@ -107,6 +119,7 @@ def _opened(options: WebOptions) -> Callable[[Asked], bool]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await app.state.live.close()
+    await app.state.meter.close()
     await app.state.authority.close()
     await app.state.diary.close()
 
@@ -127,6 +140,23 @@ class _Api(FastAPI):
                             response["content"] = {MEDIA_TYPE: content}
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+class _Packing:
+    """Packs large answers for those who ask for it, and costs the others nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._plain = app
+        self._packing = GZipMiddleware(app, minimum_size=LEAST_PACKED, compresslevel=PACKED_LEVEL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # What is posted is answered in a few lines.
+        asked = scope["type"] == "http" and scope["method"] == "GET" and _asks_for_gzip(scope)
+        await (self._packing if asked else self._plain)(scope, receive, send)
+
+
+def _asks_for_gzip(scope: Scope) -> bool:
+    return any(name == b"accept-encoding" and b"gzip" in value for name, value in scope["headers"])
 
 
 class _Echo:

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,10 +28,8 @@ from haulier.web.authority import Authority
 from haulier.web.diary import Diary
 from haulier.web.options import WebOptions
 from haulier.web.problems import REQUEST_ID, problem_response
+from haulier.web.sizes import Sizes
 from haulier.web.throttle import retry_after
-
-LONGEST_LENGTH = 20
-"""Digits of a Content-Length that are read: thousands of them would be slow to understand."""
 
 LOCAL = Identity("local", Access.ADMIN)
 """Whoever reaches a loopback address of a server without tokens is this machine's operator."""
@@ -56,7 +53,7 @@ class Guard:
         is_open: Callable[[Asked], bool] = lambda _: False,
     ) -> None:
         self._app = app
-        self._max_body = options.max_body
+        self._sizes = Sizes(options.max_body, options.max_lines)
         self._deadline = options.deadline
         self._no_token = options.no_token
         self._hosts = frozenset(name.lower() for name in options.public_hosts)
@@ -88,7 +85,7 @@ class Guard:
             return
         try:
             with at_most(self._deadline):
-                await self._app(scope, self._limited(receive), passage.send)
+                await self._app(scope, self._sizes.limited(scope, receive), passage.send)
         except Exception:
             _log.exception(
                 "request failed",
@@ -162,13 +159,10 @@ class Guard:
 
     def _too_much(self, asked: Asked) -> Response | None:
         """Why the head of a request is enough to refuse it, None if it is not."""
-        length = asked.one("content-length")[:LONGEST_LENGTH]
-        size = int(length) if length.isdecimal() else 0
-        if size > self._max_body:
-            return problem_response(413, detail=self._limit)
-        media_type = asked.one("content-type").partition(";")[0].strip().lower()
-        if (size or b"transfer-encoding" in asked.headers) and media_type != "application/json":
-            return problem_response(415, detail="A body must be application/json")
+        if asked.scope["type"] == "http":
+            refusal = self._sizes.refusal(asked.scope, Headers(scope=asked.scope))
+            if refusal is not None:
+                return refusal
         if asked.unsafe and self._diary.full:
             return problem_response(
                 503, detail="The audit log cannot be written", headers={"Retry-After": "5"}
@@ -176,25 +170,6 @@ class Guard:
         return None
 
     # ── What passes through ──────────────────────────────────────────────────────────────────
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Counts what is really received: a length need not be declared, nor be true."""
-        received = 0
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body:
-                # Of all errors only this kind passes through the reading of a body unchanged.
-                raise HTTPException(413, self._limit)
-            return message
-
-        return limited
-
-    @property
-    def _limit(self) -> str:
-        return f"At most {self._max_body:,} bytes are taken"
 
     def _write_down(self, passage: _Passage, asked: Asked) -> None:
         """Tell the audit log who did what, with what came of it."""

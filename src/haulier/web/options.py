@@ -14,6 +14,11 @@ from haulier.web.live.options import LiveOptions
 MAX_BODY = 20 * 1024 * 1024
 """Bytes of a request: room for the largest start payload (16 MiB) as a CSV in JSON's escapes."""
 
+MAX_LINES = 1024 * 1024 * 1024
+"""Bytes of a body that is read line by line, packed and unpacked."""
+
+MAX_STREAMS = 8
+"""Bodies of lines, and exports, that one caller may have under way at the same time."""
 
 DEADLINE = 2.0
 
@@ -26,8 +31,10 @@ class WebOptions:
 
     Requests name pictures below `media_root` and folders below `output_root`, nothing else.
     `check_url` is what proxies are checked against; None means this server's own `/echo`. A store
-    that does not answer a call within `deadline` seconds is told the client as unavailable.
-    `guard` says which URLs and proxies clients may name.
+    that does not answer a call within `deadline` seconds is told the client as unavailable. At most
+    `max_body` bytes of a body are taken, `max_lines` of one that is read line by line, and each
+    caller has at most `max_streams` of those, or exports, at the same time. `guard` says which
+    URLs and proxies clients may name.
     `no_token`: whoever reaches a loopback address by a loopback name is an admin. `public_hosts`
     are the other names that this server may be asked for by.
     """
@@ -37,6 +44,8 @@ class WebOptions:
     version: str
     check_url: str | None = None
     max_body: int = MAX_BODY
+    max_lines: int = MAX_LINES
+    max_streams: int = MAX_STREAMS
     deadline: float = DEADLINE
     guard: Guard = field(default_factory=Guard)
     live: LiveOptions = field(default_factory=LiveOptions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import from_json
@@ -347,17 +347,3 @@ class QueueList(BaseModel):
     workers: int
     queues: list[QueueLineView]
     paused: list[str]
-
-
-class Health(BaseModel):
-    """`degraded`: the store answers, but there is no live worker. `jobs` leaves items out.
-
-    Who shows no token is told the status alone, and that without a look at the store.
-    """
-
-    status: Literal["ok", "degraded"]
-    version: str | None = None
-    store_ms: float | None = Field(None, description="How long the store took to answer.")
-    workers: int | None = Field(None, description="Live worker processes.")
-    jobs: dict[JobState, int] | None = None
-    items: dict[JobState, int] | None = None

@@ -11,6 +11,8 @@ from haulier.web.routes import (
     configuration,
     enqueuing,
     events,
+    filling,
+    flows,
     health,
     jobs,
     limits,
@@ -23,9 +25,12 @@ from haulier.web.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    health.scraped,
     enqueuing.router,
     jobs.router,
     batches.router,
+    filling.router,
+    flows.router,
     queues.router,
     limits.router,
     schedules.router,
