@@ -49,6 +49,11 @@ def test_its_whole_life(folder):
     assert haulier(folder, "webhook", "enable", webhook["id"], *STORE).returncode == OK
     assert haulier(folder, "webhook", "remove", webhook["id"], *STORE).returncode == OK
     assert haulier_json(folder, "webhook", "list", *STORE) == {"webhooks": []}
+    entries = haulier_json(folder, "audit", *STORE)["entries"]
+    assert [(entry["action"], entry["target"]) for entry in entries] == [
+        (f"webhook.{action}", {"id": webhook["id"]})
+        for action in ("create", "test", "enable", "delete")
+    ]
     for command in ("remove", "test", "enable"):
         done = haulier(folder, "webhook", command, webhook["id"], *STORE)
         assert done.returncode == NOT_FOUND
