@@ -137,6 +137,18 @@ async def enable(webhook_id: str, records: str | None, store: str | None) -> Non
 @click.argument("webhook_id", metavar="ID", type=TEXT)
 @records_options
 @command_body
+async def rotate(webhook_id: str, records: str | None, store: str | None) -> None:
+    """Give a webhook a new secret and print it, once; the old one is used beside it for a day."""
+    async with _webhooks(records, store) as (hooks, note):
+        secret = await hooks.rotate(webhook_id)
+        await note("webhook.rotate", webhook_id)
+    click.echo(secret)
+
+
+@webhook.command()
+@click.argument("webhook_id", metavar="ID", type=TEXT)
+@records_options
+@command_body
 async def test(webhook_id: str, records: str | None, store: str | None) -> None:
     """Have a message of the type webhook.test sent; prints the id of its job."""
     async with _webhooks(records, store) as (hooks, note):
