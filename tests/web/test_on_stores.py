@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from collections import Counter
@@ -21,6 +22,12 @@ NDJSON = {"content-type": "application/x-ndjson"}
 async def store(home):
     async with home.client(real_time=True) as store:
         yield store
+
+
+@pytest.fixture
+def options(options):
+    """A busy machine takes longer over a thousand keys than a caller should wait for one job."""
+    return dataclasses.replace(options, deadline=30.0)
 
 
 def adds(numbers):

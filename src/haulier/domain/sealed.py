@@ -1,4 +1,4 @@
-"""How a sealed secret looks in a stored payload, and payloads without them."""
+"""How a sealed secret looks in a stored payload, and a payload to compare without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ MASK = "******"
 
 
 def masked(node: Any) -> Any:
-    """The payload without what is sealed in it, which differs each time it is sealed."""
+    """A payload without what is sealed: it is another text each time, of the same secret.
+
+    To compare payloads. What people see goes through `redaction.shown`, which hides more.
+    """
     if isinstance(node, dict):
         if node.keys() == {SEALED}:
             return MASK

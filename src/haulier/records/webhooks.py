@@ -178,8 +178,9 @@ class WebhookRecords:
     async def _update(
         self, webhook_id: str, row: Mapping[str, Any], *, strict: bool = True
     ) -> None:
+        asked = update(webhooks).where(webhooks.c.id == _known(webhook_id)).values(**row)
+
         async def work(db: AsyncConnection) -> int:
-            asked = update(webhooks).where(webhooks.c.id == webhook_id).values(**row)
             return _count(await db.execute(asked))
 
         if not await self._records.write(work) and strict:

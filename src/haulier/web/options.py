@@ -33,8 +33,8 @@ class WebOptions:
     `check_url` is what proxies are checked against; None means this server's own `/echo`. A store
     that does not answer a call within `deadline` seconds is told the client as unavailable. At most
     `max_body` bytes of a body are taken, `max_lines` of one that is read line by line, and each
-    caller has at most `max_streams` of those, or exports, at the same time. `guard` says which
-    URLs and proxies clients may name.
+    caller has at most `max_streams` of those, or exports, at the same time.
+    `guard` says which URLs and proxies clients may name.
     `no_token`: whoever reaches a loopback address by a loopback name is an admin. `public_hosts`
     are the other names that this server may be asked for by.
     """
