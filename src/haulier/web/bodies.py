@@ -32,7 +32,7 @@ class Taken(BaseModel):
 
 class PageQuery(Taken):
     state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: int | None = Field(
         None, ge=0, lt=2**63, description="The `next` of the page before; made by the server."
     )
@@ -45,19 +45,19 @@ class ItemQuery(PageQuery):
 class JobQuery(PageQuery):
     """Which jobs. Without `role`: the items of a `batch` that is named, else all but items."""
 
-    kind: str | None = Field(None, max_length=200)
-    queue: str | None = Field(None, max_length=200)
-    key: str | None = Field(None, max_length=200)
+    kind: str | None = Field(None, max_length=200, description="Only of this kind.")
+    queue: str | None = Field(None, max_length=200, description="Only in this queue.")
+    key: str | None = Field(None, max_length=200, description="Only with this key.")
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    batch: UUID | None = None
-    role: list[Role] = Field(default_factory=list)
+    batch: UUID | None = Field(None, description="Only items of this batch.")
+    role: list[Role] = Field(default_factory=list, description="Only jobs of these roles.")
 
 
 class EventQuery(Taken):
     """Which events: those that follow `after`; without it, from the oldest that is kept."""
 
     after: str | None = Field(None, max_length=100, description="The `next` of the page before.")
-    limit: int = Field(100, ge=1, le=1000)
+    limit: int = Field(100, ge=1, le=1000, description="At most so many.")
 
 
 class SelectionBody(Taken):
@@ -95,12 +95,18 @@ class SelectionBody(Taken):
 class StopBody(SelectionBody):
     """Which jobs are to stop."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"kind": "send", "state": ["pending"]}})
+
     state: list[Literal["pending", "running"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
 class RetryBody(SelectionBody):
     """Which jobs are to run again; cancelled ones only if `state` names them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"queue": "mail", "error_type": "TimeoutError", "limit": 100}}
+    )
 
     state: list[Literal["failed", "cancelled"]] = Field(default_factory=list)
     batch: UUID | None = None
@@ -109,11 +115,17 @@ class RetryBody(SelectionBody):
 class DeleteBody(SelectionBody):
     """Which finished jobs are to be removed, batches with their items."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"kind": "send", "dry_run": True}})
+
     state: list[Literal["completed", "failed", "cancelled"]] = Field(default_factory=list)
 
 
 class RetryFailedBody(Taken):
     """Which failed items of a batch: those with such an error, and at most so many."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"error_type": "TimeoutError", "limit": 100}}
+    )
 
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
@@ -211,6 +223,18 @@ class MediaUniqBody(_BulkBody):
     folder below its output folder.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "accounts": ["ada", "grace"],
+                "sources": ["sea.png"],
+                "output": "spring",
+                "spec": "square",
+                "concurrency": 4,
+            }
+        }
+    )
+
     accounts: list[str] | None = None
     accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
     sources: list[RelativePath] = Field(default_factory=list, max_length=10_000)
@@ -221,6 +245,12 @@ class MediaUniqBody(_BulkBody):
 
 class ProxyDiagnosticsBody(_BulkBody):
     """Proxies to check, given as a list of lines or as CSV text."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"proxies": ["http://proxy.example:3128"], "tries": 3, "timeout": 5.0}
+        }
+    )
 
     proxies: list[str] | None = Field(
         None, description="Each `scheme://user:password@host:port` or `host:port:user:password`."

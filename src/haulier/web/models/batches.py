@@ -67,8 +67,8 @@ class AlterBody(Taken):
 class BatchQuery(Taken):
     """Which batches: those that are items of no other, or with `within` of that one."""
 
-    within: UUID | None = None
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    within: UUID | None = Field(None, description="The batch whose items they are.")
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: UUID | None = Field(None, description="The `next` of the page before.")
 
 
@@ -136,7 +136,9 @@ class BatchList(BaseModel):
 class ExportQuery(Taken):
     """Which items, as what; without `cursor` from the first one."""
 
-    format: Literal["ndjson", "csv"] = "ndjson"
+    format: Literal["ndjson", "csv"] = Field(
+        "ndjson", description="A JSON object a line, or a table with a head."
+    )
     state: list[JobState] = Field(default_factory=list, description="Only items in these states.")
     cursor: int | None = Field(
         None, ge=0, lt=2**63, description="That of the last row that was read: go on behind it."

@@ -18,6 +18,8 @@ JsonText = Annotated[Any, BeforeValidator(lambda text: None if text is None else
 class WeightBody(Taken):
     """The weight of a queue; null takes it away."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"weight": 5}})
+
     weight: int | None = Field(ge=1, le=MOST)
 
 
@@ -79,7 +81,7 @@ class ConfigurationView(BaseModel):
 class AlterationQuery(Taken):
     """How many changes."""
 
-    limit: int = Field(50, ge=1, le=KEPT_CHANGES)
+    limit: int = Field(50, ge=1, le=KEPT_CHANGES, description="At most so many.")
 
 
 class AlterationView(View):

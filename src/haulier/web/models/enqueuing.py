@@ -91,6 +91,17 @@ class EnqueueBody(BatchBody):
 class ManyBody(Taken):
     """Jobs that are enqueued together or, if one of them is at fault, not at all."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "jobs": [
+                    {"kind": "send", "payload": {"to": "ada@example.org"}},
+                    {"kind": "send", "payload": {"to": "grace@example.org"}, "delay": 60},
+                ]
+            }
+        }
+    )
+
     jobs: list[EnqueueBody] = Field(min_length=1, max_length=MOST_MANY)
 
 
@@ -103,7 +114,9 @@ class ManyStarted(BaseModel):
 class StreamQuery(Taken):
     """What a bad line leads to: nothing after it is taken, or it alone is left out and told."""
 
-    on_bad: Literal["stop", "skip"] = "stop"
+    on_bad: Literal["stop", "skip"] = Field(
+        "stop", description="What a bad line leads to: the end, or being left out."
+    )
 
 
 class StreamTaken(BaseModel):

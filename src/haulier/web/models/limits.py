@@ -110,7 +110,7 @@ class KeyQuery(Taken):
     """Which keys of which limit that is per key."""
 
     name: str = Field(max_length=200, description="The limit.")
-    limit: int = Field(100, ge=1, le=MOST_KEYS)
+    limit: int = Field(100, ge=1, le=MOST_KEYS, description="At most so many.")
     after: str | None = Field(None, max_length=1000, description="The `next` of the page before.")
 
 
@@ -134,6 +134,10 @@ class KeyList(BaseModel):
 
 class BreakerKey(Taken):
     """A key of a breaker."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"name": "fetch/breaker", "key": "shop.example"}}
+    )
 
     name: str = Field(max_length=200, description="The limit that is a breaker.")
     key: str = Field(max_length=1000)

@@ -130,7 +130,7 @@ class ScheduleQuery(Taken):
     """Which schedules: those whose names follow `after`."""
 
     after: str = Field("", max_length=200, description="The `next` of the page before.")
-    limit: int = Field(100, ge=1, le=500)
+    limit: int = Field(100, ge=1, le=500, description="At most so many.")
 
 
 class ScheduleList(BaseModel):
@@ -153,8 +153,8 @@ class TickView(View):
 class TickQuery(Taken):
     """Which ticks: those before an instant."""
 
-    before: AwareDatetime | None = None
-    limit: int = Field(50, ge=1, le=500)
+    before: AwareDatetime | None = Field(None, description="Only ticks before this instant.")
+    limit: int = Field(50, ge=1, le=500, description="At most so many.")
 
     @property
     def microseconds(self) -> int | None:

@@ -38,7 +38,7 @@ from haulier.web.schemas import Started, StateChange
 from haulier.web.starts import check_enqueued
 from haulier.web.streams import NDJSON, described, lines_of
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["batches"])
 
 CSV = "text/csv"
 EXPORT_COLUMNS = (*COLUMNS, "cursor")

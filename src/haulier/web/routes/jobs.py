@@ -38,7 +38,7 @@ from haulier.web.schemas import (
     StepView,
 )
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
 @router.get(
