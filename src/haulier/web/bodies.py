@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     Tag,
     model_validator,
 )
@@ -24,6 +30,18 @@ from haulier.services.orchestrator import StartOptions
 from haulier.services.selection import MOST
 
 MAX_PAGE = 500
+_DATE = re.compile(r"\d{4}-")
+
+
+def _written_out(value: Any) -> Any:
+    # A bare number would pass for seconds or milliseconds since 1970, whichever looks likelier.
+    if not isinstance(value, str) or not _DATE.match(value):
+        raise ValueError("give it as ISO 8601")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+"""An instant as text, with its offset from UTC."""
 
 
 class Taken(BaseModel):
@@ -70,8 +88,10 @@ class SelectionBody(Taken):
     queue: str | None = Field(None, max_length=200)
     key: str | None = Field(None, max_length=200)
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
-    dry_run: bool = Field(False, description="Only count them.")
+    limit: StrictInt | None = Field(
+        None, ge=1, le=MOST, description="At most so many, the oldest first."
+    )
+    dry_run: StrictBool = Field(False, description="Only count them.")
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:
@@ -128,7 +148,7 @@ class RetryFailedBody(Taken):
     )
 
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
+    limit: StrictInt | None = Field(None, ge=1, le=MOST, description="The first ones first.")
 
 
 class UniqueBody(Taken):
@@ -141,7 +161,7 @@ class UniqueBody(Taken):
 
     by: str | None = Field(None, min_length=1, max_length=200)
     scope: Scope = Scope.ACTIVE
-    period: float | None = Field(None, ge=0, description="Seconds; for the scope `period`.")
+    period: StrictFloat | None = Field(None, ge=0, description="Seconds; for the scope `period`.")
     conflict: Literal["skip", "replace", "reject"] = "skip"
 
     @model_validator(mode="before")
@@ -156,13 +176,13 @@ class UniqueBody(Taken):
 class BatchBody(Taken):
     """How a batch is worked on; what is left out does not limit."""
 
-    concurrency: int | None = Field(
+    concurrency: StrictInt | None = Field(
         None, ge=1, description="The most items that run at once, over all workers."
     )
-    batch_size: int | None = Field(
+    batch_size: StrictInt | None = Field(
         None, ge=1, description="The most items that one worker claims at a time."
     )
-    max_failures: int | None = Field(
+    max_failures: StrictInt | None = Field(
         None, ge=0, description="When more items have failed, the rest is cancelled."
     )
 
@@ -206,7 +226,7 @@ WatermarkBody = Annotated[
 class _BulkBody(BatchBody):
     """A start: with the input itself, or a task of the catalog; `options` as the other kinds'."""
 
-    task_id: int | str | None = None
+    task_id: StrictInt | str | None = None
     start_options: StartOptions = Field(StartOptions(), alias="options")
 
     @override
@@ -258,5 +278,5 @@ class ProxyDiagnosticsBody(_BulkBody):
     proxies_csv: str | None = Field(
         None, description="Columns scheme, host, port, username and password, or such lines."
     )
-    tries: int = Field(5, ge=1, le=50)
-    timeout: float = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")
+    tries: StrictInt = Field(5, ge=1, le=50)
+    timeout: StrictFloat = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")

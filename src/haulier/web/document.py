@@ -55,7 +55,7 @@ def complete(document: dict[str, Any]) -> None:
             elif _GUESTS.get(path) == method:
                 operation["security"] = [{}, *document["security"]]
             _describe_parameters(operation)
-            _complete_responses(operation["responses"], is_open=is_open)
+            _complete_responses(operation["responses"], is_open=is_open, writes=method != "get")
 
 
 def _describe_parameters(operation: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def _describe_parameters(operation: dict[str, Any]) -> None:
             parameter.setdefault("description", _NAMES.get(parameter["name"], ""))
 
 
-def _complete_responses(responses: dict[str, Any], *, is_open: bool) -> None:
+def _complete_responses(responses: dict[str, Any], *, is_open: bool, writes: bool) -> None:
     for status, response in responses.items():
         if status[0] not in "123":
             # Problems have a media type of their own, whatever the route has for what it gives.
@@ -75,6 +75,8 @@ def _complete_responses(responses: dict[str, Any], *, is_open: bool) -> None:
     if not is_open:
         general |= {"401": "This needs a token", "403": "This needs another role or scope"}
         general |= {"429": "Too many bad tokens, or too much at a time"}
+    if writes:
+        general["507"] = "The store is full"
     for status, description in general.items():
         responses.setdefault(status, {"description": description, "content": problem})
     # In the order of their numbers, `default` last.

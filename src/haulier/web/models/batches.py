@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, WithJsonSchema
 from typing_extensions import override
 
 from haulier.domain.batch import Batch
@@ -54,9 +54,9 @@ class AlterBody(Taken):
         json_schema_extra={"example": {"concurrency": 50, "max_failures": None}}
     )
 
-    concurrency: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    max_failures: int | None = Field(None, ge=0)
+    concurrency: StrictInt | None = Field(None, ge=1)
+    batch_size: StrictInt | None = Field(None, ge=1)
+    max_failures: StrictInt | None = Field(None, ge=0)
 
     def changes(self) -> BatchLimits:
         """Those that were named."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 from pydantic_core import from_json
 
 from haulier.domain.configuration import KEPT_CHANGES, MOST_AT_ONCE, Configuration
@@ -20,7 +20,7 @@ class WeightBody(Taken):
 
     model_config = ConfigDict(json_schema_extra={"example": {"weight": 5}})
 
-    weight: int | None = Field(ge=1, le=MOST)
+    weight: StrictInt | None = Field(ge=1, le=MOST)
 
 
 class QueueSetting(BaseModel):
@@ -52,7 +52,7 @@ class ConfigurationBody(Taken):
 
     set: dict[str, Any] = Field(default_factory=dict, max_length=MOST_AT_ONCE)
     unset: list[str] = Field(default_factory=list, max_length=MOST_AT_ONCE)
-    expected: int | None = Field(None, ge=0)
+    expected: StrictInt | None = Field(None, ge=0)
 
 
 class SettingView(View):
