@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     secret_key_file: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(8470, ge=0, le=65_535)
+    public_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     media_root: Path = Path("media")
     output_root: Path = Path("output")
     check_url: str | None = None
@@ -64,7 +65,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("queues", mode="before")
+    @field_validator("queues", "public_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

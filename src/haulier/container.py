@@ -10,6 +10,7 @@ from haulier.app import App
 from haulier.config import Settings
 from haulier.domain.shares import listened_to
 from haulier.exceptions import ConfigurationError
+from haulier.records.places import beside
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.stores import open_store
 from haulier.worker.lanes import WorkerOptions
@@ -38,6 +39,12 @@ def add_builtin_runners(app: App) -> None:
         app.registry.missing("media_uniq", "pip install 'haulier[media]'")
     else:
         app.add_runner(MediaUniqTaskRunner())
+
+
+def records_url(settings: Settings, app: App) -> str:
+    """Where the records are: as the settings say, or beside the store of the app."""
+    # A store that an app has made for itself may be of a kind that has no URL.
+    return settings.records or beside(getattr(app.store, "url", settings.store))
 
 
 def worker_options(settings: Settings) -> WorkerOptions:

@@ -34,8 +34,11 @@ class Schedules(Protocol):
         """
         ...
 
-    async def delete(self, name: str) -> None:
-        """Remove a schedule and its ticks, not its jobs; raises ScheduleNotFoundError."""
+    async def delete(self, name: str, *, by: str) -> None:
+        """Remove a schedule and its ticks, not its jobs; raises ScheduleNotFoundError.
+
+        `by` is who does it: the event tells.
+        """
         ...
 
     async def due(self, limit: int = 100) -> Due:

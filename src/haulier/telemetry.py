@@ -22,6 +22,8 @@ could not release jobs         warning  worker, error
 worker stopping                info     grace
 request failed                 error    request, method, path
 store failed a request         warning  request, error
+live streams failed            error
+identity not checked           warning  error
 store writer failed            error    store, error
 store thread failed            error    store, error
 """

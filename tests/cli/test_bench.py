@@ -17,7 +17,7 @@ from processes import environment, haulier, haulier_json
 
 TINY = (
     *("--jobs", "300", "--singles", "10", "--present", "500", "--rounds", "2"),
-    *("--seconds", "0.5"),
+    *("--seconds", "0.5", "--readers", "50"),
 )
 FIGURES = {
     "noop": ("enqueue_per_s", "run_per_s", "latency_p50_ms", "latency_p99_ms"),
@@ -35,6 +35,13 @@ FIGURES = {
     "limits": (
         "free_noop_per_s", "held_noop_per_s", "noop_ratio", "free_busy_per_s", "held_busy_per_s",
         "busy_ratio", "fresh_p50_ms", "fresh_max_ms", "rate_wanted", "rate_given",
+    ),
+    "live": (
+        "readers_held", "alone_p99_ms", "beside_p99_ms", "events_meanwhile", "memory_after_mb",
+    ),
+    "http": (
+        "post_per_s", "post_p99_ms", "ndjson_per_s", "ndjson_taken", "status_per_s",
+        "status_p99_ms", "worker_peak_per_s",
     ),
     "flow": ("plain_per_s", "flow_enqueue_per_s", "fan_per_s", "chain_per_s", "fan_ratio"),
 }  # fmt: skip

@@ -56,7 +56,7 @@ class Api:
 @contextlib.asynccontextmanager
 async def api(run: Run, patience: float):
     """`haulier serve`, asked over HTTP by a client that waits no longer than so many seconds."""
-    with command(run, "serve", "--port", "0", "--concurrency", "2") as daemon:
+    with command(run, "serve", "--no-token", "--port", "0", "--concurrency", "2") as daemon:
         address = await wait_until(
             lambda: re.search(r"serves (http://\S+)", daemon.says()), STARTING
         )

@@ -50,7 +50,7 @@ class TestTokens:
         assert found.identity.queues is None
         assert found.expires_at == token.expires_at
         assert await credentials.tokens() == [token]
-        assert await credentials.revoke(ANN, token.id) == "token"
+        assert await credentials.revoke(ANN, token.id) == ("token", True)
         assert await live(credentials) == {}
         [revoked] = await credentials.tokens()
         assert revoked.state(now()) == "revoked"
@@ -61,7 +61,8 @@ class TestTokens:
         token, _ = await credentials.create_token(ANN, "ci", Access.VIEWER, None)
         await credentials.revoke(ANN, token.id)
         [first] = await credentials.tokens()
-        await credentials.revoke(Actor("bob", "local", "x"), token.id)
+        bob = Actor("bob", "local", "x")
+        assert await credentials.revoke(bob, token.id) == ("token", False)
         assert await credentials.tokens() == [first]
         assert len(await told(log)) == 2
 
@@ -102,7 +103,7 @@ class TestLinks:
         assert (await live(credentials))[f"session:{session.id}"].digest == minted.digest
         assert await credentials.redeem(shown, browser) is None
         assert await credentials.sessions() == [session]
-        assert await credentials.revoke(ANN, session.id) == "session"
+        assert await credentials.revoke(ANN, session.id) == ("session", True)
         assert await live(credentials) == {}
         actions = [("ann", "link.create"), ("ann", "session.open"), ("ann", "session.revoke")]
         assert await told(log) == actions

@@ -11,9 +11,9 @@ from haulier.domain.event import (
     ALTERED,
     CANCEL_HEARD,
     CANCEL_REQUESTED,
-    CONFIGURED,
     DELETED,
     INSERTED,
+    OF_NOBODY,
     OF_SCHEDULES,
     PAUSED,
     RESUMED,
@@ -28,7 +28,7 @@ from simulation.queues import check_queues
 
 BY_WORKERS = {move for move, rule in RULES.items() if rule.fenced}
 WHILE_RUNNING = {CANCEL_REQUESTED, CANCEL_HEARD}
-BESIDE = {PAUSED, RESUMED, ALTERED, CONFIGURED, *OF_SCHEDULES}
+BESIDE = {PAUSED, RESUMED, ALTERED, *OF_NOBODY, *OF_SCHEDULES}
 
 
 @dataclass(slots=True)

@@ -43,6 +43,7 @@ from haulier.exceptions import (
     JobNotFoundError,
     JobStateError,
     LeaseLostError,
+    LimitNotFoundError,
 )
 from haulier.ports import Fence, JobFilter, JobStore
 from haulier.testing import FakeClock
@@ -505,7 +506,7 @@ class World:
         last = await self.last_event()
         if name == "breaker" and self.dice.random() < 0.5:
             key = self.pick(("a", "b"))
-            with contextlib.suppress(JobNotFoundError):
+            with contextlib.suppress(LimitNotFoundError):
                 await self.ask(lambda: limits.reset(name, key, by="operator"))
                 self.changes.append(Change(last, name, key=key))
         elif self.dice.random() < 0.3:

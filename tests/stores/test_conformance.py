@@ -50,6 +50,7 @@ from conformance.limits import (
 )
 from conformance.lines import TestLines, TestLinesStay
 from conformance.model import TestModel
+from conformance.nested_limits import TestNestedBatchLimits, TestNestedUnderLimits
 from conformance.nesting import (
     TestNested,
     TestNestedCancel,
@@ -150,11 +151,13 @@ __all__ = [
     "TestNamesOfBatches",
     "TestNamesOfRequeuedJobs",
     "TestNested",
+    "TestNestedBatchLimits",
     "TestNestedCancel",
     "TestNestedCopy",
     "TestNestedDelete",
     "TestNestedPause",
     "TestNestedRetry",
+    "TestNestedUnderLimits",
     "TestNumbers",
     "TestOldEvents",
     "TestOneCallback",

@@ -14,8 +14,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from haulier.domain.flow import After
 from haulier.domain.ids import raw_id
 from haulier.domain.job import JobState
+from haulier.domain.limits import Limit
+from haulier.domain.moves import Move
 from haulier.domain.step import Step
 from haulier.exceptions import (
     ConfigurationError,
@@ -27,7 +30,15 @@ from haulier.exceptions import (
 from haulier.ports import Inserted
 from haulier.services.ids import new_ids
 from haulier.stores import open_store
-from haulier.stores.sqlite import SqliteStore, batches, claiming, connection, gates, retention
+from haulier.stores.sqlite import (
+    SqliteStore,
+    admission,
+    batches,
+    claiming,
+    connection,
+    gates,
+    retention,
+)
 from haulier.stores.sqlite.connection import APPLICATION_ID, check_library
 from haulier.stores.sqlite.rows import fetch
 from haulier.testing import FakeClock
@@ -365,6 +376,23 @@ class TestLanes:
             check_library()
 
 
+class TestTimeUnderLimits:
+    """A claim that takes long stops, and the next one goes on with those that were left."""
+
+    async def test_it_gives_less_and_no_key_twice(self, store, monkeypatch):
+        monkeypatch.setattr(admission, "SERVING_SECONDS", -1)
+        keys = 2 * admission.SERVED_AT_ONCE + 10
+        await store.limits().put(Limit(name="l", concurrency=5, per_key=True), by="test")
+        for _ in range(2):
+            await store.insert([work(key=f"k{n}") for n in range(keys)])
+        hand = await Hand.enlist(store)
+        told = [await hand.exchange(slots=keys) for _ in range(3)]
+        assert [len(reply.jobs) for reply in told[:2]] == [admission.SERVED_AT_ONCE] * 2
+        assert [reply.due_in for reply in told[:2]] == [0, 0]
+        first = [job.key for reply in told for job in reply.jobs][:keys]
+        assert len(set(first)) == keys
+
+
 class TestRemoval:
     async def test_nothing_of_a_removed_job_stays(self, store):
         await remove_all_that_left_something(store)
@@ -469,6 +497,23 @@ class TestPlans:
         assert not any("jobs_items" in step for step in steps), steps
         scans = [step for step in steps if step.startswith("SCAN jobs")]
         assert not any("INDEX" not in step for step in scans), steps
+
+
+async def test_jobs_in_the_callers_transaction_may_wait_for_others(store, path):
+    hand = await Hand.enlist(store)
+    done, going = works(2)
+    await store.insert([done, going])
+    await hand.hand_in(await hand.claim_one(), Move.COMPLETE)
+    child = work(after=(After(done.id), After(going.id)))
+    db = apsw.Connection(str(path))
+    with db:
+        await store.insert([child], connection=db)
+        await store.insert([last := work(after=(After(child.id),))], connection=db)
+    db.close()
+    for job in (going, child, last):
+        (held,) = await hand.claim(9)
+        assert held.id == job.id
+        await hand.hand_in(held, Move.COMPLETE)
 
 
 async def _inserted(store: SqliteStore, job) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from PIL import Image
 
 from haulier.domain.retry import RetryPolicy
 from haulier.ports import JobStore
+from haulier.records import open_records
+from haulier.records.database import Records
 from haulier.runners.base import register_runner
 from haulier.runners.media_uniq import MediaUniqTaskRunner
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
@@ -26,6 +29,7 @@ from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
 from haulier.web.app import WebOptions, create_app
+from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
@@ -66,6 +70,10 @@ async def by_steps(ctx: Context) -> None:
     ctx.log("two")
 
 
+async def tell_end(batch_id: str, state: str, counts: dict[str, int]) -> str:
+    return f"{batch_id} {state} {counts['total']}"
+
+
 async def tell(value: Any) -> Any:
     return float("nan") if value == "nan" else value
 
@@ -73,7 +81,7 @@ async def tell(value: Any) -> Any:
 @pytest.fixture
 def registry() -> Registry:
     registry = Registry()
-    for function in (add, linger, fail, only_even, login, report, by_steps, tell):
+    for function in (add, linger, fail, only_even, login, report, by_steps, tell, tell_end):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
     register_runner(registry, ProxyDiagnosticsTaskRunner())
@@ -97,12 +105,47 @@ def options(tmp_path: Path) -> WebOptions:
     media.mkdir()
     Image.new("RGB", (64, 48), "#336699").save(media / "sea.png")
     (tmp_path / "output").mkdir()
-    return WebOptions(media_root=media, output_root=tmp_path / "output", version="9.9")
+    output = tmp_path / "output"
+    return WebOptions(media_root=media, output_root=output, version="9.9", no_token=True)
 
 
 @pytest.fixture
-def api(jobs: JobManager, options: WebOptions) -> FastAPI:
-    return create_app(jobs=jobs, options=options)
+async def api(jobs: JobManager, options: WebOptions) -> AsyncIterator[FastAPI]:
+    api = create_app(jobs=jobs, options=options)
+    yield api
+    # No server ends it: the client reaches it without one.
+    await api.state.meter.close()
+
+
+@pytest.fixture
+def api_with(jobs, options):
+    """The API with options of its streams."""
+    return lambda **live: create_app(
+        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
+    )
+
+
+@pytest.fixture
+async def records() -> AsyncIterator[Records]:
+    async with open_records("sqlite://") as records:
+        yield records
+
+
+@pytest.fixture
+def serving(
+    jobs: JobManager, options: WebOptions, records: Records
+) -> Callable[..., AbstractAsyncContextManager[FastAPI]]:
+    """An API with records, for as long as the block lasts; with other options if any are named."""
+
+    @asynccontextmanager
+    async def serve(**changes: Any) -> AsyncIterator[FastAPI]:
+        api = create_app(
+            jobs=jobs, options=dataclasses.replace(options, **changes), records=records
+        )
+        async with api.router.lifespan_context(api):
+            yield api
+
+    return serve
 
 
 def client_of(api: FastAPI, **settings: Any) -> httpx.AsyncClient:

@@ -140,8 +140,8 @@ class Served:
             yield sock
 
     @asynccontextmanager
-    async def socket(self, **options: Any) -> AsyncIterator[Talk]:
-        url = f"ws://127.0.0.1:{self.port}{SOCKET}"
+    async def socket(self, name: str | None = None, **options: Any) -> AsyncIterator[Talk]:
+        url = f"ws://{name or '127.0.0.1'}:{self.port}{SOCKET}"
         async with connect(url, **options) as connection:
             yield Talk(connection)
 
@@ -198,8 +198,3 @@ async def served(api: FastAPI) -> AsyncIterator[Served]:
                     yield Served(api, server, client, port)
             finally:
                 server.should_exit = True
-
-
-def is_event(message: Message) -> bool:
-    """Whether it is of the store: samples have no id, snapshots a cursor of their own."""
-    return message.id is not None and message.type != "snapshot"

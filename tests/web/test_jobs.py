@@ -115,6 +115,46 @@ async def test_bad_options_are_refused_by_name(client, check, given, field):
     assert (await client.get("/api/v1/jobs")).json()["jobs"] == []
 
 
+@pytest.mark.parametrize("key", ["", "k" * 201])
+async def test_a_bad_idempotency_key_is_refused(client, check, jobs, key):
+    body = {"kind": "add", "payload": {"a": 1, "b": 2}}
+    for path, given in (
+        ("/jobs", body),
+        ("/jobs/many", {"jobs": [body]}),
+        ("/batches", {"kind": "add"}),
+    ):
+        answer = await client.post(f"/api/v1{path}", json=given, headers={"Idempotency-Key": key})
+        assert check.refused(answer) == [("Idempotency-Key", None)]
+    assert not await jobs.store.counts()
+
+
+async def test_requests_at_the_same_time_each_have_an_answer_of_their_own(client, check, jobs):
+    """They share a commit; what is wrong with one is told to it alone."""
+    unique = {"by": "one", "conflict": "reject"}
+    good = {"kind": "add", "payload": {"a": 1, "b": 2}}
+    await client.post("/api/v1/jobs", json=good | {"unique": unique})
+    await client.post("/api/v1/jobs", json=good, headers={"Idempotency-Key": "k"})
+    other = {"kind": "add", "payload": {"a": 5, "b": 5}}
+    cases = [
+        (good, None, 201),
+        (good | {"unique": unique}, None, 409),
+        ({"kind": "add"}, None, 422),
+        (good, "k", 201),
+        (other, "k", 409),
+        (good | {"after": ["0199b2d2-6c6e-7cc1-b8a4-6f2f3c1d8a10"]}, None, 422),
+    ] * 10
+    answers = await asyncio.gather(
+        *(
+            client.post("/api/v1/jobs", json=body, headers={"Idempotency-Key": key} if key else {})
+            for body, key, _ in cases
+        )
+    )
+    assert [answer.status_code for answer in answers] == [status for _, _, status in cases]
+    made = {answer.json()["id"] for answer in answers if answer.status_code == 201}
+    assert len(made) == 11
+    assert sum((await jobs.store.counts()).values()) == 12
+
+
 async def test_kinds_with_a_start_route_are_not_enqueued_around_it(client, check):
     payload = {"accounts": ["a"], "sources": ["/etc/hostname"], "output": "/tmp"}
     for kind in ("media_uniq", "media_uniq.item", "media_uniq.finish", "proxy_diagnostics"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import random
 import time
@@ -13,18 +12,8 @@ import pytest
 from live_streams import STREAM, served
 
 from haulier.exceptions import StoreUnavailableError
-from haulier.web.app import create_app
 from haulier.web.live import hub
-from haulier.web.live.options import LiveOptions
 from support import wait_until
-
-
-@pytest.fixture
-def api_with(jobs, options):
-    """The API with options of its streams."""
-    return lambda **live: create_app(
-        jobs=jobs, options=dataclasses.replace(options, live=LiveOptions(**live))
-    )
 
 
 async def add_some(jobs, count):
@@ -376,7 +365,7 @@ class TestEnds:
             asked.append(identity.name)
             return allowed
 
-        api.state.still_valid = still_valid
+        api.state.live.still_valid = lambda: still_valid
         async with served(api) as server, server.stream() as reader, server.stalled():
             await server.until_open(2)
             for _ in range(20):
@@ -395,7 +384,7 @@ class TestEnds:
         async def failing(identity):
             raise OSError("the records are away")
 
-        api.state.still_valid = failing
+        api.state.live.still_valid = lambda: failing
         async with served(api) as server, server.stream() as reader:
             await reader.ended()
             assert reader.comments[-1] == "the access has ended"
@@ -403,9 +392,12 @@ class TestEnds:
     async def test_a_server_stops_with_streams_open(self, api, jobs):
         async with asyncio.timeout(20), contextlib.AsyncExitStack() as stack:
             async with served(api) as server:
-                readers = [await stack.enter_async_context(server.stream()) for _ in range(5)]
+                quiet = {"types": "delete"}
+                readers = [
+                    await stack.enter_async_context(server.stream(**quiet)) for _ in range(5)
+                ]
                 talk = await stack.enter_async_context(server.socket())
-                await talk.subscribe()
+                await talk.subscribe(filter={"types": ["delete"]})
                 for _ in range(3):
                     await stack.enter_async_context(server.stalled())
                 await server.until_open(9)

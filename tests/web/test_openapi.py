@@ -18,7 +18,15 @@ OPERATIONS = [
     for method, operation in methods.items()
 ]
 STREAMS = {"/api/v1/events/stream"}
+EXPORTS = {"/api/v1/batches/{job_id}/export": "application/x-ndjson"}
+LINES = {"/api/v1/jobs/stream", "/api/v1/batches/{job_id}/items"}
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+
+
+@pytest.fixture
+async def api(serving):
+    async with serving() as api:
+        yield api
 
 
 async def test_the_document_is_served(client):
@@ -29,7 +37,7 @@ async def test_the_document_is_served(client):
 def test_the_routes_are_those_that_are_documented():
     """docs/http.md names each route whole, as `METHOD /path`, and no other."""
     text = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
-    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/api/[^\s`?]*)", text)
+    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/(?:api/|metrics)[^\s`?]*)", text)
     documented = {(method, _unnamed(path)) for method, path in named}
     assert {(param.values[0], _unnamed(param.values[1])) for param in OPERATIONS} == documented
 
@@ -45,8 +53,14 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
     [success] = [status for status in operation["responses"] if status.startswith("2")]
     content = operation["responses"][success].get("content")
     assert (content is None) == (success == "204")
+    if path in LINES and method == "POST":
+        assert operation["requestBody"]["content"]["application/x-ndjson"]["example"]
     if path in STREAMS:
         assert content["text/event-stream"]["example"]
+    elif path == "/metrics":
+        assert content["text/plain"]
+    elif path in EXPORTS:
+        assert EXPORTS[path] in content
     else:
         assert content is None or "$ref" in content["application/json"]["schema"]
     problems = {
@@ -66,15 +80,20 @@ async def test_what_is_not_there_is_a_problem(client, check, method, path, opera
     known = operation["responses"]
     for job_id in (UNKNOWN, "7", "not-an-id", "%00", "%F0%9F%92%A5", "a b"):
         if "{job_id}" in path:
-            answer = await client.request(method, path.replace("{job_id}", job_id))
+            body = {"concurrency": 1} if method == "PATCH" else None
+            answer = await client.request(method, path.replace("{job_id}", job_id), json=body)
             assert check.problem(answer, 404)["type"].endswith(":job-not-found")
         elif "{" in path:
             answer = await client.request(method, re.sub("{.*?}", job_id, path), json={"id": 1})
             assert answer.status_code < 500
+        elif path in LINES:
+            answer = await client.request(method, path, params={"on_bad": "7"})
+            check.problem(answer, 422)
         elif "requestBody" in operation:
             answer = await client.request(method, path, json={"id": job_id})
             check.problem(answer, 501 if answer.status_code == 501 and "501" in known else 422)
         elif operation.get("parameters"):
             check.problem(await client.request(method, path, params={"batch": "7"}), 422)
         else:
-            assert (await client.request(method, path)).status_code == 200
+            answer = await client.request(method, path)
+            assert answer.status_code == (409 if method == "DELETE" else 200)

@@ -75,7 +75,7 @@ def cli() -> None:
 
     \b
     haulier demo                     see it work
-    haulier serve                    HTTP API and a worker on one SQLite file
+    haulier serve --no-token         HTTP API and a worker on one SQLite file
     haulier run media-uniq --help    renditions of pictures for many accounts
     haulier batches list             what is going on
     """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,26 +20,21 @@ from haulier.cli.output import (
     emit_json,
     emit_table,
     existing_store,
-    instant,
     json_option,
     states_of,
     store_option,
 )
 from haulier.cli.queues import lost_lines, waits, why_batch_lost
-from haulier.domain.sealed import masked
 from haulier.exceptions import JobNotFoundError
-from haulier.ports import JobFilter, pages
 from haulier.services import nesting
+from haulier.services.export import COLUMNS, csv_lines, item_pages, row_of
 from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from haulier.domain.batch import Batch
-    from haulier.domain.job import Job
     from haulier.ports import JobReader
-
-EXPORT_COLUMNS = ("position", "id", "state", "attempt", "error_type", "error", "result", "payload")
 
 
 @click.group()
@@ -262,35 +255,12 @@ async def retry_failed(
 async def export(batch_id: str, form: str, states: Sequence[str], store: str | None) -> None:
     """Write every item of a batch to standard output, one per line, in their order."""
     async with existing_store(store) as opened:
-        await opened.batch(batch_id)
-        writer = csv.writer(sys.stdout, lineterminator="\n")
         if form == "csv":
-            writer.writerow(EXPORT_COLUMNS)
-        where = JobFilter(batch_id=batch_id, states=states_of(states))
-        async for job in pages(opened, where):
-            row = _export_row(job)
+            click.echo(",".join(COLUMNS))
+        async for page in item_pages(opened, batch_id, states=states_of(states) or ()):
+            rows = [row_of(job) for job in page]
             if form == "csv":
-                writer.writerow([_cell(row[column]) for column in EXPORT_COLUMNS])
+                click.echo(csv_lines(rows), nl=False)
             else:
-                click.echo(json.dumps(row))
-
-
-def _export_row(job: Job) -> dict[str, Any]:
-    return {
-        "position": job.position,
-        "id": job.id,
-        "state": job.state,
-        "attempt": job.attempt,
-        "started_at": instant(job.started_at),
-        "finished_at": instant(job.finished_at),
-        "error_type": job.error.type if job.error else None,
-        "error": job.error.message if job.error else None,
-        "result": job.value,
-        "payload": masked(json.loads(job.payload)),
-    }
-
-
-def _cell(value: Any) -> str:
-    """A CSV cell that no spreadsheet takes for a formula."""
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+                for row in rows:
+                    click.echo(json.dumps(row))

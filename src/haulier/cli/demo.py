@@ -178,6 +178,6 @@ async def _tell(app: App, heads: list[Job], out: Path, seconds: float, *, as_jso
         ("the batches", f"haulier batches list {store}"),
         ("every proxy as CSV", f"haulier batches export {proxies.id} --format csv {store}"),
         ("your own accounts", "haulier run media-uniq --help"),
-        ("the HTTP API", "haulier serve"),
+        ("the HTTP API", "haulier serve --no-token"),
     ):
         click.echo(f"  {text:<22} {command}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from haulier.cli.output import command_body, existing_store, instant, store_option
-from haulier.domain.event import CONFIGURED, RESET, Event
+from haulier.domain.event import OF_NOBODY, RESET, Event
 from haulier.services.following import follow
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _document(event: Event) -> dict[str, Any]:
 def _line(event: Event) -> str:
     if event.type == RESET:
         return f"{event.type}: events between this one and the last you saw are kept no longer"
-    if event.type == CONFIGURED:
+    if event.type in OF_NOBODY:
         return f"{instant(event.at)}  {event.type:{WIDEST_TYPE}}  {event.setting}  by {event.by}"
     told = [f"attempt {event.attempt}"] if event.attempt else []
     told += [f"batch {event.batch_id}"] if event.batch_id else []

@@ -9,6 +9,7 @@ import click
 from haulier.cli.output import (
     TEXT,
     ago,
+    by_option,
     command_body,
     duration,
     emit_json,
@@ -22,10 +23,6 @@ from haulier.exceptions import Problem, ValidationError
 
 if TYPE_CHECKING:
     from haulier.domain.limits import Breaker, KeyState, Limit, LimitState, Rate
-
-by_option = click.option(
-    "--by", metavar="NAME", help="Who changes it.  [default: this user on this host]"
-)
 
 
 @click.group()

@@ -33,6 +33,7 @@ from haulier.exceptions import (
     TokenNotFoundError,
     ValidationError,
 )
+from haulier.services.instants import iso
 
 if TYPE_CHECKING:
     from haulier.domain.line import Line
@@ -112,6 +113,11 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
 
 
 # ── Options ──────────────────────────────────────────────────────────────────────────────────
+
+
+by_option = click.option(
+    "--by", metavar="NAME", help="Who changes it.  [default: this user on this host]"
+)
 
 
 def store_option(function: F) -> F:
@@ -253,12 +259,7 @@ def emit_fields(fields: Iterable[tuple[str, Any]]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
-def instant(microseconds: int | None) -> str | None:
-    """An instant as ISO 8601 in UTC."""
-    if microseconds is None:
-        return None
-    stamp = datetime.fromtimestamp(microseconds / MICROSECOND, UTC)
-    return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+instant = iso
 
 
 def ago(microseconds: int | None) -> str:

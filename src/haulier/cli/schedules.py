@@ -14,6 +14,7 @@ import click
 from haulier.cli.output import (
     ago,
     batch_options,
+    by_option,
     command_body,
     emit_fields,
     emit_json,
@@ -121,6 +122,7 @@ async def show(name: str, ticks: int, store: str | None, as_json: bool) -> None:
 @click.option("--key", help="The partition its jobs belong to, such as an account.")
 @batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")
+@by_option
 @store_option
 @json_option
 @command_body
@@ -154,38 +156,41 @@ async def set_schedule(
 
 @schedules.command("pause")
 @click.argument("name")
+@by_option
 @store_option
 @json_option
 @command_body
-async def pause(name: str, store: str | None, as_json: bool) -> None:
+async def pause(name: str, by: str | None, store: str | None, as_json: bool) -> None:
     """Let a schedule tick no more; its jobs go on."""
     async with _manager(store) as manager:
-        _tell(await manager.pause(name), as_json=as_json)
+        _tell(await manager.pause(name, by=by), as_json=as_json)
 
 
 @schedules.command("resume")
 @click.argument("name")
+@by_option
 @store_option
 @json_option
 @command_body
-async def resume(name: str, store: str | None, as_json: bool) -> None:
+async def resume(name: str, by: str | None, store: str | None, as_json: bool) -> None:
     """Let it tick again. What went by in between is not made up for."""
     async with _manager(store) as manager:
-        _tell(await manager.resume(name), as_json=as_json)
+        _tell(await manager.resume(name, by=by), as_json=as_json)
 
 
 @schedules.command("delete")
 @click.argument("name")
+@by_option
 @store_option
 @json_option
 @command_body
-async def delete(name: str, store: str | None, as_json: bool) -> None:
+async def delete(name: str, by: str | None, store: str | None, as_json: bool) -> None:
     """Remove a schedule and the memory of its ticks; its jobs stay.
 
     One that an app declares comes back when a worker starts: pause that one instead.
     """
     async with _manager(store) as manager:
-        await manager.delete(name)
+        await manager.delete(name, by=by)
     emit_json({"name": name, "deleted": True}) if as_json else click.echo(f"{name}  deleted")
 
 

@@ -10,19 +10,34 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from haulier.cli.echo import address_of, http_server, listen
-from haulier.cli.output import command_body, store_option
+from haulier.cli.output import command_body
+from haulier.cli.recorded import records_options
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
 from haulier.services.urls import shown
 
 if TYPE_CHECKING:
     from haulier.config import Settings
+    from haulier.records.database import Records
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @click.command()
 @click.argument("user_app", metavar="[MODULE:APP]", required=False, envvar="HAULIER_APP")
-@click.option("--host", help="A loopback address.  [default: 127.0.0.1]")
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 takes any free port.  [default: 8470]")
+@click.option(
+    "--no-token",
+    is_flag=True,
+    help="Whoever reaches this loopback address is an admin: for one user's machine.",
+)
+@click.option(
+    "--public-host",
+    "public_hosts",
+    multiple=True,
+    help="A name that the server may be asked for by, besides loopback ones; several times.",
+)
 @click.option("--media-root", help="The folder that requests may name pictures in.")
 @click.option("--output-root", help="The folder that requests may have renditions written to.")
 @click.option("--check-url", help="What proxies are checked against.  [default: this server]")
@@ -42,52 +57,92 @@ if TYPE_CHECKING:
 @click.option("--grace", type=float, help="Seconds that running jobs get to finish on a stop.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["console", "json"]))
-@store_option
+@records_options
 @command_body
-async def serve(user_app: str | None, **flags: Any) -> None:
-    """Serve the HTTP API on a loopback address, with one worker beside it."""
+async def serve(
+    user_app: str | None, no_token: bool, public_hosts: tuple[str, ...], **flags: Any
+) -> None:
+    """Serve the HTTP API, with one worker beside it.
+
+    Whoever asks has to show a token (haulier token create), unless --no-token is given.
+    """
     from haulier.config import read_settings
-    from haulier.container import build_app, worker_options
+    from haulier.container import build_app, records_url, worker_options
+    from haulier.records import open_records
     from haulier.web.app import create_app
     from haulier.web.live.socket import SOCKETS
 
-    settings = read_settings(**flags)
+    settings = read_settings(public_hosts=public_hosts or None, **flags)
     start_logging(settings)
-    listener = listen(_check_loopback(settings.host), settings.port)
-    with contextlib.closing(listener):
-        app = build_app(settings, user_app)
-        async with app:
-            api = create_app(jobs=app.jobs, options=_web_options(settings))
-            server = http_server(api, ending=api.state.live.close, **SOCKETS)
-            running = app.worker(worker_options(settings))
+    address = _address(settings.host, no_token=no_token)
+    app = build_app(settings, user_app)
+    async with open_records(records_url(settings, app)) as records:
+        await _check_tokens(records, address, no_token=no_token)
+        with contextlib.closing(listen(str(address), settings.port)) as listener:
+            async with app:
+                options = _web_options(settings, no_token=no_token)
+                api = create_app(jobs=app.jobs, options=options, records=records)
+                server = http_server(api, ending=api.state.live.close, **SOCKETS)
+                running = app.worker(worker_options(settings))
 
-            def stop(times: int) -> None:
-                server.should_exit = True
-                running.stop(now=times > 1)
+                def stop(times: int) -> None:
+                    server.should_exit = True
+                    running.stop(now=times > 1)
 
-            where = f"{address_of(listener)}  (store {shown(settings.store)})"
-            click.echo(f"haulier serves {where}", err=True)
-            with stopped_by_signals(stop):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(server.serve(sockets=[listener]))
-                    group.create_task(running.run())
+                where = f"{address_of(listener)}  (store {shown(settings.store)})"
+                click.echo(f"haulier serves {where}", err=True)
+                try:
+                    with stopped_by_signals(stop):
+                        async with asyncio.TaskGroup() as group:
+                            group.create_task(server.serve(sockets=[listener]))
+                            group.create_task(running.run())
+                finally:
+                    # The lifespan has done so, unless something broke.
+                    await api.state.diary.close()
     leave_abandoned(running)
 
 
-def _check_loopback(host: str) -> str:
-    """The address to listen on; raises ConfigurationError for one that others could reach."""
+def _address(host: str, *, no_token: bool) -> Address:
+    """The address to listen on; raises ConfigurationError for one that must not be without tokens.
+
+    Listening where others could get in as admins is a mistake that is made only once.
+    """
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         raise ConfigurationError(f"host: {host!r} is not an IP address") from None
+    if no_token and not address.is_loopback:
+        raise ConfigurationError(
+            f"host: {host} is not a loopback address, and --no-token lets everybody in who can "
+            "reach it: make tokens instead, by haulier token create"
+        )
+    return address
+
+
+async def _check_tokens(records: Records, address: Address, *, no_token: bool) -> None:
+    """Say so when nobody could be let in; raises ConfigurationError where others could try."""
+    if no_token:
+        return
+    from haulier.records.credentials import Credentials
+
+    _, live = await Credentials(records).live()
+    if live:
+        return
+    make = "haulier token create --role admin"
     if not address.is_loopback:
         raise ConfigurationError(
-            f"host: {host} is not a loopback address, and this API asks nobody for a token yet"
+            f"host: {address} is not a loopback address, and there is no token yet: "
+            f"make one first, by {make}"
         )
-    return str(address)
+    click.echo(
+        f"There is no token yet, so nobody is let in. Make one:  {make}\n"
+        "or a link for the browser:  haulier token link\n"
+        "or, on a machine that is yours alone, start with --no-token.",
+        err=True,
+    )
 
 
-def _web_options(settings: Settings) -> Any:
+def _web_options(settings: Settings, *, no_token: bool) -> Any:
     from importlib.metadata import version
 
     from haulier.web.app import WebOptions
@@ -99,6 +154,8 @@ def _web_options(settings: Settings) -> Any:
         check_url=settings.check_url,
         version=version("haulier"),
         deadline=settings.api_deadline,
+        no_token=no_token,
+        public_hosts=settings.public_hosts,
         live=LiveOptions(
             most=settings.streams,
             per_caller=settings.streams_per_caller,

@@ -127,7 +127,7 @@ async def revoke(public_id: str, records: str | None, store: str | None, as_json
     from haulier.records.credentials import Credentials
 
     async with records_of(records, store) as opened:
-        what = await Credentials(opened).revoke(this_user(), public_id)
+        what, _ = await Credentials(opened).revoke(this_user(), public_id)
     if as_json:
         emit_json({"id": public_id, "revoked": what})
         return

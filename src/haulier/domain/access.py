@@ -48,8 +48,10 @@ class Identity:
 
     def covers(self, kind: str, queue: str) -> bool:
         """Whether such jobs exist for them. A kind stands for those below it too."""
-        if self.queues is not None and queue not in self.queues:
-            return False
+        return self.covers_kind(kind) and (self.queues is None or queue in self.queues)
+
+    def covers_kind(self, kind: str) -> bool:
+        """Whether jobs of this kind can exist for them."""
         if self.kinds is None:
             return True
         return any(kind == each or kind.startswith(f"{each}.") for each in self.kinds)

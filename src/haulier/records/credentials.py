@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Table, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,6 +31,13 @@ class Live:
     digest: bytes
     identity: Identity
     expires_at: int | None
+
+
+class Revoked(NamedTuple):
+    """What was ended, a `token` or a `session`, and whether it was just now."""
+
+    what: str
+    now: bool
 
 
 def now() -> int:
@@ -106,13 +113,13 @@ class Credentials:
 
         return await self._records.read(work)
 
-    async def revoke(self, actor: Actor, public_id: str) -> str:
-        """End a token or a session; answers which of both it was. Once ended it stays so.
+    async def revoke(self, actor: Actor, public_id: str) -> Revoked:
+        """End a token or a session for good; one that was ended before stays as it is.
 
         Raises TokenNotFoundError.
         """
 
-        async def work(db: AsyncConnection) -> str:
+        async def work(db: AsyncConnection) -> Revoked:
             for table, what in ((tokens, "token"), (sessions, "session")):
                 found = (
                     await db.execute(
@@ -127,7 +134,7 @@ class Credentials:
                     await _revoke(db, table, public_id, actor)
                     target = {"id": public_id, "name": found.name}
                     await append(db, [Entry(actor, f"{what}.revoke", target)])
-                return what
+                return Revoked(what, found.revoked_at is None)
             raise TokenNotFoundError(public_id)
 
         return await self._records.write(work)
@@ -172,13 +179,17 @@ class Credentials:
         """
         minted, at = mint(What.SESSION), now()
 
+        asked = select(links).where(
+            links.c.id == shown.id, links.c.used_at.is_(None), links.c.expires_at > at
+        )
+
+        async def look(db: AsyncConnection) -> bool:
+            link = (await db.execute(asked)).first()
+            return link is not None and shown.matches(link.digest)
+
         async def work(db: AsyncConnection) -> Session | None:
-            link = (
-                await db.execute(select(links).where(links.c.id == shown.id).with_for_update())
-            ).first()
-            if link is None or not shown.matches(link.digest):
-                return None
-            if link.used_at is not None or link.expires_at <= at:
+            link = (await db.execute(asked.with_for_update())).first()
+            if link is None:
                 return None
             session = Session(
                 minted.id, link.name, Access(link.access), actor.source, at, at + link.lasting
@@ -202,7 +213,8 @@ class Credentials:
             await append(db, [Entry(signed_in, "session.open", target, at=at)])
             return session
 
-        session = await self._records.write(work)
+        # Whoever guesses shall not get to write.
+        session = await self._records.write(work) if await self._records.read(look) else None
         return None if session is None else (session, minted)
 
     # ── What servers look at ─────────────────────────────────────────────────────────────────

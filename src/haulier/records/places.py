@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from haulier.exceptions import ConfigurationError
-from haulier.services.urls import own_options, positive_int, shown
+from haulier.services.urls import own_options, positive_int, shown, sqlite_url
 
 MEMORY = ":memory:"
 
@@ -82,7 +82,7 @@ def beside(store: str) -> str:
             return "sqlite://"
         file = Path(path)
         beside_it = file.with_name(f"{file.stem}.records{file.suffix or '.db'}")
-        return f"sqlite:///{_quoted(str(beside_it))}"
+        return sqlite_url(str(beside_it))
     if scheme in ("postgresql", "postgres"):
         theirs, ours = own_options(store, _OPTIONS)
         ours["schema"] = f"{ours.get('schema', _STORE_SCHEMA)}_records"
@@ -96,11 +96,6 @@ def beside(store: str) -> str:
 def _scheme(url: str) -> str:
     scheme, colon, _ = url.partition(":")
     return scheme.lower() if colon else ""
-
-
-def _quoted(path: str) -> str:
-    """What would mean something in a URL, escaped; all else as people wrote it."""
-    return "".join(f"%{ord(each):02X}" if each in "%?#" else each for each in path)
 
 
 def _sqlite_path(url: str) -> str:

@@ -15,6 +15,9 @@ Insert = Callable[[Sequence[NewJob]], Awaitable[object]]
 PART = 50
 """Jobs that are made at a stretch: half a millisecond, then others have their turn."""
 
+LARGE = 4 << 20
+"""Bytes of payloads that fill a call too: large ones would keep its transaction open for long."""
+
 LINGER = 1.0
 """Seconds after which jobs are inserted with the next part, though they do not fill a call."""
 
@@ -34,13 +37,16 @@ async def insert_all(
     slowly, one by one, a call takes those of a second.
     """
     made: list[NewJob] = []
+    weight = 0
     since = monotonic()
     async with _Calls(insert) as calls:
         async for part in _one_by_one(parts):
             made += part
-            if len(made) >= size or (made and monotonic() - since > LINGER):
+            weight += sum([len(job.payload) for job in part])
+            full = len(made) >= size or weight >= LARGE
+            if full or (made and monotonic() - since > LINGER):
                 await calls.begin(made)
-                made = []
+                made, weight = [], 0
                 if not ahead:
                     await calls.end()
                 since = monotonic()

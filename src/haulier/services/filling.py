@@ -19,8 +19,42 @@ from haulier.services.items import chunks, validated_item
 from haulier.services.jobs import JobManager
 from haulier.services.options import LONGEST_KEY, Options, job_id_of, plan_of
 from haulier.services.payload import Payload
+from haulier.services.registry import TaskDefinition
 
 Items = Iterable[Payload] | AsyncIterable[Payload]
+
+
+async def open_empty(
+    jobs: JobManager, kind: str, options: Options, *, finish_kind: str | None = None
+) -> str:
+    """Open a batch without items and return its id; it waits for them until it is sealed.
+
+    With an idempotency key that was used for the same within a day, the batch of that time.
+    """
+    definition = jobs.item_definition(kind)
+    plan = plan_of(definition, options, batch=True)
+    policy = plan.batch_policy(jobs.finish_callback(finish_kind))
+    head = jobs.own_head(definition, plan, job_id_of(options), (), finish_kind)
+    opened = await jobs.store.open_batch(head, (), policy=policy, sealed=False)
+    if not opened.new and not opened.instead:
+        await check_same(jobs, head.id, definition)
+    return opened.instead.get(head.id, head.id)
+
+
+async def check_same(jobs: JobManager, batch_id: str, definition: TaskDefinition) -> Batch:
+    """The batch that has this id already; raises ValidationError if it is another one."""
+    try:
+        batch = await jobs.store.batch(batch_id)
+    except JobNotFoundError:
+        raise ValidationError(
+            "the batch cannot be opened", [Problem("job_id", "is the id of a single job")]
+        ) from None
+    if batch.kind != definition.kind:
+        raise ValidationError(
+            "the batch cannot be opened",
+            [Problem("job_id", f"is the id of a batch of {batch.kind}")],
+        )
+    return batch
 
 
 class Filling:
@@ -64,23 +98,9 @@ class Filling:
         head = self._jobs.own_head(self._definition, self._plan, self.id, (), self._finish_kind)
         opened = await self._jobs.store.open_batch(head, (), policy=self._policy, sealed=False)
         if not opened.new:
-            batch = await self._check_same()
+            batch = await check_same(self._jobs, self.id, self._definition)
             self.found = batch.counts.total
         return self
-
-    async def _check_same(self) -> Batch:
-        try:
-            batch = await self._jobs.store.batch(self.id)
-        except JobNotFoundError:
-            raise ValidationError(
-                "the batch cannot be opened", [Problem("job_id", "is the id of a single job")]
-            ) from None
-        if batch.kind != self._definition.kind:
-            raise ValidationError(
-                "the batch cannot be opened",
-                [Problem("job_id", f"is the id of a batch of {batch.kind}")],
-            )
-        return batch
 
     async def __aexit__(
         self,

@@ -171,12 +171,13 @@ class ScheduleManager:
 
         return await self._change(name, change, by, SCHEDULE_RESUMED)
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, *, by: str | None = None) -> None:
         """Remove it with its ticks; its jobs stay. Raises ScheduleNotFoundError.
 
-        One that code declares comes back when a worker starts: pause that one instead.
+        One that code declares comes back when a worker starts: pause that one instead. `by` is who
+        does it, by default the user of this process: its event tells.
         """
-        await self._store.schedules().delete(name)
+        await self._store.schedules().delete(name, by=_checked_who(by))
 
     async def run(self, name: str) -> str:
         """Enqueue its job now, beside its cadence, also while it is paused; returns the job's id.

@@ -38,6 +38,12 @@ def _hidden(url: str) -> str:
     return f"{url.partition('://')[0]}://{MASK}"
 
 
+def sqlite_url(path: str) -> str:
+    """The URL of an SQLite file; all but what would mean something in a URL as people wrote it."""
+    quoted = "".join(f"%{ord(each):02X}" if each in "%?#" else each for each in path)
+    return f"sqlite:///{quoted}"
+
+
 def nothing_at(where: str) -> ConfigurationError:
     """What is raised where a store was to be opened, not made, and there is none."""
     return ConfigurationError(

@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.event import ALTERED, CONFIGURED, Event
+from haulier.domain.event import ALTERED, OF_NOBODY, OF_SCHEDULES, Event
 from haulier.domain.ids import text_id
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import Problem, ValidationError
@@ -36,8 +36,8 @@ def events_of(
 ) -> list[Event]:
     """The events that a row of many holds, without those up to `seen`."""
     last, n, at, event, kind, queue, role, _, _, error, body = row
-    if event == CONFIGURED:
-        return [configured(epoch, last, at, kind, error)]
+    if event in OF_NOBODY:
+        return [of_nobody(epoch, last, at, event, kind, error)]
     said = said_by(event, error)
     what = (kind, queue, ROLES[role], batch)
     return [
@@ -54,19 +54,21 @@ def altered(by: str, what: str) -> str:
 
 def said_by(event: str, error: str | None) -> tuple[str | None, str | None, str | None]:
     """The last fields of an event: the class of its error, or what was changed and who did it."""
+    if event in OF_SCHEDULES:
+        return None, None, error
     if event != ALTERED or error is None:
         return error, None, None
     by, what = json.loads(error)
     return None, what, by or None
 
 
-def configured(epoch: str, seq: int, at: int, setting: str, by: str | None) -> Event:
-    """The event of a change of the configuration, which has a row to itself.
+def of_nobody(epoch: str, seq: int, at: int, event: str, setting: str, by: str | None) -> Event:
+    """The event of a change that is no job's, which has a row to itself.
 
     It is kept like one of a job: what was changed in the place of the kind, who did it in that of
     the error.
     """
-    return Event(epoch, seq, at, CONFIGURED, setting=setting, by=by)
+    return Event(epoch, seq, at, event, setting=setting, by=by)
 
 
 def batch_of(

@@ -6,43 +6,31 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
-    WithJsonSchema,
     model_validator,
 )
 from typing_extensions import override
 
-from haulier.domain.job import JobState, Priority, Role
+from haulier.domain.job import JobState, Role
 from haulier.domain.unique import Scope
 from haulier.ports import JobFilter
 from haulier.runners.media_spec import ImageWatermark, PlatformSpec, TextWatermark
-from haulier.services.options import HIGHEST_PRIORITY, Options, Unique
+from haulier.services.options import Options, Unique
 from haulier.services.orchestrator import StartOptions
 from haulier.services.selection import MOST
 
 MAX_PAGE = 500
-
-_PRIORITY: dict[str, Any] = {
-    "title": "Priority",
-    "description": "A name, or from -10,000 to 10,000; higher goes first.",
-    "anyOf": [
-        {"enum": [each.name.lower() for each in Priority]},
-        {"type": "integer", "minimum": -HIGHEST_PRIORITY, "maximum": HIGHEST_PRIORITY},
-        {"type": "null"},
-    ],
-}
 
 
 class Taken(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class _PageQuery(Taken):
+class PageQuery(Taken):
     state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
     limit: int = Field(50, ge=1, le=MAX_PAGE)
     cursor: int | None = Field(
@@ -50,11 +38,11 @@ class _PageQuery(Taken):
     )
 
 
-class ItemQuery(_PageQuery):
+class ItemQuery(PageQuery):
     """Which items of a batch."""
 
 
-class JobQuery(_PageQuery):
+class JobQuery(PageQuery):
     """Which jobs. Without `role`: the items of a `batch` that is named, else all but items."""
 
     kind: str | None = Field(None, max_length=200)
@@ -173,34 +161,6 @@ class BatchBody(Taken):
             "concurrency": self.concurrency,
             "batch_size": self.batch_size,
             "max_failures": self.max_failures,
-        }
-
-
-class EnqueueBody(BatchBody):
-    """One job. What is left out comes from the kind's definition; limits are for bulk kinds."""
-
-    kind: str = Field(max_length=200)
-    payload: dict[str, Any] = Field(default_factory=dict)
-    queue: str | None = Field(None, min_length=1, max_length=200)
-    # What it may be is checked where the library's is: with the names in the reason.
-    priority: Annotated[Any, WithJsonSchema(_PRIORITY)] = None
-    delay: float | None = Field(None, ge=0, description="Seconds to wait before it may run.")
-    run_at: AwareDatetime | None = Field(None, description="When it may run, instead of a delay.")
-    key: str | None = Field(None, max_length=200, description="The partition it belongs to.")
-    unique: UniqueBody | None = None
-    id: UUID | None = Field(None, description="Repeating a request with the same id is harmless.")
-
-    @override
-    def options(self, idempotency_key: str | None) -> Options:
-        return {
-            **super().options(idempotency_key),
-            "queue": self.queue,
-            "priority": self.priority,
-            "delay": self.delay,
-            "run_at": self.run_at,
-            "key": self.key,
-            "job_id": None if self.id is None else str(self.id),
-            "unique": None if self.unique is None else self.unique.as_option(),
         }
 
 

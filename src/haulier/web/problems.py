@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -45,6 +45,9 @@ MEDIA_TYPE = "application/problem+json"
 REQUEST_ID = "haulier.request_id"
 """Where in the ASGI scope the id of a request is."""
 
+STREAM = "haulier.stream"
+"""Where in the ASGI scope it is told how far the stream of a request was taken."""
+
 MAX_ERRORS = 1000
 LONGEST_FIELD = 200
 
@@ -61,6 +64,16 @@ class _Kind:
     title: str
     detail: str | None = None
     retry_after: int | None = None
+
+
+@dataclass(slots=True)
+class StreamTold:
+    """What became of a stream so far; `errors` are lines at fault that were left out."""
+
+    taken: int = 0
+    new: int = 0
+    skipped: int = 0
+    errors: list[Problem] = field(default_factory=list)
 
 
 PROBLEMS: Mapping[type[HaulierError], _Kind] = {
@@ -132,6 +145,9 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str | None = None
     job_id: str | None = Field(None, description="Of a conflict: the job that was there before.")
+    taken: int | None = Field(
+        None, description="Of a stream: how many of its lines were taken before, and stay."
+    )
     errors: list[FieldError] | None = None
     errors_omitted: int | None = Field(
         None, description=f"How many more there were than the {MAX_ERRORS:,} that are told."
@@ -147,6 +163,7 @@ def problem_response(
     job_id: str | None = None,
     errors: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
+    taken: int | None = None,
 ) -> Response:
     """A problem as a response; without a `name` it says no more than its status."""
     omitted = len(errors) - MAX_ERRORS
@@ -156,6 +173,7 @@ def problem_response(
         status=status,
         detail=detail,
         job_id=job_id,
+        taken=taken,
         errors=[_field_error(error) for error in errors[:MAX_ERRORS]] or None,
         errors_omitted=omitted if omitted > 0 else None,
     )
@@ -186,13 +204,15 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error, StoreError):
         _log.warning("store failed a request", request=request.scope[REQUEST_ID], error=str(error))
+    stream: StreamTold | None = request.scope.get(STREAM)
     return problem_response(
         kind.status,
         name=kind.name,
         title=kind.title,
+        taken=None if stream is None else stream.taken,
         detail=kind.detail or getattr(error, "message", str(error)),
         job_id=error.job_id if isinstance(error, DuplicateJobError) else None,
-        errors=getattr(error, "problems", ()),
+        errors=getattr(error, "problems", ()) or (() if stream is None else stream.errors),
         headers={"Retry-After": str(kind.retry_after)} if kind.retry_after else None,
     )
 
@@ -204,7 +224,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = _allowed(request) or headers.get("Allow", "")
-    return problem_response(error.status_code, detail=detail, headers=headers)
+    stream: StreamTold | None = request.scope.get(STREAM)
+    taken = None if stream is None else stream.taken
+    return problem_response(error.status_code, detail=detail, headers=headers, taken=taken)
 
 
 def _allowed(request: Request) -> str:
@@ -222,7 +244,9 @@ async def _on_refused_request(request: Request, error: Exception) -> Response:
         return problem_response(400, detail="The body is not JSON")
     kind = PROBLEMS[ValidationError]
     # Only where and why are taken over: pydantic's errors also carry the input.
-    problems = [Problem(_field(fault["loc"]), fault["msg"]) for fault in faults]
+    problems = [
+        Problem(_field(fault["loc"]), fault["msg"], _line(fault["loc"])) for fault in faults
+    ]
     return problem_response(
         kind.status,
         name=kind.name,
@@ -235,6 +259,12 @@ async def _on_refused_request(request: Request, error: Exception) -> Response:
 def _field(location: Sequence[Any]) -> str:
     """The name of a field without the part of the request it is in."""
     return ".".join(str(part) for part in location[1:]) or str(location[0])
+
+
+def _line(location: Sequence[Any]) -> int | None:
+    """The place, from 1, in the list of jobs of a body."""
+    in_list = location[:2] == ("body", "jobs") and len(location) > 2
+    return location[2] + 1 if in_list and isinstance(location[2], int) else None
 
 
 def _field_error(problem: Problem) -> FieldError:

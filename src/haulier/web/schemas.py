@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import from_json
@@ -341,14 +341,3 @@ class QueueList(BaseModel):
     workers: int
     queues: list[QueueLineView]
     paused: list[str]
-
-
-class Health(BaseModel):
-    """`degraded`: the store answers, but there is no live worker. `jobs` leaves items out."""
-
-    status: Literal["ok", "degraded"]
-    version: str
-    store_ms: float = Field(description="How long the store took to answer.")
-    workers: int = Field(description="Live worker processes.")
-    jobs: dict[JobState, int]
-    items: dict[JobState, int]

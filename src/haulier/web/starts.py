@@ -55,6 +55,16 @@ def refuse_task(kind: str, body: MediaUniqBody | ProxyDiagnosticsBody) -> None:
         )
 
 
+def check_enqueued(kind: str) -> None:
+    """Raise ValidationError for a kind that has a start route of its own."""
+    family = kind.partition(".")[0]
+    if family in START_PATHS:
+        raise ValidationError(
+            "this kind is not enqueued directly",
+            [Problem("kind", f"is started by POST {START_PATHS[family]}")],
+        )
+
+
 def media_uniq_start(body: MediaUniqBody, options: WebOptions) -> MediaUniqStart:
     """The payload of a `media_uniq` job; raises ValidationError. Looks at files, so it blocks."""
     problems: list[Problem] = []

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from haulier.domain.event import BREAKER_RESET
 from haulier.domain.job import MICROSECOND, Job, JobState, OnLost
 from haulier.domain.limits import Breaker, Circuit, KeyState, Limit
 from haulier.domain.moves import Move
@@ -453,9 +454,12 @@ class TestBreakerState:
         limits = store.limits()
         await broken_by(store)
         await ended(store, hand, Move.FAIL, 3)
+        before = await store.last_event()
         assert await limits.reset("b", "a", by="operator")
         assert not await limits.reset("b", "a", by="operator")
         assert not await limits.reset("b", "other", by="operator")
+        (event,) = await store.events(after=before)
+        assert (event.type, event.setting, event.by) == (BREAKER_RESET, "b a", "operator")
         await ended(store, hand, Move.FAIL, 3)
         assert await circuit_of(store) is Circuit.CLOSED
 

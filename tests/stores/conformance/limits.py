@@ -7,6 +7,7 @@ import random
 import pytest
 
 from haulier.domain.batch import BatchPolicy
+from haulier.domain.event import LIMIT_CHANGED, LIMIT_DELETED
 from haulier.domain.job import MICROSECOND, Job, JobState
 from haulier.domain.limits import Limit, Rate
 from haulier.domain.moves import Move
@@ -305,6 +306,22 @@ class TestFairness:
 
 class TestChanges:
     """Limits change while everything runs."""
+
+    async def test_each_is_an_event_with_who_did_it(self, store):
+        limits, before = store.limits(), await store.last_event()
+        await limits.put(Limit(name="l", concurrency=5), by="Zoë")
+        await limits.put(Limit(name="l", concurrency=5), by="nobody")
+        await limits.put(Limit(name="l", concurrency=6), by="bob", declared=True)
+        assert not await limits.drop("other", by="nobody")
+        await limits.drop("l", by="eve")
+        found = await store.events(after=before)
+        assert [(e.type, e.setting, e.by) for e in found] == [
+            (LIMIT_CHANGED, "l", "Zoë"),
+            (LIMIT_CHANGED, "l", "bob"),
+            (LIMIT_DELETED, "l", "eve"),
+        ]
+        assert {(e.job_id, e.kind, e.queue, e.error_type) for e in found} == {("", "", "", None)}
+        assert not any((await store.counts()).values())
 
     async def test_one_that_comes_later_counts_what_runs_already(self, store, hand):
         await store.insert([*keyed(10, "a"), *keyed(10, "b")])

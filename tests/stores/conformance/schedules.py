@@ -120,21 +120,24 @@ class TestKeptSchedules:
         assert [each.name for each in [*first, *rest]] == names
 
     async def test_of_one_that_is_not_there(self, store):
-        for verb in (store.schedules().get, store.schedules().delete):
-            with pytest.raises(ScheduleNotFoundError):
-                await verb("nobody")
+        with pytest.raises(ScheduleNotFoundError):
+            await store.schedules().get("nobody")
+        with pytest.raises(ScheduleNotFoundError):
+            await store.schedules().delete("nobody", by="eve")
         assert await store.schedules().ticks("nobody") == []
         assert await store.schedules().tick_of(new_id()) is None
 
     async def test_changes_are_events(self, store):
         before = await store.last_event()
         first = await scheduled(store)
-        await store.schedules().put(replace(first, next=None), ev.SCHEDULE_PAUSED)
-        await store.schedules().delete("each")
+        await store.schedules().put(replace(first, next=None, changed_by="bob"), ev.SCHEDULE_PAUSED)
+        await store.schedules().delete("each", by="eve")
         events = await store.events(after=before)
         assert [event.type for event in events] == [
             *(ev.SCHEDULE_SET, ev.SCHEDULE_PAUSED, ev.SCHEDULE_DELETED)
         ]
+        assert [event.by for event in events] == ["ada", "bob", "eve"]
+        assert {(event.error_type, event.setting) for event in events} == {(None, None)}
         whose = {(event.job_id, event.kind, event.queue, event.role) for event in events}
         assert whose == {(first.id, "work", "default", Role.SINGLE)}
         assert sum((await store.counts()).values()) == 0
@@ -145,7 +148,7 @@ class TestKeptSchedules:
         await scheduled(store)
         clock.advance(1)
         (tick,) = await tick_all(store)
-        await store.schedules().delete("each")
+        await store.schedules().delete("each", by="eve")
         assert await store.schedules().find() == []
         assert (await store.schedules().due()).wait is None
         assert await store.schedules().ticks("each") == []
@@ -250,7 +253,7 @@ class TestTicks:
         assert len(fired["two"]) == 1
         assert (await store.schedules().get("one")).next is None
         assert await store.schedules().ticks("one") == []
-        await store.schedules().delete("two")
+        await store.schedules().delete("two", by="eve")
         assert await store.schedules().fire([plan(replace(two, revision=2), due.now)]) == [None]
 
     async def test_a_tick_that_is_recorded_is_not_done_again(self, store, clock):

@@ -12,7 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from haulier.app import App
+from haulier.domain.flow import PARENT_FAILED, Otherwise
 from haulier.domain.job import JobState, Role
+from haulier.domain.moves import Move
 from haulier.exceptions import (
     ConfigurationError,
     JobNotFoundError,
@@ -20,6 +22,8 @@ from haulier.exceptions import (
 from haulier.ports import JobFilter
 from haulier.stores.postgres.connection import Place
 from support import Hand, wait_until, work
+
+NOBODY = "01990000-0000-7000-8000-000000000000"
 
 
 def schema_of(url: str) -> str:
@@ -103,6 +107,12 @@ class TestEnqueueFunction:
             ("'work', baggage => '{\"a\": []}'", "baggage holds texts"),
             ("'work', baggage => '{\"a b\": 1}'", "baggage holds texts"),
             ("'work', baggage => jsonb_build_object('x', repeat('y', 2100))", "2048"),
+            (f"'work', after => '{{{NOBODY}}}'", f"after: there is no job {NOBODY}"),
+            (f"'work', id => '{NOBODY}', after => '{{{NOBODY}}}'", "waits for itself"),
+            (f"'work', after => '{{{NOBODY},{NOBODY}}}'", "twice"),
+            ("'work', after => '{NULL}'", "names nothing"),
+            ("'work', otherwise => 'maybe'", "cancel or run"),
+            ("'work', otherwise => NULL", "cancel or run"),
         ],
     )
     async def test_bad_values_are_refused_with_their_reason(
@@ -114,6 +124,40 @@ class TestEnqueueFunction:
         ):
             db.execute(f"SELECT {schema_of(url)}.enqueue({arguments})")
         assert await store.counts() == {}
+
+    async def test_jobs_that_wait_for_others(self, server, url, store):
+        hand = await Hand.enlist(store)
+        schema = schema_of(url)
+        with psycopg.connect(server) as db:
+
+            def enqueue(arguments: str, *values: object) -> str:
+                row = db.execute(f"SELECT {schema}.enqueue({arguments})", values).fetchone()
+                return str(row[0])
+
+            first, second = enqueue("'work'"), enqueue("'work', priority => -1")
+            both = enqueue("'work', after => %s::uuid[]", [first, second])
+            last = enqueue("'work', after => ARRAY[%s::uuid], otherwise => 'run'", both)
+            again = enqueue("'work', id => %s, after => ARRAY[%s::uuid]", both, second)
+            assert again == both
+            db.commit()
+        parents = [(p.job_id, p.otherwise) for p in await store.parents(both)]
+        assert parents == [(first, Otherwise.CANCEL), (second, Otherwise.CANCEL)]
+        one, two = await hand.claim(9)
+        assert {one.id, two.id} == {first, second}
+        await hand.hand_in(one, Move.COMPLETE)
+        await hand.hand_in(two, Move.FAIL)
+        assert (await store.get(both)).error.type == PARENT_FAILED
+        assert [job.id for job in await hand.claim(9)] == [last]
+
+    async def test_a_job_whose_parents_have_ended_need_not_wait(self, server, url, store):
+        hand = await Hand.enlist(store)
+        await store.insert([first := work()])
+        await hand.work_off()
+        with psycopg.connect(server, autocommit=True) as db:
+            call = f"SELECT {schema_of(url)}.enqueue('work', after => ARRAY[%s::uuid])"
+            (child,) = db.execute(call, [first.id]).fetchone()
+        await store.sweep()
+        assert [job.id for job in await hand.claim(9)] == [str(child)]
 
     async def test_baggage_goes_along(self, server, url, store):
         schema = schema_of(url)
@@ -204,6 +248,21 @@ class TestConnection:
         with pytest.raises(JobNotFoundError):
             await app.get(gone)
         assert (await app.get(kept)).state is JobState.PENDING
+
+    async def test_jobs_that_wait_for_others(self, app, store, server):
+        hand = await Hand.enlist(store)
+        await store.insert([parent := work()])
+        connection = await Place.from_url(server).connect("test", 5)
+        try:
+            async with connection.transaction():
+                child = await app.enqueue("work", {"n": 1}, after=parent.id, connection=connection)
+                last = await app.enqueue("work", {"n": 2}, after=child, connection=connection)
+        finally:
+            await connection.close()
+        for job_id in (parent.id, child, last):
+            (job,) = await hand.claim(9)
+            assert job.id == job_id
+            await hand.hand_in(job, Move.COMPLETE)
 
     async def test_anything_else_is_refused(self, app, server):
         with psycopg.connect(server) as db:

@@ -17,7 +17,19 @@ from haulier.cli.output import command_body, emit_fields, emit_json, json_option
 from haulier.exceptions import ConfigurationError
 from haulier.services.urls import shown
 
-PROFILES = ("noop", "batch", "retry", "latency", "backlog", "writers", "limits", "flow", "schedule")
+PROFILES = (
+    "noop",
+    "batch",
+    "retry",
+    "latency",
+    "backlog",
+    "writers",
+    "limits",
+    "flow",
+    "schedule",
+    "http",
+    "live",
+)
 FOR_POSTGRES = "long-reader"
 
 
@@ -34,6 +46,7 @@ class Load:
     writers: int
     seconds: float
     schedules: int
+    readers: int
 
 
 @click.command()
@@ -87,7 +100,7 @@ class Load:
     default=10.0,
     show_default=True,
     type=click.FloatRange(0.1, 86_400),
-    help="writers, long-reader, limits (its rate), schedule: for how long.",
+    help="writers, long-reader, limits (its rate), schedule, live: for how long.",
 )
 @click.option(
     "--schedules",
@@ -95,6 +108,13 @@ class Load:
     show_default=True,
     type=click.IntRange(1, 1_000_000),
     help="schedule: how many there are beside those that tick.",
+)
+@click.option(
+    "--readers",
+    default=500,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="live: how many open a stream and stop reading.",
 )
 @click.option(
     "--store",
@@ -115,7 +135,9 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     writers   several processes write to one store
     limits    10,000 jobs of 500 keys, one at a time; a fresh key in a crowd; a rate
     flow      jobs that wait for each other against jobs that do not
+    http      jobs posted one by one and line by line, and how fast status is told
     schedule  how many schedules tick a second, how late, and what thousands cost
+    live      how late a viewer hears of a job, beside many who stopped reading
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
@@ -154,7 +176,9 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
     """One profile on a store of its own, with what the disk under it takes."""
     from haulier.cli.bench.backlog import backlog
     from haulier.cli.bench.flow import flow
+    from haulier.cli.bench.http import http
     from haulier.cli.bench.limits import limits
+    from haulier.cli.bench.live import live
     from haulier.cli.bench.long_reader import long_reader
     from haulier.cli.bench.processes import writers
     from haulier.cli.bench.profiles import batch, latency, noop, retry
@@ -170,6 +194,8 @@ async def _measured(name: str, store: str | None, load: Load) -> tuple[Figures, 
         "limits": limits,
         "flow": flow,
         "schedule": schedule,
+        "live": live,
+        "http": http,
         FOR_POSTGRES: long_reader,
     }
     with _own_store(store) as url:

@@ -41,11 +41,11 @@ app = make_app()
 
 async def end_to_end(url: str, load: Load) -> tuple[Figures, Lines]:
     """Jobs enqueued and run at the same time, by this process alone and with further workers."""
-    environment = _environment(url)
+    environment = environment_of(url)
     own = make_app(url)
     async with own:
         alone = await _rate(own, load)
-        async with _workers(own, environment, load):
+        async with workers(own, environment, load):
             together = await _rate(own, load)
     figures: Figures = {
         "more_processes": load.processes,
@@ -62,7 +62,7 @@ async def end_to_end(url: str, load: Load) -> tuple[Figures, Lines]:
     ]
 
 
-def _environment(url: str) -> dict[str, str]:
+def environment_of(url: str) -> dict[str, str]:
     """What tells other processes the store: unlike an argument, nobody else can read it."""
     if url == "sqlite://":
         raise ConfigurationError("a store in memory cannot be shared with another process")
@@ -78,7 +78,7 @@ async def _rate(own: App, load: Load) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _workers(own: App, environment: dict[str, str], load: Load) -> AsyncIterator[None]:
+async def workers(own: App, environment: dict[str, str], load: Load) -> AsyncIterator[None]:
     """Further worker processes, running when the block begins."""
     arguments = ("worker", f"{__name__}:app", "--concurrency", str(load.concurrency))
     children = [
@@ -102,7 +102,7 @@ async def _workers(own: App, environment: dict[str, str], load: Load) -> AsyncIt
 
 async def writers(url: str, load: Load) -> tuple[Figures, Lines]:
     """Several processes that only enqueue and count: no call may find the store locked."""
-    environment = _environment(url)
+    environment = environment_of(url)
     async with make_app(url):
         children = [
             await asyncio.create_subprocess_exec(

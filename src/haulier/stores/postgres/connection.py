@@ -70,6 +70,14 @@ class Place:
         return cls(theirs, schema, size, pooler == "transaction")
 
     @property
+    def whole(self) -> str:
+        """The URL with our options again."""
+        options = f"schema={self.schema}&pool={self.pool}"
+        if self.pooled:
+            options += "&pooler=transaction"
+        return f"{self.url}{'&' if '?' in self.url else '?'}{options}"
+
+    @property
     def shown(self) -> str:
         """For messages: without the password."""
         return shown(self.url)

@@ -67,9 +67,8 @@ class PostgresLimits:
         ]
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
-        del by
         done = await self._pool.run(
-            lambda db: db.fetchval("SELECT reset_circuit($1, $2, $3)", self._now, name, key)
+            lambda db: db.fetchval("SELECT reset_circuit($1, $2, $3, $4)", self._now, name, key, by)
         )
         if done:
             self._tell(Change.ANY)

@@ -32,7 +32,7 @@ _OPEN = f"{_NOW}, must_be_open()"
 # An event that moves nothing.
 _SAY = (
     "SELECT write_moves($1, ARRAY[($2::text, $3::uuid, 0, 0, $4::text, $5::text, 0, NULL, NULL, "
-    "NULL, NULL, NULL)::moved])"
+    "NULL, NULL, $6::text)::moved])"
 )
 _ADD = (
     f"INSERT INTO schedules ({COLUMNS}) VALUES ($1, $2, 1, $3, NULL, $4, $5, $6, $7, $8) "
@@ -98,11 +98,12 @@ async def put(db: Connection, now: int | None, schedule: Schedule, event: str) -
         else:
             done = await db.fetchval(_ADD, schedule.name, schedule.id, schedule.next, *what)
         if done:
-            await db.execute(_SAY, at, event, schedule.id, template.queue, template.kind)
+            of = (schedule.id, template.queue, template.kind, schedule.changed_by)
+            await db.execute(_SAY, at, event, *of)
         return bool(done)
 
 
-async def delete(db: Connection, now: int | None, name: str) -> None:
+async def delete(db: Connection, now: int | None, name: str, by: str) -> None:
     async with db.transaction():
         at, _ = await db.fetchrow(_OPEN, now)
         gone = await db.fetchrow(
@@ -111,7 +112,7 @@ async def delete(db: Connection, now: int | None, name: str) -> None:
         if gone is None:
             raise ScheduleNotFoundError(name)
         await db.execute("DELETE FROM ticks WHERE schedule = $1", name)
-        await db.execute(_SAY, at, SCHEDULE_DELETED, *gone)
+        await db.execute(_SAY, at, SCHEDULE_DELETED, *gone, by)
 
 
 async def due(db: Connection, now: int | None, limit: int) -> Due:
@@ -259,8 +260,8 @@ class PostgresSchedules:
         # Workers are woken as if there were jobs: some of them have to know when to tick.
         return await self._write(lambda db: put(db, self._now(), schedule, event), Change.READY)
 
-    async def delete(self, name: str) -> None:
-        await self._write(lambda db: delete(db, self._now(), name), Change.NOTHING)
+    async def delete(self, name: str, *, by: str) -> None:
+        await self._write(lambda db: delete(db, self._now(), name, by), Change.NOTHING)
 
     async def due(self, limit: int = 100) -> Due:
         return await self._run(lambda db: due(db, self._now(), limit))

@@ -112,6 +112,11 @@ class PostgresStore:
         """
         return cls(Place.from_url(url), ttl=ttl, create=create)
 
+    @property
+    def url(self) -> str:
+        """What `from_url` would make this store of. It may hold the password: never show it."""
+        return self._place.whole
+
     async def __aenter__(self) -> Self:
         self._pool.open()
         try:

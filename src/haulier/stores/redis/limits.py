@@ -59,10 +59,9 @@ class RedisLimits:
         return states
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
-        del by
         if (await self._limit(name)).breaker is None:
             raise JobStateError(f"limit {name} is no circuit breaker")
-        return await self._change("reset_breaker", name, key)
+        return await self._change("reset_breaker", name, key, by)
 
     async def list(self) -> list[LimitState]:
         rows = await self._history.script("list_limits")

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from haulier.domain.batch import Batch
-from haulier.domain.event import CONFIGURED, RESET, Event
+from haulier.domain.event import OF_NOBODY, RESET, Event
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState, Role
 from haulier.domain.line import Line
@@ -26,7 +26,7 @@ from haulier.stores.codes import (
     STATES,
     error_from_text,
 )
-from haulier.stores.packed import configured, parsed_cursor, said_by
+from haulier.stores.packed import of_nobody, parsed_cursor, said_by
 from haulier.stores.redis.history import History
 from haulier.stores.redis.keys import unescaped
 from haulier.stores.redis.packing import Arg, canonical, known_id, optional
@@ -239,8 +239,8 @@ def _unpacked(epoch: str, row: list[Any], seen: int) -> list[Event]:
     batch_id = text_of(batch) if batch else None
     worker_id = text_of(worker) if worker else None
     error_type = error.decode() if error else None
-    if event == CONFIGURED:
-        return [configured(epoch, last, at, kind, error_type)]
+    if event in OF_NOBODY:
+        return [of_nobody(epoch, last, at, event, kind, error_type)]
     said = said_by(event, error_type)
     found = []
     for seq, entry in enumerate(jobs.decode().split(";"), start=last - int(n) + 1):

@@ -71,8 +71,8 @@ class RedisSchedules:
         )
         return bool(done)
 
-    async def delete(self, name: str) -> None:
-        args = (name, SCHEDULE_DELETED)
+    async def delete(self, name: str, *, by: str) -> None:
+        args = (name, SCHEDULE_DELETED, by)
         if not await self._write("schedule_delete", *args, change=Change.EVENTS):
             raise ScheduleNotFoundError(name)
 

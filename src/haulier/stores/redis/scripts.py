@@ -113,6 +113,8 @@ CONSTANTS: dict[str, int] = {
     # A longer field would take a hash out of the compact form that Redis keeps small ones in
     # (hash-max-listpack-value), which doubles what a job takes.
     "COMPACT": COMPACT,
+    # Fields that are read or written together from which on that form of a hash is the slower one.
+    "WIDE": 64,
     # Overlap policies and states of ticks.
     "ALLOW_OVERLAP": 0,
     "SKIP_OVERLAP": 1,
@@ -131,7 +133,7 @@ _CORE = (*_LANES, "uniques", "lines", "settling", "nesting", "slices", "flows")
 _TRANSFER = ("base", "ledger", "transfer")
 _SCHEDULES = ("base", "ledger", "schedules")
 _MOVING = (*_CORE, "moving")
-_LIMITING = (*_LANES, "limiting")
+_LIMITING = (*_LANES, "announcing", "limiting")
 
 PARTS: dict[str, tuple[str, ...]] = {
     "exchange": (*_MOVING, "serving", "claiming"),
@@ -152,7 +154,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "prune": _CORE,
     "note": ("base", "ledger"),
     "keep": ("base", "ledger"),
-    "configure": ("base", "ledger", "configuring"),
+    "configure": ("base", "ledger", "announcing", "configuring"),
     "configuration": ("base", "ledger"),
     "enlist": ("base", "ledger"),
     "renew": ("base", "ledger"),
@@ -183,7 +185,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "read_events": _TRANSFER,
     "put_limit": _LIMITING,
     "drop_limit": _LIMITING,
-    "reset_breaker": _LANES,
+    "reset_breaker": (*_LANES, "announcing"),
     "recount": _LIMITING,
     "list_limits": ("base", "ledger"),
     "look": ("base", "ledger"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,10 @@ from haulier.stores.sqlite.rules import Concern, Rules
 
 LOOKED_AT = 1000
 """Lanes that one claim looks at per line; whatever is left, the next one does."""
+
+SERVED_AT_ONCE, SERVING_SECONDS = 250, 0.02
+"""Lanes that a claim reads together; and how long it goes on to read more of them. On a machine
+that is busy otherwise a claim gets less, and not the write lock for longer."""
 
 READ_FIRST, READ_AT_ONCE = 2, 64
 """Jobs of a lane: most give one, and the next one tells its turn. Others are read on in steps."""
@@ -53,7 +58,7 @@ class Lane:
         *("wake_at", "why"),
     )
 
-    jobs: list[tuple[int, ...]]
+    jobs: list[Sequence[int]]
     """Those that were read, the next one last."""
 
     last: Sequence[int]
@@ -83,6 +88,7 @@ class Admission:
         self.db = db
         self.now = now
         self.rules = rules
+        self.until = time.monotonic() + SERVING_SECONDS
         self._shared: dict[str, int] = {}
         self._spent: Counter[Limit] = Counter()
         self._shared_full_at: dict[str, int] = {}
@@ -308,8 +314,8 @@ class LaneLine:
                     lane.touched = True
 
     def _read(self) -> None:
-        size = min(self._slots, LOOKED_AT - len(self._lanes))
-        if size <= 0:
+        size = min(self._slots, LOOKED_AT - len(self._lanes), SERVED_AT_ONCE)
+        if size <= 0 or (self._lanes and time.monotonic() > self._admission.until):
             self._all_read = self.cut = True
             return
         place = (*self._which, *self._read_up_to, size)
@@ -357,7 +363,8 @@ class LaneLine:
             if not self._all_read and (not turns or turns[0][:2] > self._read_up_to):
                 self._read()
                 continue
-            if not turns:
+            if not turns or (self.cut and turns[0][:2] > self._read_up_to):
+                # Nothing, or it would be the turn of lanes that were not looked at.
                 return None
             lane = turns[0][2]
             if lane.batch is None and lane.key not in self._admission.twice:
@@ -400,7 +407,8 @@ class LaneLine:
         """Read on in a lane that has given all that was read; whether it has more."""
         if lane.more:
             count = min(2 * lane.taken, READ_AT_ONCE)
-            rows = fetch(self._admission.db, _MORE_JOBS, (lane.id, *lane.last[:2], count))
+            place = (lane.id, *lane.last[:2], count)
+            rows: list[Sequence[int]] = [*fetch(self._admission.db, _MORE_JOBS, place)]
             if rows:
                 lane.last = rows[-1]
             lane.jobs, lane.more = rows[::-1], len(rows) == count

@@ -10,18 +10,15 @@ import apsw
 
 from haulier.domain.configuration import KEPT_CHANGES, Alteration, Configuration, checked
 from haulier.domain.event import CONFIGURED
-from haulier.domain.ids import raw_id
 from haulier.domain.transfer import ConfigurationRecord, Records
 from haulier.domain.worker import Demand
-from haulier.stores.codes import RUNNING, SINGLE
 from haulier.stores.configuring import (
-    NOBODY,
     Kept,
     alterations,
     configuration_of,
     paused_text,
 )
-from haulier.stores.sqlite.ledger import Ledger, Subject
+from haulier.stores.sqlite.ledger import say_of_nobody
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.watching import Change
 
@@ -80,11 +77,7 @@ def announce(db: apsw.Connection, now: int, by: str, names: Iterable[str]) -> in
         db.execute("UPDATE configuration SET version = version + 1")
     else:
         db.execute("INSERT INTO configuration (version) VALUES (1)")
-    ledger = Ledger()
-    for name in names:
-        subject = Subject(raw_id(NOBODY), 0, 0, "", name, SINGLE, None)
-        ledger.moved(CONFIGURED, subject, RUNNING, RUNNING, error=by)
-    ledger.write(db, now)
+    say_of_nobody(db, now, CONFIGURED, names, by)
     return int(version) + 1
 
 

@@ -12,6 +12,7 @@ from haulier.domain.batch import BatchPolicy
 from haulier.domain.event import INSERTED
 from haulier.domain.ids import derived_id, raw_id, text_id
 from haulier.domain.job import NewJob, Role
+from haulier.domain.unique import Conflict
 from haulier.exceptions import JobNotFoundError, JobStateError, LeaseLostError
 from haulier.ports import Fence, Inserted
 from haulier.stores.codes import (
@@ -127,6 +128,8 @@ def _insert_unique(
     """One by one, as each has to see the names that those before it took."""
     new = 0
     instead: dict[str, str] = {}
+    if all(_holds_by_itself(job) for job in jobs):
+        return _insert_keyed(db, now, jobs, gated)
     for job in jobs:
         inserted = _insert_one(db, now, job, PENDING, gated)
         if inserted.new and job.batch_id is not None:
@@ -136,6 +139,30 @@ def _insert_unique(
         new += inserted.new
         instead |= inserted.instead
     return Inserted(new, instead)
+
+
+def _holds_by_itself(job: NewJob) -> bool:
+    """Whether a name of the job is held as soon as it is taken, also before its row is there."""
+    keyed = all(each.conflict is Conflict.MATCH for each in job.unique)
+    return keyed and not job.role.heads and job.batch_id is None
+
+
+def _insert_keyed(
+    db: apsw.Connection, now: int, jobs: Sequence[NewJob], gated: frozenset[bytes]
+) -> Inserted:
+    """Jobs with idempotency keys, as a stream brings them: their rows are inserted together."""
+    instead: dict[str, str] = {}
+    fresh = []
+    for job in jobs:
+        if fetch(db, "SELECT 1 FROM jobs WHERE id = ?", (raw_id(job.id),)):
+            continue
+        verdict = uniques.judge(db, now, job)
+        if verdict.instead is not None:
+            instead[job.id] = text_id(verdict.instead)
+            continue
+        uniques.take(db, now, job)
+        fresh.append(job)
+    return Inserted(len(_insert_rows(db, now, fresh, PENDING, gated)), instead)
 
 
 def _insert_one(

@@ -7,16 +7,20 @@ never disagree.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import apsw
 
+from haulier.domain.ids import raw_id
 from haulier.stores.codes import (
     FAILED,
     ITEM,
     RUNNING,
+    SINGLE,
 )
+from haulier.stores.configuring import NOBODY
 from haulier.stores.packed import ENTRY
 from haulier.stores.sqlite.rows import (
     fetch,
@@ -154,6 +158,15 @@ class Ledger:
             body = b"".join(jobs)
             rows.append((seq, len(jobs), now, event, kind, queue, role, batch, worker, error, body))
         db.executemany(_ADD_EVENTS, rows)
+
+
+def say_of_nobody(db: apsw.Connection, now: int, event: str, names: Iterable[str], by: str) -> None:
+    """Append events that are no job's: what was changed, and who did it."""
+    ledger = Ledger()
+    for name in names:
+        subject = Subject(raw_id(NOBODY), 0, 0, "", name, SINGLE, None)
+        ledger.moved(event, subject, RUNNING, RUNNING, error=by)
+    ledger.write(db, now)
 
 
 def _add(deltas: list[int], source: int | None, target: int | None, n: int) -> None:

@@ -8,12 +8,14 @@ from typing import Any, Protocol, TypeVar
 
 import apsw
 
+from haulier.domain.event import BREAKER_RESET, LIMIT_CHANGED, LIMIT_DELETED
 from haulier.domain.limits import BREAKER_KEPT, KeyState, Limit, LimitState, Rate
 from haulier.domain.transfer import LimitRecord, MeterRecord, Records
 from haulier.exceptions import JobStateError, LimitNotFoundError
 from haulier.ports import Clock
 from haulier.stores.marks import CLOSED, PAGE_RECORDS
 from haulier.stores.sqlite import breakers, lanes
+from haulier.stores.sqlite.ledger import say_of_nobody
 from haulier.stores.sqlite.rows import fetch
 from haulier.stores.sqlite.rules import rules_of
 from haulier.stores.watching import Change
@@ -68,6 +70,7 @@ def put(db: apsw.Connection, now: int, limit: Limit, by: str, *, declared: bool)
     if limit.concurrency is not None and not limit.per_key:
         running = lanes.used(db, limit)
         db.execute("UPDATE limits SET used = ? WHERE name = ?", (running, limit.name))
+    say_of_nobody(db, now, LIMIT_CHANGED, [limit.name], by)
     return True
 
 
@@ -87,6 +90,7 @@ def drop(db: apsw.Connection, now: int, name: str, by: str) -> bool:
     if not db.changes():
         return False
     db.execute("DELETE FROM meters WHERE name = ?", (name,))
+    say_of_nobody(db, now, LIMIT_DELETED, [name], by)
     return True
 
 
@@ -169,12 +173,15 @@ def _concerned(limit: Limit) -> tuple[str, list[Any]]:
     return "".join(f"AND {column} = ? " for column, _ in pairs), [value for _, value in pairs]
 
 
-def reset(db: apsw.Connection, now: int, name: str, key: str) -> bool:
+def reset(db: apsw.Connection, now: int, name: str, key: str, by: str) -> bool:
     """Close the breaker of a key; false if it had nothing to forget."""
     if _limit(db, name).breaker is None:
         raise JobStateError(f"limit {name} is no circuit breaker")
     db.execute("DELETE FROM meters WHERE name = ? AND key = ? AND rest_at > ?", (name, key, now))
-    return bool(db.changes())
+    done = bool(db.changes())
+    if done:
+        say_of_nobody(db, now, BREAKER_RESET, [f"{name} {key}"], by)
+    return done
 
 
 # ── What is at rest ──────────────────────────────────────────────────────────────────────────
@@ -303,11 +310,10 @@ class SqliteLimits:
 
     async def reset(self, name: str, key: str, *, by: str) -> bool:
         def run(db: apsw.Connection) -> bool:
-            done = reset(db, self._clock.now(), name, key)
+            done = reset(db, self._clock.now(), name, key, by)
             lanes.open_keys(db, [key])
             return done
 
-        del by
         return await self._change(run, Change.ANY)
 
     async def list(self) -> list[LimitState]:

@@ -65,11 +65,11 @@ def _schedule(row: Row) -> Schedule:
     )
 
 
-def _say(db: apsw.Connection, now: int, event: str, schedule: Row) -> None:
+def _say(db: apsw.Connection, now: int, event: str, schedule: Row, by: str) -> None:
     """Append an event of a schedule: its id, queue and kind."""
     ledger = Ledger()
     raw, queue, kind = schedule
-    ledger.moved(event, Subject(raw, 0, 0, queue, kind, SINGLE, None), None, None)
+    ledger.moved(event, Subject(raw, 0, 0, queue, kind, SINGLE, None), None, None, error=by)
     ledger.write(db, now)
 
 
@@ -82,16 +82,16 @@ def put(db: apsw.Connection, now: int, schedule: Schedule, event: str) -> bool:
         db.execute(_ADD, (schedule.name, raw, schedule.next, None, *what))
     if not db.changes():
         return False
-    _say(db, now, event, (raw, template.queue, template.kind))
+    _say(db, now, event, (raw, template.queue, template.kind), schedule.changed_by)
     return True
 
 
-def delete(db: apsw.Connection, now: int, name: str) -> None:
+def delete(db: apsw.Connection, now: int, name: str, by: str) -> None:
     gone = fetch(db, "DELETE FROM schedules WHERE name = ? RETURNING id, queue, kind", (name,))
     if not gone:
         raise ScheduleNotFoundError(name)
     db.execute("DELETE FROM ticks WHERE schedule = ?", (name,))
-    _say(db, now, SCHEDULE_DELETED, gone[0])
+    _say(db, now, SCHEDULE_DELETED, gone[0], by)
 
 
 def get(db: apsw.Connection, name: str) -> Schedule:
@@ -195,8 +195,8 @@ class SqliteSchedules:
         # Workers are woken as if there were jobs: some of them have to know when to tick.
         return await self._change(lambda db: put(db, self._now(), schedule, event), Change.READY)
 
-    async def delete(self, name: str) -> None:
-        await self._change(lambda db: delete(db, self._now(), name), Change.NOTHING)
+    async def delete(self, name: str, *, by: str) -> None:
+        await self._change(lambda db: delete(db, self._now(), name, by), Change.NOTHING)
 
     async def due(self, limit: int = 100) -> Due:
         return await self._read(lambda db: due(db, self._now(), limit))

@@ -39,6 +39,7 @@ from haulier.ports import (
     Page,
     Transferable,
 )
+from haulier.services.urls import sqlite_url
 from haulier.stores import checking
 from haulier.stores.background import Background
 from haulier.stores.codes import key_of
@@ -111,6 +112,11 @@ class SqliteStore:
                 f"{url!r} is not a store URL; write sqlite:///file.db or sqlite:////folder/file.db"
             )
         return cls(unquote(parts.path[1:]) or MEMORY, ttl=ttl, create=create)
+
+    @property
+    def url(self) -> str:
+        """What `from_url` would make this store of."""
+        return "sqlite://" if self.path == MEMORY else sqlite_url(self.path)
 
     async def __aenter__(self) -> Self:
         check_library()

@@ -46,7 +46,7 @@ class Live:
     ) -> None:
         self.options = options
         self._store = store
-        self._still_valid = still_valid
+        self.still_valid = still_valid
         self._seats = Seats(options.most, options.per_caller)
         self._broadcast: Broadcast | None = None
         self._warden: asyncio.Task[None] | None = None
@@ -82,7 +82,7 @@ class Live:
         """What the holder of a seat is shown."""
         if self._broadcast is None:
             self._broadcast = Broadcast(self._store(), ring=self.options.ring, done=self._failed)
-        return Viewer(self._broadcast, seat, interest, after)
+        return Viewer(self._broadcast, seat, interest, after, gather=self.options.gather)
 
     async def close(self) -> None:
         """End all streams, and take no new ones; returns once they are gone."""
@@ -122,7 +122,7 @@ class Live:
         """Ask for each identity that has a stream whether it still may."""
         while True:
             await asyncio.sleep(RECHECK)
-            ask = self._still_valid()
+            ask = self.still_valid()
             if ask is None:
                 continue
             identities = list({seat.identity for seat in self._seats})

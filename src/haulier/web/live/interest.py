@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 
-from haulier.domain.event import CONFIGURED, OF_SCHEDULES, Event
+from haulier.domain.event import OF_NOBODY, OF_SCHEDULES, Event
 from haulier.domain.job import Role
 
 
@@ -47,7 +47,7 @@ def topics_of(event: Event) -> AbstractSet[Topic]:
     """Under which topics an event is shown."""
     if event.type in OF_SCHEDULES:
         return _OF_SCHEDULES
-    if event.type == CONFIGURED:
+    if event.type in OF_NOBODY:
         return _OF_SETTINGS
     return _TOPICS_OF_ROLE[event.role]
 

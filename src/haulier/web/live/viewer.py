@@ -15,10 +15,6 @@ from haulier.web.live.seats import Seat
 MOST = 64
 """Frames that are sent as one."""
 
-GATHER = 0.1
-"""Seconds for which events are gathered after something was sent: so many a second cost little,
-while one after a pause is told at once."""
-
 
 class Viewer:
     """A place in a channel, and how it came there. `cursor`: all up to it was shown.
@@ -27,12 +23,19 @@ class Viewer:
     """
 
     def __init__(
-        self, broadcast: Broadcast, seat: Seat, interest: Interest, after: str | None
+        self,
+        broadcast: Broadcast,
+        seat: Seat,
+        interest: Interest,
+        after: str | None,
+        *,
+        gather: float,
     ) -> None:
         self.interest = interest
         self.cursor = after
         self._broadcast = broadcast
         self._seat = seat
+        self._gathering = gather
         self._channel = broadcast.join(interest)
         self._missing = after is not None
         self._owed: Reason | None = "start" if after is None else None
@@ -154,7 +157,7 @@ class Viewer:
     async def _gather(self) -> None:
         waiting = self._channel.end - self._place
         if 0 < waiting < MOST:
-            left = self._sent + GATHER - asyncio.get_running_loop().time()
+            left = self._sent + self._gathering - asyncio.get_running_loop().time()
             if left > 0:
                 await asyncio.sleep(left)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from haulier.web.routes import (
+    access,
     aliases,
     batches,
     configuration,
     enqueuing,
     events,
+    filling,
+    flows,
     health,
     jobs,
     limits,
@@ -21,9 +24,12 @@ from haulier.web.routes import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     health.router,
+    health.scraped,
     enqueuing.router,
     jobs.router,
     batches.router,
+    filling.router,
+    flows.router,
     queues.router,
     limits.router,
     schedules.router,
@@ -32,4 +38,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     events.router,
     starts.router,
     aliases.router,
+    access.router,
 )

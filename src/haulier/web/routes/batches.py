@@ -17,6 +17,13 @@ router = APIRouter(prefix=PREFIX)
 
 
 @router.get(
+    "/batches/{job_id}/items",
+    name="list_items_by_batch",
+    summary="List the items of a batch",
+    dependencies=[VIEWER],
+    responses=problem_responses(404, 422),
+)
+@router.get(
     "/jobs/{job_id}/items",
     summary="List the items of a batch",
     dependencies=[VIEWER],
@@ -35,6 +42,13 @@ async def list_items(jobs: Jobs, job_id: str, query: Annotated[ItemQuery, Query(
 
 
 @router.post(
+    "/batches/{job_id}/retry-failed",
+    name="retry_failed_by_batch",
+    summary="Retry the failed items of a batch",
+    dependencies=[OPERATOR],
+    responses=problem_responses(400, 404, 409, 413, 415, 422),
+)
+@router.post(
     "/jobs/{job_id}/retry-failed",
     summary="Retry the failed items of a batch",
     dependencies=[OPERATOR],
@@ -48,6 +62,13 @@ async def retry_failed(jobs: Jobs, job_id: str, body: RetryFailedBody | None = N
 
 
 @router.post(
+    "/batches/{job_id}/pause",
+    name="pause_batch_by_batch",
+    summary="Pause a batch",
+    dependencies=[OPERATOR],
+    responses=problem_responses(404, 409),
+)
+@router.post(
     "/jobs/{job_id}/pause",
     summary="Pause a batch",
     dependencies=[OPERATOR],
@@ -59,6 +80,13 @@ async def pause_batch(jobs: Jobs, job_id: str) -> PauseChange:
     return PauseChange(id=job_id, paused=True)
 
 
+@router.post(
+    "/batches/{job_id}/resume",
+    name="resume_batch_by_batch",
+    summary="Resume a batch",
+    dependencies=[OPERATOR],
+    responses=problem_responses(404, 409),
+)
 @router.post(
     "/jobs/{job_id}/resume",
     summary="Resume a batch",

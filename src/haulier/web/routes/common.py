@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
+from starlette.requests import HTTPConnection
 
 from haulier.domain.job import Role
 from haulier.services.jobs import JobManager
 from haulier.services.options import LONGEST_KEY
+from haulier.web.access import identity_of
 from haulier.web.options import WebOptions
 from haulier.web.schemas import Started
+from haulier.web.streams import Streams
 
 PREFIX = "/api/v1"
 
@@ -19,18 +23,29 @@ ITEMS = frozenset({Role.ITEM, Role.INNER})
 """What a batch consists of."""
 
 
-def _manager(request: Request) -> JobManager:
+# Coroutines, though they wait for nothing: of plain functions each call would go to a thread.
+async def _manager(request: Request) -> JobManager:
     jobs: JobManager = request.app.state.jobs
     return jobs
 
 
-def _options(request: Request) -> WebOptions:
+async def _options(request: Request) -> WebOptions:
     options: WebOptions = request.app.state.options
     return options
 
 
 Jobs = Annotated[JobManager, Depends(_manager)]
 Settings = Annotated[WebOptions, Depends(_options)]
+
+
+async def _one_stream(connection: HTTPConnection) -> AsyncIterator[None]:
+    streams: Streams = connection.app.state.streams
+    with streams.one(identity_of(connection).name):
+        yield
+
+
+OneStream = Annotated[None, Depends(_one_stream)]
+"""A route's parameter: it is one of the streams of its caller, until its answer is out."""
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -45,9 +60,13 @@ IdempotencyKey = Annotated[
 
 def started(job_id: str, response: Response) -> Started:
     """The answer that tells of a new job, and where it is."""
-    location = f"{PREFIX}/jobs/{job_id}"
-    response.headers["Location"] = location
-    return Started(id=job_id, status_url=f"{location}/status")
+    response.headers["Location"] = f"{PREFIX}/jobs/{job_id}"
+    return told_of(job_id)
+
+
+def told_of(job_id: str) -> Started:
+    """What is told of a new job."""
+    return Started(id=job_id, status_url=f"{PREFIX}/jobs/{job_id}/status")
 
 
 def token(cursor: int | None) -> str | None:

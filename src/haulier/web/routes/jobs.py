@@ -6,13 +6,20 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from haulier.domain.job import JobState
 from haulier.ports import JobFilter
 from haulier.services.jobs import JobManager
 from haulier.services.selection import CANCELLABLE, DELETABLE, RETRYABLE, TOP, count_all
-from haulier.web.access import OPERATOR, VIEWER
+from haulier.web.access import (
+    OPERATOR,
+    VIEWER,
+    VIEWER_IN_SCOPE,
+    Caller,
+    check_covered,
+    tell_audit,
+)
 from haulier.web.bodies import DeleteBody, JobQuery, RetryBody, SelectionBody, StopBody
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import ITEMS, PREFIX, Jobs, token
@@ -34,9 +41,16 @@ from haulier.web.schemas import (
 router = APIRouter(prefix=PREFIX)
 
 
-@router.get("/jobs", summary="List jobs", dependencies=[VIEWER], responses=problem_responses(422))
-async def list_jobs(jobs: Jobs, query: Annotated[JobQuery, Query()]) -> JobList:
-    """Newest first, page by page."""
+@router.get(
+    "/jobs",
+    summary="List jobs",
+    dependencies=[VIEWER_IN_SCOPE],
+    responses=problem_responses(403, 422),
+)
+async def list_jobs(jobs: Jobs, caller: Caller, query: Annotated[JobQuery, Query()]) -> JobList:
+    """Newest first, page by page. With a token for some kinds or queues, name one of them."""
+    if caller.scoped:
+        check_covered(caller, query.kind, query.queue)
     roles = frozenset(query.role) or (TOP if query.batch is None else ITEMS)
     where = JobFilter(
         states=frozenset(query.state) or None,
@@ -157,8 +171,9 @@ async def delete_job(jobs: Jobs, job_id: str) -> None:
     dependencies=[OPERATOR],
     responses=problem_responses(400, 413, 415, 422),
 )
-async def stop_jobs(jobs: Jobs, body: StopBody) -> Count:
+async def stop_jobs(jobs: Jobs, body: StopBody, request: Request) -> Count:
     """As stopping each; jobs that are done already do not count."""
+    tell_audit(request, filter=body.model_dump(mode="json", exclude_defaults=True))
     if body.dry_run:
         return await _counted(jobs, body, CANCELLABLE)
     return Count(count=await jobs.cancel_all(body.where(), limit=body.limit))
@@ -170,8 +185,9 @@ async def stop_jobs(jobs: Jobs, body: StopBody) -> Count:
     dependencies=[OPERATOR],
     responses=problem_responses(400, 413, 415, 422),
 )
-async def retry_jobs(jobs: Jobs, body: RetryBody) -> Count:
+async def retry_jobs(jobs: Jobs, body: RetryBody, request: Request) -> Count:
     """As retrying each. One whose unique name another job holds meanwhile is left as it is."""
+    tell_audit(request, filter=body.model_dump(mode="json", exclude_defaults=True))
     if body.dry_run:
         return await _counted(jobs, body, RETRYABLE)
     return Count(count=await jobs.retry_all(body.where(), limit=body.limit))
@@ -183,8 +199,9 @@ async def retry_jobs(jobs: Jobs, body: RetryBody) -> Count:
     dependencies=[OPERATOR],
     responses=problem_responses(400, 413, 415, 422),
 )
-async def delete_jobs(jobs: Jobs, body: DeleteBody) -> Count:
+async def delete_jobs(jobs: Jobs, body: DeleteBody, request: Request) -> Count:
     """As deleting each; what is not finished stays."""
+    tell_audit(request, filter=body.model_dump(mode="json", exclude_defaults=True))
     if body.dry_run:
         return await _counted(jobs, body, DELETABLE)
     return Count(count=await jobs.delete_all(body.where(), limit=body.limit))

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from haulier.services.orchestrator import WorkerOrchestrator
-from haulier.web.access import OPERATOR
+from haulier.web.access import operator_of
 from haulier.web.bodies import MediaUniqBody, ProxyDiagnosticsBody
 from haulier.web.models.starts import StartBody
 from haulier.web.problems import problem_responses
@@ -67,7 +67,7 @@ for _path, _kind, _summary in STARTS:
         name=f"start_{_kind}",
         status_code=202,
         summary=_summary,
-        dependencies=[OPERATOR],
+        dependencies=[operator_of(_kind)],
         responses=_PROBLEMS,
     )
 
@@ -76,7 +76,7 @@ for _path, _kind, _summary in STARTS:
     START_PATHS["media_uniq"].removeprefix(PREFIX),
     status_code=202,
     summary="Start renditions of pictures for accounts",
-    dependencies=[OPERATOR],
+    dependencies=[operator_of("media_uniq")],
     responses=_PROBLEMS,
 )
 async def start_media_uniq(
@@ -97,7 +97,7 @@ async def start_media_uniq(
     START_PATHS["proxy_diagnostics"].removeprefix(PREFIX),
     status_code=202,
     summary="Start checks of proxies",
-    dependencies=[OPERATOR],
+    dependencies=[operator_of("proxy_diagnostics")],
     responses=_PROBLEMS,
 )
 async def start_proxy_diagnostics(

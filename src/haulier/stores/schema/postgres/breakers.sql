@@ -111,7 +111,7 @@ BEGIN
 END $$;
 
 -- Close the breaker of a key and forget what it counted; false if it had counted nothing.
-CREATE OR REPLACE FUNCTION reset_circuit(p_now bigint, p_name text, p_key text) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION reset_circuit(p_now bigint, p_name text, p_key text, p_by text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_now bigint := coalesce(p_now, clock_us());
     l limits;
@@ -133,5 +133,9 @@ BEGIN
     END IF;
     PERFORM open_lanes(ARRAY(SELECT id FROM lanes WHERE key = p_key AND why = 1 FOR UPDATE));
     c := counted(v_now, l.span, k);
-    RETURN k.circuit = 1 OR c.young_good + c.young_bad + c.before_good + c.before_bad > 0;
+    IF k.circuit = 1 OR c.young_good + c.young_bad + c.before_good + c.before_bad > 0 THEN
+        PERFORM say_of_nobody(v_now, 'breaker_reset', ARRAY[p_name || ' ' || p_key], p_by);
+        RETURN true;
+    END IF;
+    RETURN false;
 END $$;

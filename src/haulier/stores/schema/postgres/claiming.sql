@@ -175,7 +175,7 @@ BEGIN
         WHERE j.gate = 3 AND j.state = 0 AND j.run_at <= p_now
           AND EXISTS (SELECT FROM unnest(p_lines) d WHERE d.queue = j.queue AND d.kind = j.kind)
           AND (j.batch IS NULL OR has_room(j.batch))
-          AND (j.role = 1 OR room_alone(p_now, j.queue, j.kind, j.key))
+          AND (j.role IN (1, 3) OR room_alone(p_now, j.queue, j.kind, j.key))
         ORDER BY j.run_at LIMIT 100) l
     WHERE idle OR l.waiter = p_worker OR NOT l.waits
     ORDER BY l.run_at LIMIT 1;

@@ -55,11 +55,18 @@ BEGIN
     IF NOT FOUND THEN
         INSERT INTO configuration (version) VALUES (1) RETURNING version INTO made;
     END IF;
+    PERFORM say_of_nobody(p_now, 'configured', p_names, p_by);
+    RETURN made;
+END $$;
+
+-- Append events that are no job's: what was changed, and who did it.
+CREATE OR REPLACE FUNCTION say_of_nobody(p_now bigint, p_event text, p_names text[], p_by text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     PERFORM write_moves(p_now, (
-        SELECT array_agg(('configured', '00000000-0000-0000-0000-000000000000', 0, 0, '', u.name, 0,
+        SELECT array_agg((p_event, '00000000-0000-0000-0000-000000000000', 0, 0, '', u.name, 0,
                           NULL, 1, 1, NULL, p_by)::moved ORDER BY nth)
         FROM unnest(p_names) WITH ORDINALITY u (name, nth)));
-    RETURN made;
 END $$;
 
 -- The queues that are paused by what is set; NULL: none.

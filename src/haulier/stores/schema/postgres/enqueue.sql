@@ -3,13 +3,15 @@
 -- Insert one job and return its id; if another job holds `unique_name` while it is pending or
 -- running, that one's id. The payload is a JSON object, checked against the kind's own model when
 -- the job runs. `delay` counts from now, `run_at` names an instant. An `id` that is there already
--- changes nothing. `bulk`: the kind is a bulk kind, whose job expands into items.
+-- changes nothing. `bulk`: the kind is a bulk kind, whose job expands into items. `after`: jobs that
+-- it waits for; `otherwise`: what becomes of it when one of them does not complete, cancel or run.
 --
 -- With the rights of the schema's owner, so that a producer needs no right to the tables.
 CREATE OR REPLACE FUNCTION enqueue(kind text, payload jsonb DEFAULT '{}', queue text DEFAULT 'default',
     priority integer DEFAULT 0, run_at timestamptz DEFAULT NULL, delay interval DEFAULT NULL,
     key text DEFAULT NULL, unique_name text DEFAULT NULL, id uuid DEFAULT NULL,
-    bulk boolean DEFAULT false, version integer DEFAULT 1, baggage jsonb DEFAULT NULL)
+    bulk boolean DEFAULT false, version integer DEFAULT 1, baggage jsonb DEFAULT NULL,
+    after uuid[] DEFAULT NULL, otherwise text DEFAULT 'cancel')
 RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     now_us bigint := clock_us();
@@ -18,6 +20,7 @@ DECLARE
     names text[] := CASE WHEN unique_name IS NOT NULL
                          THEN ARRAY[format('unique:%s:%s', kind, unique_name)] ELSE '{}' END;
     done record;
+    there boolean;
 BEGIN
     PERFORM check_enqueue('kind', kind), check_enqueue('queue', queue);
     IF jsonb_typeof(payload) IS DISTINCT FROM 'object' THEN
@@ -39,6 +42,12 @@ BEGIN
         PERFORM refuse('22023', 'run_at must be before the year 10000');
     ELSIF length(key) NOT BETWEEN 1 AND 200 OR length(unique_name) NOT BETWEEN 1 AND 200 THEN
         PERFORM refuse('22023', 'key and unique_name must have 1 to 200 characters');
+    ELSIF otherwise IS NULL OR otherwise NOT IN ('cancel', 'run') THEN
+        PERFORM refuse('22023', 'otherwise must be cancel or run');
+    END IF;
+    IF cardinality(after) > 0 THEN
+        PERFORM check_after(job, after);
+        there := EXISTS (SELECT FROM jobs j WHERE j.id = job);
     END IF;
     done := insert_jobs(now_us, ARRAY[job], ARRAY[kind], ARRAY[queue],
         ARRAY[CASE WHEN bulk THEN 1 ELSE 0 END]::smallint[], ARRAY[version], ARRAY[body],
@@ -48,6 +57,12 @@ BEGIN
         CASE WHEN names = '{}' THEN '{}' ELSE ARRAY[1] END, names, ARRAY[1]::smallint[],
         ARRAY[0]::smallint[], ARRAY[0]::bigint[], ARRAY[''::bytea], 0::smallint, true,
         NULL, NULL, NULL, NULL, NULL, '{}', '{}', NULL, NULL, ARRAY[check_baggage(baggage)]);
+    IF NOT there AND cardinality(done.instead) = 0 THEN
+        PERFORM add_edges(
+            array_fill(job, ARRAY[cardinality(after)]), array_agg(u.nth::integer - 1 ORDER BY u.nth), after,
+            array_fill(CASE otherwise WHEN 'run' THEN 1 ELSE 0 END::smallint, ARRAY[cardinality(after)]))
+        FROM unnest(after) WITH ORDINALITY u (parent, nth);
+    END IF;
     -- Told when, and only if, the caller's transaction is committed.
     PERFORM pg_notify(current_schema, '5');
     RETURN coalesce(done.instead[1], job);
@@ -58,6 +73,25 @@ BEGIN
     IF value IS NULL OR length(value) > 200 OR value !~ '^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$' THEN
         PERFORM refuse('22023', format(
             '%s %L is not a dotted name of letters, digits and underscores', what, left(value, 60)));
+    END IF;
+END $$;
+
+-- Lock the jobs that a new one is to wait for; refuses what is no list of them.
+CREATE OR REPLACE FUNCTION check_after(job uuid, parents uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF cardinality(parents) > 10000 OR array_ndims(parents) > 1 THEN
+        PERFORM refuse('22023', 'after must be a list of up to 10000 ids');
+    ELSIF job = ANY (parents) THEN
+        PERFORM refuse('22023', format('after: the job %s waits for itself', job));
+    ELSIF (SELECT count(DISTINCT p) FROM unnest(parents) p) < cardinality(parents) THEN
+        PERFORM refuse('22023', 'after names nothing, or the same job twice');
+    END IF;
+    PERFORM lock_parents(parents);
+    IF EXISTS (SELECT FROM unnest(parents) p WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = p)) THEN
+        PERFORM refuse('22023', format('after: there is no job %s', (
+            SELECT string_agg(p::text, ', ') FROM (
+                SELECT p FROM unnest(parents) p
+                WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = p) LIMIT 5) m)));
     END IF;
 END $$;
 

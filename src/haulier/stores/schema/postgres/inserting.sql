@@ -165,7 +165,7 @@ BEGIN
         FROM (
             -- An instant in the past counts as now, or a producer could jump the line by it.
             SELECT *, greatest(coalesce(u.run_at, p_now + u.delay), p_now) AS due,
-                CASE WHEN limited IS NOT NULL AND u.role <> 1
+                CASE WHEN limited IS NOT NULL AND u.role NOT IN (1, 3)
                       AND u.queue || '/' || u.kind = ANY (limited)
                      THEN lane_of(u.queue, u.kind, u.key, u.batch) END AS lane
             FROM unnest(p_ids, p_kinds, p_queues, p_roles, p_versions, p_payloads, p_priorities,

@@ -46,6 +46,7 @@ BEGIN
     IF old.name IS NOT NULL AND (old.queue, old.kind) IS DISTINCT FROM (p_queue, p_kind) THEN
         PERFORM open_concerned(old.queue, old.kind);
     END IF;
+    PERFORM say_of_nobody(v_now, 'limit_changed', ARRAY[p_name], p_by);
     RETURN true;
 END $$;
 
@@ -66,6 +67,7 @@ BEGIN
     DELETE FROM key_states WHERE name = p_name;
     DELETE FROM key_news WHERE name = p_name;
     PERFORM open_concerned(old.queue, old.kind);
+    PERFORM say_of_nobody(old.changed_at, 'limit_delete', ARRAY[p_name], p_by);
     RETURN true;
 END $$;
 

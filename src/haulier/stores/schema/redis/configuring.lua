@@ -4,10 +4,7 @@
 -- Make a new version, which all workers will hear of, and an event for each thing that changed. For
 -- all that is changed while workers run, also where it is kept elsewhere.
 local function announce(by, names)
-  for _, name in ipairs(names) do
-    add(group('configured', '', name, SINGLE, nil, RUNNING, RUNNING, nil, by), NOBODY, tail_of(0, 0))
-  end
-  write_ledger()
+  say_of_nobody('configured', names, by)
   return call('HINCRBY', key('history'), 'configured', 1)
 end
 

@@ -9,5 +9,6 @@ return run(function()
   call('HSET', key('limit:' .. name), 'by', by, 'at', NOW, 'own', 0)
   limiting.forget(name)
   limiting.look_again()
+  say_of_nobody('limit_delete', {name}, by)
   return 1
 end)

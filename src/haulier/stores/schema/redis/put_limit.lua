@@ -21,5 +21,6 @@ return run(function()
   local alike = (l.rate and old.rate or l.breaker and old.breaker) and l.per_key == old.per_key
   if not alike then call('DEL', key('rest:' .. name), key('circuit:' .. name)) end
   limiting.look_again()
+  say_of_nobody('limit_changed', {name}, by)
   return 1
 end)

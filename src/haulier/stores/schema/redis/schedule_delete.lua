@@ -2,7 +2,7 @@
 
 return run(function()
   though_full()
-  local name, event = arg(), arg()
+  local name, event, by = arg(), arg(), arg()
   local h = call('HMGET', schedule_key(name), 'id', 'queue', 'kind')
   if not h[1] then return 0 end
   for _, member in ipairs(call('ZRANGE', ticks_key(name), 0, -1)) do
@@ -12,6 +12,6 @@ return run(function()
   call('DEL', schedule_key(name), ticks_key(name))
   call('ZREM', key('schedules'), name)
   call('ZREM', key('ticking'), name)
-  say_schedule(event, h[1], h[2], h[3])
+  say_schedule(event, h[1], h[2], h[3], by)
   return 1
 end)

@@ -10,7 +10,7 @@ return run(function()
     'body', body, 'changed_by', changed_by, 'changed_at', NOW)
   call('ZADD', key('schedules'), 0, name)
   set_next(name, following)
-  say_schedule(event, id, queue, kind)
+  say_schedule(event, id, queue, kind, changed_by)
   -- Workers are woken as if there were jobs: some of them have to know when to tick.
   wakes_ready = true
   return 1

@@ -22,8 +22,9 @@ local function set_next(name, following)
 end
 
 -- Append an event that moves nothing.
-local function say_schedule(event, id, queue, kind)
-  moved(event, {id = id, queue = queue, kind = kind, role = SINGLE, attempt = 0, lease = 0})
+local function say_schedule(event, id, queue, kind, by)
+  moved(event, {id = id, queue = queue, kind = kind, role = SINGLE, attempt = 0, lease = 0}, nil, nil, nil,
+    by)
   write_ledger()
 end
 
