@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
+from haulier.client import access as _access
 from haulier.client import jobs as _jobs
 from haulier.client import operating as _operating
 from haulier.client.answers import JobStatus, Message, StreamTaken
@@ -178,6 +179,13 @@ class AsyncClient:
     health = _asked(_operating.health)
     metrics = _asked(_operating.metrics)
     prometheus = _asked(_operating.prometheus)
+
+    me = _asked(_access.me)
+    tokens = _asked(_access.tokens)
+    create_token = _asked(_access.create_token)
+    revoke = _asked(_access.revoke)
+    sessions = _asked(_access.sessions)
+    audit = _read(_access.audit)
 
     async def wait(
         self, job_id: str, *, timeout: float | None = None, longest_pause: float = 1.0

@@ -218,7 +218,8 @@ def listing(
         document = json.loads(body)
         found = tuple(answer.model_validate(each) for each in document[field])
         # Of events there always is a next page; an empty one is where now is.
-        return Page(found=found, next=document["next"] if found else None)
+        following = document["next"] if found else None
+        return Page(found=found, next=None if following is None else str(following))
 
     return Listing(Call("GET", API + path, read, params=params, subject=subject), by)
 

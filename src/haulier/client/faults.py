@@ -66,6 +66,8 @@ class Told:
         error = make(self)
         if self.request:
             error.add_note(f"request {self.request}")
+        if self.document.get("taken") is not None:
+            error.add_note(f"{self.document['taken']} lines were taken before")
         return error
 
 

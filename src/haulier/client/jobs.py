@@ -301,7 +301,8 @@ def stream(
 ) -> Call[answers.StreamTaken]:
     """The request around lines that are its body; `again`: they can be sent once more."""
     call = make.post(path, answers.StreamTaken, repeatable=False)
-    key = key or make.new_key()
+    # A key of ours is of use to nobody else: whoever makes lines anew needs one of theirs.
+    key = key or (make.new_key() if again else None)
     return replace(call, params={"on_bad": on_bad}, key=key, again=again)
 
 
