@@ -32,6 +32,15 @@ async def test_a_job_from_its_enqueue_to_its_end(client, working):
     assert job.created_at <= job.started_at <= job.finished_at
 
 
+async def test_jobs_are_listed_with_all_there_is_to_know(client, working):
+    made = await client.enqueue("fail", {"reason": "no luck"})
+    async with working():
+        await client.wait(made.id)
+    (job,) = await client.job_records(state=["failed"])
+    assert (job.id, job.lease, job.error.attempt) == (made.id, 1, 1)
+    assert "no luck" in job.error.traceback
+
+
 async def test_what_a_job_has_done_on_its_way(client, working):
     made = await client.enqueue("by_steps")
     failed = await client.enqueue("fail", {"reason": "no luck"})
@@ -172,7 +181,7 @@ async def test_schedules(client):
     assert not (await client.resume_schedule("nightly")).paused
     assert (await client.schedule("nightly")).revision == made.revision + 2
     started = await client.run_schedule("nightly")
-    assert (await client.job(started.id)).kind == "add"
+    assert (await client.job(started.id)).schedule == "nightly"
     assert [tick.job for tick in await client.ticks("nightly")] == [started.id]
     assert [each.name for each in await client.schedules(page=1)] == ["nightly"]
     await client.delete_schedule("nightly")

@@ -103,10 +103,9 @@ class Item(JobSummary):
     result: Any = None
 
 
-class Job(JobSummary):
-    """All there is to know of a job. Secrets in its payload are masked."""
+class JobRecord(JobSummary):
+    """All there is to know of a job, but for its payload."""
 
-    payload: Any
     result: Any = None
     result_expired: bool
     error: FailureDetail | None
@@ -116,6 +115,17 @@ class Job(JobSummary):
     lost: int
     worker: str | None
     baggage: dict[str, Any]
+
+
+class Job(JobRecord):
+    """All there is to know of a job. Secrets in its payload are masked.
+
+    `schedule` and `tick`: where it comes from, if a schedule has enqueued it.
+    """
+
+    payload: Any
+    schedule: str | None = None
+    tick: datetime | None = None
 
 
 class Counts(Answer):
@@ -215,7 +225,7 @@ class Parent(Answer):
     state: JobState
     ended: bool
     result: Any = None
-    error: Failure | None
+    error: FailureDetail | None
 
 
 class Batch(Answer):

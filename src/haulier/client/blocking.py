@@ -105,6 +105,7 @@ class Client:
     enqueue_many = _asked(_jobs.enqueue_many)
     start = _asked(_jobs.start)
     jobs = _read(_jobs.jobs)
+    job_records = _read(_jobs.job_records)
     job = _asked(_jobs.job)
     status = _asked(_jobs.status)
     errors = _asked(_jobs.errors)

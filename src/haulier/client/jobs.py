@@ -190,6 +190,14 @@ def jobs(
     return make.listing("/jobs", "jobs", answers.JobSummary, params)
 
 
+def job_records(
+    *, role: Sequence[str] = (), page: int = 100, **where: Unpack[Where]
+) -> Listing[answers.JobRecord]:
+    """The same jobs with all there is to know of each, but for its payload."""
+    params = {**make.query(where), **make.query({"role": role}), "limit": page, "full": "true"}
+    return make.listing("/jobs", "jobs", answers.JobRecord, params)
+
+
 def stop(job_id: str) -> Call[answers.StateChange]:
     """Cancel a pending job at once, tell a running one to stop; a batch with its items."""
     return make.post(make.of_job(job_id, "/stop"), answers.StateChange, subject=job_id)
