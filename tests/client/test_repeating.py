@@ -130,10 +130,9 @@ async def test_a_limit_is_waited_for_but_not_for_long(connect, server):
 
 
 async def test_what_may_have_been_done_is_not_done_twice(client, server):
-    """To retry a job again would tell that there is nothing to retry."""
     server.faults.say(503, AWAY, retry_after="0")
     with pytest.raises(StoreUnavailableError):
-        await client.retry("j")
+        await client.run_schedule("nightly")
     assert len(server.faults.seen) == 1
 
 

@@ -204,9 +204,8 @@ def stop(job_id: str) -> Call[answers.StateChange]:
 
 
 def retry(job_id: str) -> Call[answers.StateChange]:
-    """A failed or cancelled job becomes pending again."""
-    path = make.of_job(job_id, "/retry")
-    return make.post(path, answers.StateChange, subject=job_id, repeatable=False)
+    """A failed or cancelled job becomes pending again; a pending one stays so."""
+    return make.post(make.of_job(job_id, "/retry"), answers.StateChange, subject=job_id)
 
 
 def delete(job_id: str) -> Call[None]:
