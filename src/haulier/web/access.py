@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -22,7 +22,6 @@ FACTS = "haulier.audit"
 WRITTEN = "haulier.audited"
 """Where in the ASGI scope is whether this request's entry was written with what it tells of."""
 
-_WHOLE = "This needs a token without kinds and queues"
 _JOB_IDS = ("job_id", "batch_id")
 
 
@@ -43,19 +42,13 @@ def tell_audit(connection: HTTPConnection, **facts: Any) -> None:
     connection.scope.setdefault(FACTS, {}).update(facts)
 
 
-def _needing(
-    needed: Access, *, scoped: bool = False, whole: bool = False
-) -> Callable[[HTTPConnection], Any]:
-    """`scoped`: the route looks after scopes itself. `whole`: it shows other jobs besides."""
-
+def _needing(needed: Access, *, scoped: bool = False) -> Callable[[HTTPConnection], Any]:
     async def check(connection: HTTPConnection) -> None:
         identity = identity_of(connection)
         if not identity.access.allows(needed):
             raise HTTPException(403, f"This needs the role {needed}")
         if identity.scoped and not scoped:
             await _check_scope(connection, identity)
-            if whole:
-                raise HTTPException(403, _WHOLE)
 
     check.needed = needed  # type: ignore[attr-defined]
     return check
@@ -72,13 +65,9 @@ async def _check_scope(connection: HTTPConnection, identity: Identity) -> None:
     """A job outside the scope is not there; what is about all jobs is not for such a token."""
     named = [connection.path_params[name] for name in _JOB_IDS if name in connection.path_params]
     if not named:
-        raise HTTPException(403, _WHOLE)
-    await check_jobs_covered(identity, connection.app.state.jobs, named)
-
-
-async def check_jobs_covered(identity: Identity, jobs: JobManager, ids: Iterable[str]) -> None:
-    """Raises JobNotFoundError for a job outside the scope, as if it did not exist."""
-    for job_id in ids:
+        raise HTTPException(403, "This needs a token without kinds and queues")
+    jobs: JobManager = connection.app.state.jobs
+    for job_id in named:
         job = await jobs.store.get(job_id)
         if not identity.covers(job.kind, job.queue):
             raise JobNotFoundError(job_id)
@@ -116,9 +105,6 @@ ADMIN: Any = Depends(_needing(Access.ADMIN))
 VIEWER_IN_SCOPE: Any = Depends(_needing(Access.VIEWER, scoped=True))
 OPERATOR_IN_SCOPE: Any = Depends(_needing(Access.OPERATOR, scoped=True))
 """For routes that look after the scope of a token themselves, by `check_covered`."""
-
-VIEWER_OF_ALL: Any = Depends(_needing(Access.VIEWER, whole=True))
-"""For routes about one job that show others too."""
 
 OPEN: Any = Depends(_open)
 """For the few routes that answer everybody. Their addresses have no parameters."""

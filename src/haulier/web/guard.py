@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,6 +36,8 @@ LOCAL = Identity("local", Access.ADMIN)
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="haulier"'}
 _REFUSED = {"WWW-Authenticate": 'Bearer realm="haulier", error="invalid_token"'}
+
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 _log = structlog.get_logger("haulier.web")
 
@@ -208,11 +210,11 @@ class _Passage:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.scope[REQUEST_ID]
-            headers["X-Content-Type-Options"] = "nosniff"
+            told = list(message.get("headers", ()))
             if self.status in (201, 202):
-                self.location = headers.get("location")
+                self.location = Headers(raw=told).get("location")
+            told += (b"x-request-id", self.scope[REQUEST_ID].encode()), _NOSNIFF
+            message["headers"] = told
         elif kind == "websocket.accept":
             self.status = 101
         await self._send(message)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 
@@ -12,13 +11,7 @@ from haulier.exceptions import Problem, ValidationError
 from haulier.services.jobs import JobManager
 from haulier.services.options import job_id_of
 from haulier.services.orders import Order, enqueue_together, plan_among_others
-from haulier.web.access import (
-    OPERATOR,
-    OPERATOR_IN_SCOPE,
-    check_covered,
-    check_jobs_covered,
-    identity_of,
-)
+from haulier.web.access import OPERATOR, OPERATOR_IN_SCOPE, check_covered, identity_of
 from haulier.web.intake import JobLines, payload_checked
 from haulier.web.models.enqueuing import (
     EnqueueBody,
@@ -55,9 +48,6 @@ async def _take(request: Request, idempotency_key: str | None) -> Started:
     caller = identity_of(request)
     if caller.scoped:
         check_covered(caller, body.kind, body.queue or jobs.registry.get(body.kind).queue)
-        # Its runner is given their results.
-        named = [each if isinstance(each, UUID) else each.id for each in body.after]
-        await check_jobs_covered(caller, jobs, map(str, named))
     return await enqueue(jobs, body, idempotency_key)
 
 

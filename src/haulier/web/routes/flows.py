@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from haulier.web.access import VIEWER_OF_ALL
+from haulier.web.access import VIEWER
 from haulier.web.models.flows import ChildList, ChildQuery, ParentList, ParentView
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs, token
@@ -18,7 +18,7 @@ router = APIRouter(prefix=PREFIX)
 @router.get(
     "/jobs/{job_id}/parents",
     summary="List what a job waits for",
-    dependencies=[VIEWER_OF_ALL],
+    dependencies=[VIEWER],
     responses=problem_responses(404),
 )
 async def list_parents(jobs: Jobs, job_id: str) -> ParentList:
@@ -30,7 +30,7 @@ async def list_parents(jobs: Jobs, job_id: str) -> ParentList:
 @router.get(
     "/jobs/{job_id}/children",
     summary="List what waits for a job",
-    dependencies=[VIEWER_OF_ALL],
+    dependencies=[VIEWER],
     responses=problem_responses(404, 422),
 )
 async def list_children(
