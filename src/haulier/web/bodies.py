@@ -69,6 +69,7 @@ class JobQuery(PageQuery):
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     batch: UUID | None = Field(None, description="Only items of this batch.")
     role: list[Role] = Field(default_factory=list, description="Only jobs of these roles.")
+    full: bool = Field(False, description="All there is to know of each, but for the payload.")
 
 
 class EventQuery(Taken):
