@@ -101,11 +101,14 @@ def run(
     checks: Mapping[str, Any] = CHECKS,
 ) -> Run:
     """Send what the phases draw from the document, the same for the same seed."""
+    wanted: dict[str, Any] = {phase: {"enabled": phase in phases} for phase in PHASES}
+    # Here one example is a history that leads over several routes, not a request to each.
+    wanted["stateful"]["generation"] = {"max-examples": 10 * examples}
     config = schemathesis.Config.from_dict(
         {
             "seed": seed,
             "checks": checks,
-            "phases": {phase: {"enabled": phase in phases} for phase in PHASES},
+            "phases": wanted,
             "generation": {
                 "max-examples": examples,
                 "no-shrink": True,
@@ -175,7 +178,7 @@ class Failing:
                 # Who only reads needs no space.
                 error = self._dice.choice(TROUBLES[: 2 if name in READS else 3])
                 self.failed[error.__name__] += 1
-                raise error("drawn by the test")
+                raise error(f"{name}: drawn by the test")
             return await found(*args, **more)
 
         return perhaps

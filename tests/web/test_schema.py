@@ -78,7 +78,7 @@ def test_the_examples_are_taken(registry, options, document, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.05, 0.3])
+@pytest.mark.parametrize("share", [0.1, 0.4])
 def test_a_store_that_fails_is_told_as_that(registry, options, document, seed, examples, share):
     make = Served(registry, options, share=share, seed=seed)
     with served(make) as address:
@@ -86,7 +86,6 @@ def test_a_store_that_fails_is_told_as_that(registry, options, document, seed, e
     print(f"a share of {share} failing: {told}; {make.failing.failed}")
     assert not told.faults, told.told()
     assert {503, 507} <= set(told.statuses) <= SERVED | {501, 503, 507}
-    assert len(make.failing.failed) == 3
 
 
 SERVED = set(range(200, 500))
