@@ -58,7 +58,9 @@ def own_server_errors_only(_context: Any, response: Any, case: Any) -> None:
     """A server error is one that the operation tells of, as a problem; 429 and 503 say when."""
     status = response.status_code
     if status >= 500:
-        assert str(status) in case.operation.definition.raw["responses"], f"undeclared {status}"
+        assert str(status) in case.operation.definition.raw["responses"], (
+            f"undeclared {status} of {response.request.method} {response.request.url}"
+        )
     if status >= 400:
         [kind] = response.headers["content-type"]
         assert kind == PROBLEM, kind
@@ -178,7 +180,7 @@ class Failing:
                 # Who only reads needs no space.
                 error = self._dice.choice(TROUBLES[: 2 if name in READS else 3])
                 self.failed[error.__name__] += 1
-                raise error(f"{name}: drawn by the test")
+                raise error(f"{name}: {error.__name__}, drawn by the test")
             return await found(*args, **more)
 
         return perhaps
@@ -186,7 +188,10 @@ class Failing:
 
 PARTS = ("schedules", "limits", "configurable", "transferable")
 TROUBLES = (StoreUnavailableError, StoreError, StoreFullError)
-READS = {*vars(JobReader), "find", "get", "ticks", "keys", "list", "configuration", "history"}
+READS = {
+    *vars(JobReader),
+    *("find", "get", "ticks", "tick_of", "due", "keys", "list", "configuration", "history"),
+}
 
 
 @dataclass
