@@ -25,19 +25,16 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
-from haulier.parts import Schedules
+from haulier.parts import Configurable, Limiting, Schedules, Transferable
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
-    Configurable,
     Fence,
     Heartbeat,
     Inserted,
     JobFilter,
-    Limiting,
     Page,
-    Transferable,
 )
 from haulier.stores import checking
 from haulier.stores.background import Background
