@@ -15,6 +15,7 @@ from haulier.cli.output import (
     TEXT,
     batch_document,
     batch_options,
+    by_option,
     command_body,
     emit_json,
     json_option,
@@ -208,7 +209,7 @@ def _limit(name: str, text: str | None) -> dict[str, int | None]:
 @click.option(
     "--max-failures", metavar="N|none", help="When more items have failed, cancel the rest."
 )
-@click.option("--by", help="Who does it, for the event.  [default: you]", type=TEXT)
+@by_option
 @place_options
 @json_option
 @command_body
@@ -222,10 +223,9 @@ async def limit(
     changes: dict[str, int | None] = {}
     for name, text in given.items():
         changes |= _limit(name, text)
-    by = who() if by is None else by
-    checked = checked_limits(changes, by)
+    checked = checked_limits(changes)
     async with opened_desk(place) as opened:
-        await opened.alter_batch(batch_id, checked, by=by)
+        await opened.alter_batch(batch_id, checked, by=who(by))
         batch = await opened.batch(batch_id)
     if as_json:
         emit_json(batch_document(batch))

@@ -117,11 +117,6 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
 # ── Options ──────────────────────────────────────────────────────────────────────────────────
 
 
-by_option = click.option(
-    "--by", metavar="NAME", help="Who changes it.  [default: this user on this host]"
-)
-
-
 def store_option(function: F) -> F:
     """`--store URL`, or HAULIER_STORE; without both the user's app's, or haulier.db."""
     return click.option(
@@ -166,6 +161,10 @@ class Text(click.types.StringParamType):
 
 
 TEXT = Text()
+
+by_option = click.option(
+    "--by", type=TEXT, metavar="NAME", help="Who changes it.  [default: this user on this host]"
+)
 
 
 def batch_options(function: F) -> F:

@@ -41,11 +41,13 @@ class Batches:
         """
         return await self._jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
 
-    async def alter(self, batch_id: str, *, by: str = "", **limits: Unpack[BatchLimits]) -> Batch:
+    async def alter(
+        self, batch_id: str, *, by: str | None = None, **limits: Unpack[BatchLimits]
+    ) -> Batch:
         """Change limits of a batch while it runs: `concurrency=20, max_failures=None`.
 
         None removes a limit. It holds at once, see the guarantees; `by` says who did it, in the
-        event. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
+        event, by default the user of this process. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
         cancelled, retried or deleted.
         """
         return await self._jobs.alter_batch(batch_id, limits, by=by)

@@ -31,13 +31,11 @@ class Queues:
     async def pause(self, *queues: str, by: str | None = None) -> Configuration:
         """Let no more jobs of these queues start; those that run go on."""
         values = dict.fromkeys(map(paused, queues), True)
-        return await self._store.configurable().configure(values, by=by or who())
+        return await self._store.configurable().configure(values, by=who(by))
 
     async def resume(self, *queues: str, by: str | None = None) -> Configuration:
         """Let the jobs of paused queues start again."""
-        return await self._store.configurable().configure(
-            {}, unset=map(paused, queues), by=by or who()
-        )
+        return await self._store.configurable().configure({}, unset=map(paused, queues), by=who(by))
 
     async def weigh(
         self, queue: str, number: int | None, *, by: str | None = None
@@ -48,7 +46,7 @@ class Queues:
         """
         name = weight(queue)
         values, unset = ({}, [name]) if number is None else ({name: number}, [])
-        return await self._store.configurable().configure(values, unset=unset, by=by or who())
+        return await self._store.configurable().configure(values, unset=unset, by=who(by))
 
 
 class WorkerSettings:
@@ -79,7 +77,7 @@ class WorkerSettings:
         ValidationError that names each setting at fault.
         """
         return await self._store.configurable().configure(
-            values or {}, unset=unset, by=by or who(), expected=expected
+            values or {}, unset=unset, by=who(by), expected=expected
         )
 
     async def history(self, *, limit: int = 50) -> list[Alteration]:
