@@ -45,7 +45,7 @@ async def list_limits(store: str | None, as_json: bool) -> None:
     from haulier.services.limits import Limits
 
     async with existing_store(store) as opened:
-        found = await Limits(opened).list()
+        found = await Limits(opened).all()
     if as_json:
         emit_json({"limits": [_document(state) for state in found]})
         return

@@ -46,8 +46,8 @@ class Batches:
     ) -> Batch:
         """Change limits of a batch while it runs: `concurrency=20, max_failures=None`.
 
-        None removes a limit. It holds at once, see the guarantees; `by` says who did it, in the
-        event, by default the user of this process. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
-        cancelled, retried or deleted.
+        None removes a limit. It holds at once, see the guarantees. The event says who did it, `by`,
+        by default the user of this process. Raises ValidationError, JobNotFoundError, or
+        JobStateError while the batch is being cancelled, retried or deleted.
         """
         return await self._jobs.alter_batch(batch_id, limits, by=by)

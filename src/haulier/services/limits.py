@@ -184,6 +184,6 @@ class Limits:
         """
         return await self._store.limits().reset(name, key, by=who(by))
 
-    async def list(self) -> list[LimitState]:
+    async def all(self) -> list[LimitState]:
         """All limits by name, each with who changed it last, and when."""
         return await self._store.limits().list()

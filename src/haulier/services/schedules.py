@@ -7,7 +7,7 @@ changed at run time stays until then.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
@@ -204,13 +204,14 @@ class ScheduleManager:
         """The schedule as it is now; raises ScheduleNotFoundError."""
         return await self._store.schedules().get(name)
 
-    async def all(self) -> AsyncIterator[Schedule]:
-        """All schedules in the order of their names."""
+    async def all(self) -> list[Schedule]:
+        """All schedules by name."""
+        found: list[Schedule] = []
         after = ""
         while page := await self._store.schedules().find(after=after, limit=AT_ONCE):
-            for schedule in page:
-                yield schedule
+            found += page
             after = page[-1].name
+        return found
 
     async def ticks(self, name: str, *, before: int | None = None, limit: int = 50) -> list[Tick]:
         """Its last ticks and what became of them, the latest first."""
