@@ -13,13 +13,13 @@ from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.jobs import tell_end
 from haulier.cli.output import (
     TEXT,
-    batch_document,
     batch_options,
     by_option,
     command_body,
     emit_json,
     json_option,
     store_option,
+    tell_batch,
 )
 from haulier.exceptions import Problem, ValidationError
 
@@ -227,14 +227,11 @@ async def limit(
     async with opened_desk(place) as opened:
         await opened.alter_batch(batch_id, checked, by=who(by))
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-        return
     told = ", ".join(
         f"{name.replace('_', ' ')} {'none' if value is None else value}"
         for name, value in sorted(checked.items())
     )
-    click.echo(f"{batch.id}  {told}; {batch.counts.running} running")
+    tell_batch(batch, f"{told}; {batch.counts.running} running", as_json=as_json)
 
 
 @click.command("seal")
@@ -247,7 +244,4 @@ async def seal(batch_id: str, place: Place, as_json: bool) -> None:
     async with opened_desk(place) as opened:
         await opened.seal(batch_id)
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-    else:
-        click.echo(f"{batch.id}  sealed with {batch.counts.total} items")
+    tell_batch(batch, f"sealed with {batch.counts.total} items", as_json=as_json)

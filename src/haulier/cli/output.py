@@ -423,6 +423,14 @@ def batch_document(batch: Batch, unroutable: str | None = None) -> dict[str, Any
     }
 
 
+def tell_batch(batch: Batch, done: str, *, as_json: bool) -> None:
+    """What has been done to a batch, on standard output: in words, or how it is now."""
+    if as_json:
+        emit_json(batch_document(batch))
+    else:
+        click.echo(f"{batch.id}  {done}")
+
+
 def states_of(names: Sequence[str]) -> frozenset[JobState] | None:
     """The states named on a command line."""
     return frozenset(JobState(name) for name in names) or None
