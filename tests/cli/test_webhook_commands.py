@@ -44,12 +44,20 @@ def test_its_whole_life(folder):
     shown = haulier(folder, "webhook", "list", *STORE).stdout
     assert "https://example.com/x" in shown
     assert secret not in shown + json.dumps(webhook)
+    rotated = haulier(folder, "webhook", "rotate", webhook["id"], *STORE).stdout.strip()
+    assert rotated.startswith("whsec_")
+    assert rotated != secret
     job_id = haulier(folder, "webhook", "test", webhook["id"], *STORE).stdout.strip()
     assert haulier_json(folder, "jobs", "show", job_id, *STORE)["kind"] == "haulier.webhook"
     assert haulier(folder, "webhook", "enable", webhook["id"], *STORE).returncode == OK
     assert haulier(folder, "webhook", "remove", webhook["id"], *STORE).returncode == OK
     assert haulier_json(folder, "webhook", "list", *STORE) == {"webhooks": []}
-    for command in ("remove", "test", "enable"):
+    entries = haulier_json(folder, "audit", *STORE)["entries"]
+    assert [(entry["action"], entry["target"]) for entry in entries] == [
+        (f"webhook.{action}", {"id": webhook["id"]})
+        for action in ("create", "rotate", "test", "enable", "delete")
+    ]
+    for command in ("remove", "test", "enable", "rotate"):
         done = haulier(folder, "webhook", command, webhook["id"], *STORE)
         assert done.returncode == NOT_FOUND
         assert webhook["id"] in done.stderr

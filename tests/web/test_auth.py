@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from authentication import CLOSED, HOST, ROOT, ask, door_of, needed
@@ -19,6 +20,18 @@ from support import wait_until
 async def door(serving, records):
     async with door_of(serving, records) as door:
         yield door
+
+
+JOBS = "/api/v1/jobs"
+ADD = {"kind": "add", "payload": {"a": 1, "b": 2}}
+LINES = {"content": json.dumps(ADD) + "\n"}
+OUTSIDE = {
+    JOBS: {"json": ADD},
+    f"{JOBS}/many": {"json": {"jobs": [ADD]}},
+    f"{JOBS}/stream": LINES,
+    "/api/v1/batches": {"json": {"kind": "add"}},
+}
+"""What asks for a job of the kind `add`, by the routes that look after scopes themselves."""
 
 
 class TestMatrix:
@@ -61,8 +74,7 @@ class TestMatrix:
     async def test_what_is_outside_of_a_tokens_scope_is_not_there(self, door, jobs):
         """A job of another kind is a 404, as if it did not exist; what is about all is refused.
 
-        Routes that look after scopes themselves refuse the empty body before: they have tests of
-        their own, and streams too, which would not end here.
+        Streams have tests of their own: here they would not end.
         """
         foreign = await jobs.enqueue("add", {"a": 1, "b": 2}, {})
         wrong = []
@@ -71,10 +83,13 @@ class TestMatrix:
                 for method, route in CLOSED:
                     if route.path in ("/api/v1/session", "/api/v1/events/stream"):
                         continue
-                    more = {"json": {"kind": "add", "payload": {}}} if route.path == JOBS else {}
+                    more = OUTSIDE.get(route.path, {}) if method == "POST" else {}
                     answer = await ask(client, method, route, ids={"job_id": foreign}, **more)
-                    by_id = {"job_id", "batch_id"} & set(route.param_convertors)
-                    if answer.status_code not in ((404,) if by_id else (403, 422)):
+                    expected = 404 if {"job_id", "batch_id"} & set(route.param_convertors) else 403
+                    if route.path == f"{JOBS}/stream":
+                        # It tells the line at fault, as it does of all other faults.
+                        expected = 422
+                    if answer.status_code != expected:
                         wrong.append((method, route.path, answer.status_code))
         assert wrong == []
         assert (await jobs.store.get(foreign)).state == "pending"
@@ -112,9 +127,6 @@ class TestMatrix:
             assert (await client.get("/echo")).status_code == 401
 
 
-JOBS = "/api/v1/jobs"
-
-
 class TestScope:
     async def test_jobs_within_are_seen_and_changed_as_ever(self, door, jobs):
         token = await door.token(Access.OPERATOR, kinds=frozenset({"add", "media_uniq"}))
@@ -129,6 +141,17 @@ class TestScope:
             assert (await client.post(f"{url}/stop")).status_code == 202
             assert (await client.post("/api/v1/media-uniq/start", json={})).status_code == 422
             assert (await client.get("/api/v1/session")).json()["kinds"] == ["add", "media_uniq"]
+
+    async def test_what_others_made_is_not_told_by_waiting_for_it(self, door, check, jobs):
+        foreign = await jobs.enqueue("linger", {}, {})
+        own = await jobs.enqueue("add", {"a": 1, "b": 2}, {"after": [foreign]})
+        token = await door.token(Access.OPERATOR, kinds=frozenset({"add"}))
+        body = {"kind": "add", "payload": {"a": 1, "b": 2}}
+        async with door.client(token) as client:
+            for after in ([foreign], [{"id": foreign}]):
+                check.problem(await client.post(JOBS, json=body | {"after": after}), 422)
+            assert (await client.post(JOBS, json=body | {"after": [own]})).status_code == 201
+            assert (await client.get(f"{JOBS}/{own}/parents")).json() == {"parents": []}
 
     async def test_nothing_is_made_or_listed_outside(self, door, check, jobs):
         token = await door.token(Access.OPERATOR, kinds=frozenset({"add"}), queues=frozenset({"q"}))

@@ -66,6 +66,8 @@ async def test_only_what_is_given_is_changed(client):
         ({"url": "https://u:k4nary@example.com/"}, "url"),
         ({"url": "gopher://example.com/"}, "url"),
         ({"types": ["job.exploded"]}, "types"),
+        ({"kind": "a\x00"}, "kind"),
+        ({"description": "a\nb"}, "description"),
         ({"types": "job.failed"}, "types"),
         ({"batch": "7"}, "batch"),
         ({"secret": "whsec_mine"}, "secret"),
@@ -103,6 +105,15 @@ async def test_a_test_message_is_a_job_that_is_listed(client):
     assert older.json()["deliveries"][0]["id"] == job["id"]
 
 
+async def test_a_new_secret_is_shown_once(client):
+    made = await add(client)
+    answer = await client.post(f"{PATH}/{made['id']}/rotate")
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json()["secret"] != made["secret"]
+    assert "whsec_" not in (await client.get(f"{PATH}/{made['id']}")).text
+
+
 async def test_nobody_enqueues_a_delivery_by_hand(client, check):
     """What is signed in a webhook's name is made from events alone."""
     made = await add(client)
@@ -124,6 +135,7 @@ async def test_one_that_is_removed_is_not_there(client, check):
             await client.patch(there, json={"enabled": True}),
             await client.delete(there),
             await client.post(f"{there}/test"),
+            await client.post(f"{there}/rotate"),
             await client.get(f"{there}/deliveries"),
         ):
             assert check.problem(answer, 404)["type"].endswith(":webhook-not-found")

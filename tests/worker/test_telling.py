@@ -194,6 +194,25 @@ async def test_a_test_message_arrives_also_when_it_is_disabled(hooks, receiver):
     assert json.loads(body)["type"] == "webhook.test"
 
 
+async def test_for_a_day_an_old_secret_is_as_good_as_the_new_one(hooks, receiver, monkeypatch):
+    webhook, first = await hooks.create({"url": receiver.url}, by="ann")
+    second = await hooks.rotate(webhook.id)
+    async with telling(hooks):
+        await hooks.test(webhook.id)
+        await settled(hooks, webhook.id, 1)
+        monkeypatch.setattr("haulier.services.webhooks.ROTATION", -1.0)
+        third = await hooks.rotate(webhook.id)
+        await hooks.test(webhook.id)
+        await settled(hooks, webhook.id, 2)
+    assert len({first, second, third}) == 3
+    (headers, body), (later, after) = receiver.messages
+    assert verify(first, headers, body) == verify(second, headers, body)
+    assert verify(third, later, after)
+    for old in (first, second):
+        with pytest.raises(AuthenticationError):
+            verify(old, later, after)
+
+
 async def test_where_it_may_not_go_nothing_is_sent(app, book, receiver):
     """Allowed when it was made, forbidden by the settings of who sends."""
     made, _ = await Webhooks(app.store, app.jobs.sealer, book, Guard(["127.0.0.1"])).create(

@@ -18,7 +18,7 @@ import click
 from haulier.domain.batch import Batch
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
-from haulier.domain.redaction import shown
+from haulier.domain.redaction import shown, without_credentials
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -101,13 +101,13 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
             }
             for p in getattr(error, "problems", ())
         ]
-        message = getattr(error, "message", str(error))
+        message = without_credentials(getattr(error, "message", str(error)))
         document = {"error": name, "type": type(error).__name__, "message": message}
         if isinstance(error, DuplicateJobError):
             document["job_id"] = error.job_id
         click.echo(json.dumps({**document, "problems": problems}), err=True)
     else:
-        text = str(error)
+        text = without_credentials(str(error))
         if isinstance(error, DuplicateJobError) and error.job_id not in text:
             text = f"{text} (job {error.job_id})"
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)

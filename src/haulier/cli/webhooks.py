@@ -19,10 +19,12 @@ from haulier.cli.output import (
 from haulier.cli.recorded import records_of, records_options, this_user
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from haulier.domain.webhook import Webhook
     from haulier.services.webhooks import Webhooks
+
+    Note = Callable[[str, str], Awaitable[None]]
 
 
 @click.group()
@@ -65,11 +67,12 @@ async def add(
     **filters: str | None,
 ) -> None:
     """Add a webhook and print its secret, once: the receiver verifies with it what comes."""
-    async with _webhooks(records, store, allowed_hosts, create=True) as hooks:
+    async with _webhooks(records, store, allowed_hosts, create=True) as (hooks, note):
         made, secret = await hooks.create(
             {"url": url, "types": list(types), "batch_id": batch, **filters},  # type: ignore[typeddict-item]
             by=this_user().who,
         )
+        await note("webhook.create", made.id)
     if as_json:
         emit_json({**webhook_document(made), "secret": secret})
         return
@@ -112,8 +115,9 @@ async def list_webhooks(records: str | None, store: str | None, as_json: bool) -
 @command_body
 async def remove(webhook_id: str, records: str | None, store: str | None) -> None:
     """Forget a webhook, its secret, and what it was still to be told."""
-    async with _webhooks(records, store) as hooks:
+    async with _webhooks(records, store) as (hooks, note):
         await hooks.remove(webhook_id)
+        await note("webhook.delete", webhook_id)
     click.echo(f"Webhook {webhook_id} is removed.", err=True)
 
 
@@ -123,9 +127,22 @@ async def remove(webhook_id: str, records: str | None, store: str | None) -> Non
 @command_body
 async def enable(webhook_id: str, records: str | None, store: str | None) -> None:
     """Tell a webhook again, of what happens from now on."""
-    async with _webhooks(records, store) as hooks:
+    async with _webhooks(records, store) as (hooks, note):
         await hooks.change(webhook_id, {"enabled": True})
+        await note("webhook.enable", webhook_id)
     click.echo(f"Webhook {webhook_id} is enabled.", err=True)
+
+
+@webhook.command()
+@click.argument("webhook_id", metavar="ID", type=TEXT)
+@records_options
+@command_body
+async def rotate(webhook_id: str, records: str | None, store: str | None) -> None:
+    """Give a webhook a new secret and print it, once; the old one is used beside it for a day."""
+    async with _webhooks(records, store) as (hooks, note):
+        secret = await hooks.rotate(webhook_id)
+        await note("webhook.rotate", webhook_id)
+    click.echo(secret)
 
 
 @webhook.command()
@@ -134,8 +151,9 @@ async def enable(webhook_id: str, records: str | None, store: str | None) -> Non
 @command_body
 async def test(webhook_id: str, records: str | None, store: str | None) -> None:
     """Have a message of the type webhook.test sent; prints the id of its job."""
-    async with _webhooks(records, store) as hooks:
+    async with _webhooks(records, store) as (hooks, note):
         job_id = await hooks.test(webhook_id)
+        await note("webhook.test", webhook_id)
     click.echo(job_id)
 
 
@@ -146,15 +164,24 @@ async def _webhooks(
     allowed_hosts: tuple[str, ...] = (),
     *,
     create: bool = False,
-) -> AsyncIterator[Webhooks]:
+) -> AsyncIterator[tuple[Webhooks, Note]]:
+    """The webhooks, and how to write down in the audit log what was done to one."""
     from haulier.config import read_settings
     from haulier.container import build_app, guard_of
+    from haulier.records.auditing import AuditLog
     from haulier.records.webhooks import WebhookRecords
+    from haulier.services.audit import Entry
     from haulier.services.webhooks import Webhooks
 
     settings = read_settings(store=store, allowed_hosts=allowed_hosts or None)
     async with records_of(records, store, create=create) as opened, build_app(settings) as app:
-        yield Webhooks(app.store, app.jobs.sealer, WebhookRecords(opened), guard_of(settings))
+
+        async def note(action: str, webhook_id: str) -> None:
+            # Not its URL, which may hold a token of the receiver's.
+            await AuditLog(opened).append([Entry(this_user(), action, {"id": webhook_id})])
+
+        book = WebhookRecords(opened)
+        yield Webhooks(app.store, app.jobs.sealer, book, guard_of(settings)), note
 
 
 def webhook_document(webhook: Webhook) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Row, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from haulier.domain.ids import text_id_of
 from haulier.domain.webhook import Webhook
 from haulier.exceptions import WebhookNotFoundError
 from haulier.records.database import Records
@@ -51,7 +52,7 @@ class WebhookRecords:
 
     async def get(self, webhook_id: str) -> Webhook:
         """One webhook; raises WebhookNotFoundError."""
-        asked = select(*_SHOWN).where(webhooks.c.id == webhook_id)
+        asked = select(*_SHOWN).where(webhooks.c.id == _known(webhook_id))
 
         async def work(db: AsyncConnection) -> Row[Any] | None:
             return (await db.execute(asked)).first()
@@ -63,7 +64,7 @@ class WebhookRecords:
 
     async def sealed_secret(self, webhook_id: str) -> str:
         """Its secret as it was sealed; raises WebhookNotFoundError."""
-        asked = select(webhooks.c.secret).where(webhooks.c.id == webhook_id)
+        asked = select(webhooks.c.secret).where(webhooks.c.id == _known(webhook_id))
 
         async def work(db: AsyncConnection) -> str | None:
             found: str | None = (await db.execute(asked)).scalar()
@@ -85,9 +86,9 @@ class WebhookRecords:
 
     async def remove(self, webhook_id: str) -> None:
         """Forget a webhook and its secret; raises WebhookNotFoundError."""
+        asked = webhooks.delete().where(webhooks.c.id == _known(webhook_id))
 
         async def work(db: AsyncConnection) -> int:
-            asked = webhooks.delete().where(webhooks.c.id == webhook_id)
             return _count(await db.execute(asked))
 
         if not await self._records.write(work):
@@ -177,12 +178,21 @@ class WebhookRecords:
     async def _update(
         self, webhook_id: str, row: Mapping[str, Any], *, strict: bool = True
     ) -> None:
+        asked = update(webhooks).where(webhooks.c.id == _known(webhook_id)).values(**row)
+
         async def work(db: AsyncConnection) -> int:
-            asked = update(webhooks).where(webhooks.c.id == webhook_id).values(**row)
             return _count(await db.execute(asked))
 
         if not await self._records.write(work) and strict:
             raise WebhookNotFoundError(webhook_id)
+
+
+def _known(webhook_id: str) -> str:
+    """The id, if it can be one: not every database takes every text."""
+    try:
+        return text_id_of(webhook_id)
+    except ValueError:
+        raise WebhookNotFoundError(webhook_id) from None
 
 
 def _now() -> int:

@@ -8,6 +8,7 @@ are in the store.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import ssl
 import time
@@ -59,6 +60,9 @@ RETRY = RetryPolicy(max_attempts=16, delay=10.0, cap=6 * 3600.0)
 
 GIVE_UP_AFTER = 3 * DAY
 """Seconds of failures without one success after which a webhook is disabled."""
+
+ROTATION = DAY
+"""Seconds for which an old secret is used beside the new one."""
 
 ANSWER_SECONDS = 15.0
 PAGE = 500
@@ -188,7 +192,7 @@ class Webhooks:
                 **values,
             },
         )
-        await self.book.add(webhook, self._sealer.seal_text(secret, _place(webhook.id)))
+        await self.book.add(webhook, self._sealed(webhook.id, [(secret, None)]))
         return webhook, secret
 
     async def change(self, webhook_id: str, fields: WebhookFields) -> Webhook:
@@ -205,6 +209,30 @@ class Webhooks:
             values |= {"disabled": None, "failures": 0, "failing_since": None, "error": None}
             values["after"] = await self.jobs.store.last_event()
         return await self.book.change(webhook_id, values)
+
+    async def rotate(self, webhook_id: str) -> str:
+        """A new secret, which is shown once. For a day messages are signed with the old one too.
+
+        Raises WebhookNotFoundError.
+        """
+        secret, now = new_secret(), time.time()
+        [old, *_] = await self._secrets(webhook_id)
+        await self._keep_secrets(webhook_id, [(secret, None), (old, now + ROTATION)])
+        return secret
+
+    async def _secrets(self, webhook_id: str) -> list[str]:
+        """What to sign with, the newest first."""
+        sealed = await self.book.sealed_secret(webhook_id)
+        kept = json.loads(self._sealer.open_text(sealed, _place(webhook_id)))
+        return [secret for secret, until in kept if until is None or until > time.time()]
+
+    def _sealed(self, webhook_id: str, secrets: Sequence[tuple[str, float | None]]) -> str:
+        return self._sealer.seal_text(json.dumps(secrets), _place(webhook_id))
+
+    async def _keep_secrets(
+        self, webhook_id: str, secrets: Sequence[tuple[str, float | None]]
+    ) -> None:
+        await self.book.change(webhook_id, {"secret": self._sealed(webhook_id, secrets)})
 
     async def remove(self, webhook_id: str) -> None:
         """Forget a webhook and what it was still to be told; raises WebhookNotFoundError."""
@@ -254,8 +282,11 @@ class Webhooks:
         elif unknown := unknown_types(types):
             yield "types", f"has {len(unknown)} that are no types of events"
         for name in ("kind", "queue", "description"):
-            if len(values.get(name) or "") > LONGEST_TEXT:
+            text = values.get(name) or ""
+            if len(text) > LONGEST_TEXT:
                 yield name, f"is longer than {LONGEST_TEXT} characters"
+            elif not text.isprintable():
+                yield name, "holds control characters"
         try:
             text_id_of(values.get("batch_id") or _ANY_ID)
         except ValueError:
@@ -300,14 +331,14 @@ class Webhooks:
         """Send one message; raises DeliveryError to be tried again."""
         try:
             webhook = await self.book.get(delivery.webhook)
-            sealed = await self.book.sealed_secret(webhook.id)
+            secrets = await self._secrets(webhook.id)
         except WebhookNotFoundError:
             raise CancelJob("the webhook was deleted") from None
         if webhook.disabled is not None and delivery.type != TEST:
             raise CancelJob(f"the webhook is disabled: {webhook.disabled}")
-        # As a secret of this job: should anything tell of it, it is masked.
-        secret = Secret(self._sealer.open_text(sealed, _place(webhook.id))).reveal()
-        status, wait = await self._post(webhook, f"msg_{ctx.job.id}", secret, delivery)
+        # As secrets of this job: should anything tell of them, they are masked.
+        revealed = [Secret(each).reveal() for each in secrets]
+        status, wait = await self._post(webhook, f"msg_{ctx.job.id}", revealed, delivery)
         if not 200 <= status <= 299:
             error = f"the receiver answered with status {status}"
             if status == httpx.codes.GONE:
@@ -318,7 +349,7 @@ class Webhooks:
         return {"type": delivery.type, "status": status}
 
     async def _post(
-        self, webhook: Webhook, message_id: str, secret: str, delivery: Delivery
+        self, webhook: Webhook, message_id: str, secrets: Sequence[str], delivery: Delivery
     ) -> tuple[int, str | None]:
         """The status of the answer, and how long it asks to wait; of its body nothing is read."""
         body, timestamp = delivery.body.encode(), int(time.time())
@@ -327,7 +358,9 @@ class Webhooks:
             "User-Agent": "haulier-webhook",
             "webhook-id": message_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(secret, message_id, timestamp, body),
+            "webhook-signature": " ".join(
+                sign(secret, message_id, timestamp, body) for secret in secrets
+            ),
         }
         if self._tls is None:
             self._tls = httpx.create_ssl_context(trust_env=False)

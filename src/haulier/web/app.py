@@ -78,7 +78,7 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
         book = WebhookRecords(records)
         app.state.webhooks = Webhooks(jobs.store, jobs.sealer, book, options.guard)
     app.state.authority, app.state.diary = authority, diary
-    app.state.live = Live(lambda: jobs.store, options.live, lambda: authority.still_valid)
+    app.state.live = Live(lambda: jobs.store, options.live, authority.still_valid)
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
     app.state.routes = (*(route for router in ROUTERS for route in router.routes), echo_route)
     for router in ROUTERS:

@@ -87,6 +87,13 @@ class NewWebhook(WebhookView):
     secret: str = Field(description="Give it to the receiver, to verify what comes with.")
 
 
+class NewSecret(BaseModel):
+    """A webhook's new secret, which is shown this once."""
+
+    id: str
+    secret: str
+
+
 class WebhookList(BaseModel):
     """All webhooks, the oldest first."""
 

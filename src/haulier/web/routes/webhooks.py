@@ -13,6 +13,7 @@ from haulier.web.models.webhooks import (
     DeliveryList,
     DeliveryQuery,
     DeliveryView,
+    NewSecret,
     NewWebhook,
     WebhookBody,
     WebhookChange,
@@ -98,6 +99,19 @@ async def change_webhook(hooks: Hooks, webhook_id: Id, body: WebhookChange) -> W
 async def delete_webhook(hooks: Hooks, webhook_id: Id) -> None:
     """Its secret goes with it, and messages that have not arrived are cancelled."""
     await hooks.remove(webhook_id)
+
+
+@router.post(
+    "/webhooks/{webhook_id}/rotate",
+    summary="Give a webhook a new secret",
+    dependencies=[ADMIN],
+    responses=problem_responses(404),
+)
+async def rotate_secret(hooks: Hooks, webhook_id: Id, response: Response) -> NewSecret:
+    """For a day messages are signed with the old one as well, so that none is refused."""
+    secret = await hooks.rotate(webhook_id)
+    response.headers["Cache-Control"] = "no-store"
+    return NewSecret(id=webhook_id, secret=secret)
 
 
 @router.post(
