@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import time
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
@@ -177,3 +178,18 @@ def test_what_is_nested_without_end_ends():
     node: list[object] = []
     node.append(node)
     assert MASK in repr(shown(node))
+
+
+@pytest.mark.parametrize("part", ["a-", "token=", "http://", "cookie'", "bearer ", "password", " "])
+def test_long_texts_take_no_longer_than_they_are(part):
+    """Twice the text, about twice the time: by far not the square of it."""
+
+    def seconds(length):
+        text = part * (length // len(part))
+        began = time.perf_counter()
+        without_credentials(text)
+        return time.perf_counter() - began
+
+    assert min(seconds(160_000) for _ in range(3)) < 0.01 + 40 * min(
+        seconds(16_000) for _ in range(3)
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from haulier.cli.desk import Desk, Place, opened_desk, place_options
 from haulier.cli.filling import create, limit, seal
 from haulier.cli.jobs import watch_until_done
 from haulier.cli.output import (
@@ -19,22 +20,18 @@ from haulier.cli.output import (
     emit_fields,
     emit_json,
     emit_table,
-    existing_store,
     json_option,
     states_of,
-    store_option,
 )
 from haulier.cli.queues import lost_lines, waits, why_batch_lost
 from haulier.exceptions import JobNotFoundError
-from haulier.services import nesting
-from haulier.services.export import COLUMNS, csv_lines, item_pages, row_of
+from haulier.services.export import COLUMNS, csv_lines
 from haulier.services.selection import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from haulier.domain.batch import Batch
-    from haulier.ports import JobReader
 
 
 @click.group()
@@ -51,14 +48,14 @@ batches.add_command(seal)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500))
 @click.option("--within", metavar="BATCH_ID", help="Only those that are items of that batch.")
 @click.option("--open", "only_open", is_flag=True, help="Only those that are not sealed yet.")
-@store_option
+@place_options
 @json_option
 @command_body
 async def list_batches(
-    limit: int, within: str | None, only_open: bool, store: str | None, as_json: bool
+    limit: int, within: str | None, only_open: bool, place: Place, as_json: bool
 ) -> None:
     """List batches, the newest first."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         found = await _found(opened, limit, within, only_open=only_open)
         lost = await lost_lines(opened, map(waits, found))
     if as_json:
@@ -89,12 +86,12 @@ async def list_batches(
 
 @batches.command("show")
 @click.argument("batch_id")
-@store_option
+@place_options
 @json_option
 @command_body
-async def show(batch_id: str, store: str | None, as_json: bool) -> None:
+async def show(batch_id: str, place: Place, as_json: bool) -> None:
     """Show a batch: its counters, limits, rate and ETA."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         batch = await opened.batch(batch_id)
         lost = await lost_lines(opened, [waits(batch)])
     document = batch_document(batch, why_batch_lost(batch, lost))
@@ -113,9 +110,7 @@ async def show(batch_id: str, store: str | None, as_json: bool) -> None:
     emit_fields(document.items())
 
 
-async def _found(
-    reader: JobReader, limit: int, within: str | None, *, only_open: bool
-) -> list[Batch]:
+async def _found(reader: Desk, limit: int, within: str | None, *, only_open: bool) -> list[Batch]:
     if not only_open:
         return await reader.batches(limit=limit, within=within)
     found: list[Batch] = []
@@ -161,22 +156,22 @@ def _limits(batch: Batch) -> str:
 @batches.command("watch")
 @click.argument("batch_id")
 @click.option("--timeout", type=float, help="Give up after so many seconds.")
-@store_option
+@place_options
 @json_option
 @command_body
-async def watch(batch_id: str, timeout: float | None, store: str | None, as_json: bool) -> int:
+async def watch(batch_id: str, timeout: float | None, place: Place, as_json: bool) -> int:
     """Wait until a batch is done, with a progress bar. Exit code 8 if any item failed."""
-    return await watch_until_done(batch_id, timeout, store, as_json=as_json)
+    return await watch_until_done(batch_id, timeout, place, as_json=as_json)
 
 
 @batches.command("cancel")
 @click.argument("batch_id")
-@store_option
+@place_options
 @json_option
 @command_body
-async def cancel(batch_id: str, store: str | None, as_json: bool) -> None:
+async def cancel(batch_id: str, place: Place, as_json: bool) -> None:
     """Stop a batch: its pending items at once, its running ones as soon as they heed it."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         if not await opened.cancel([batch_id]):
             raise JobNotFoundError(batch_id)
         batch = await opened.batch(batch_id)
@@ -189,12 +184,12 @@ async def cancel(batch_id: str, store: str | None, as_json: bool) -> None:
 
 @batches.command("pause")
 @click.argument("batch_id")
-@store_option
+@place_options
 @json_option
 @command_body
-async def pause(batch_id: str, store: str | None, as_json: bool) -> None:
+async def pause(batch_id: str, place: Place, as_json: bool) -> None:
     """Let no more items of a batch start; those that run go on."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         await opened.pause(batch_id)
         batch = await opened.batch(batch_id)
     if as_json:
@@ -205,12 +200,12 @@ async def pause(batch_id: str, store: str | None, as_json: bool) -> None:
 
 @batches.command("resume")
 @click.argument("batch_id")
-@store_option
+@place_options
 @json_option
 @command_body
-async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
+async def resume(batch_id: str, place: Place, as_json: bool) -> None:
     """Let the items of a paused batch start again."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         await opened.resume(batch_id)
         batch = await opened.batch(batch_id)
     if as_json:
@@ -231,15 +226,15 @@ async def resume(batch_id: str, store: str | None, as_json: bool) -> None:
 @click.option(
     "--limit", type=click.IntRange(1, MOST), help="At most so many, the first ones first."
 )
-@store_option
+@place_options
 @json_option
 @command_body
 async def retry_failed(
-    batch_id: str, error_type: str | None, limit: int | None, store: str | None, as_json: bool
+    batch_id: str, error_type: str | None, limit: int | None, place: Place, as_json: bool
 ) -> None:
     """Run only the failed items of a batch again, and of those within it."""
-    async with existing_store(store) as opened:
-        count = await nesting.retry_failed(opened, batch_id, error_type=error_type, limit=limit)
+    async with opened_desk(place) as opened:
+        count = await opened.retry_failed(batch_id, error_type=error_type, limit=limit)
     if as_json:
         emit_json({"id": batch_id, "requeued": count})
     else:
@@ -250,15 +245,14 @@ async def retry_failed(
 @click.argument("batch_id")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="jsonl")
 @click.option("--state", "states", multiple=True, type=click.Choice(STATE_NAMES))
-@store_option
+@place_options
 @command_body
-async def export(batch_id: str, form: str, states: Sequence[str], store: str | None) -> None:
+async def export(batch_id: str, form: str, states: Sequence[str], place: Place) -> None:
     """Write every item of a batch to standard output, one per line, in their order."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         if form == "csv":
             click.echo(",".join(COLUMNS))
-        async for page in item_pages(opened, batch_id, states=states_of(states) or ()):
-            rows = [row_of(job) for job in page]
+        async for rows in opened.rows(batch_id, states_of(states) or ()):
             if form == "csv":
                 click.echo(csv_lines(rows), nl=False)
             else:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.output import (
     TEXT,
     ago,
     command_body,
     emit_json,
     emit_table,
-    existing_store,
     instant,
     json_option,
-    store_option,
 )
 from haulier.domain.configuration import EXPLAINED
 
@@ -55,51 +54,51 @@ def config() -> None:
 
 
 @config.command("list")
-@store_option
+@place_options
 @json_option
 @command_body
-async def list_settings(store: str | None, as_json: bool) -> None:
+async def list_settings(place: Place, as_json: bool) -> None:
     """Show what is set, by whom and since when."""
-    async with existing_store(store) as opened:
-        show(await opened.configurable().configuration(), as_json=as_json)
+    async with opened_desk(place) as opened:
+        show(await opened.configuration(), as_json=as_json)
 
 
 @config.command("set", epilog=_NAMES)
 @click.argument("pairs", metavar="NAME=VALUE...", nargs=-1, required=True, type=TEXT)
 @change_options
-@store_option
+@place_options
 @json_option
 @command_body
 async def set_values(
-    pairs: tuple[str, ...], by: str | None, expected: int | None, store: str | None, as_json: bool
+    pairs: tuple[str, ...], by: str | None, expected: int | None, place: Place, as_json: bool
 ) -> None:
     """Set settings, all of them or none. A value is JSON, or a plain word."""
     values = dict(map(_pair, pairs))
-    await change(store, values, (), by=by, expected=expected, as_json=as_json)
+    await change(place, values, (), by=by, expected=expected, as_json=as_json)
 
 
 @config.command("unset")
 @click.argument("names", nargs=-1, required=True, type=TEXT)
 @change_options
-@store_option
+@place_options
 @json_option
 @command_body
 async def unset_values(
-    names: tuple[str, ...], by: str | None, expected: int | None, store: str | None, as_json: bool
+    names: tuple[str, ...], by: str | None, expected: int | None, place: Place, as_json: bool
 ) -> None:
     """Take settings away, so that workers go by their own environment and code again."""
-    await change(store, {}, names, by=by, expected=expected, as_json=as_json)
+    await change(place, {}, names, by=by, expected=expected, as_json=as_json)
 
 
 @config.command("history")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000))
-@store_option
+@place_options
 @json_option
 @command_body
-async def show_history(limit: int, store: str | None, as_json: bool) -> None:
+async def show_history(limit: int, place: Place, as_json: bool) -> None:
     """Show who changed what and when, the latest first."""
-    async with existing_store(store) as opened:
-        found = await opened.configurable().history(limit)
+    async with opened_desk(place) as opened:
+        found = await opened.alterations(limit)
     if as_json:
         emit_json({"changes": list(map(_change_document, found))})
     elif found:
@@ -115,7 +114,7 @@ async def show_history(limit: int, store: str | None, as_json: bool) -> None:
 
 
 async def change(
-    store: str | None,
+    place: Place,
     values: dict[str, Any],
     unset: tuple[str, ...],
     *,
@@ -126,10 +125,8 @@ async def change(
     """Make one change and show what is set then."""
     from haulier.services.who import who
 
-    async with existing_store(store) as opened:
-        told = await opened.configurable().configure(
-            values, unset=unset, by=by or who(), expected=expected
-        )
+    async with opened_desk(place) as opened:
+        told = await opened.configure(values, unset=unset, by=by or who(), expected=expected)
     show(told, as_json=as_json)
 
 

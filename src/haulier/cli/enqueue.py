@@ -6,24 +6,31 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import click
 
+from haulier.cli.desk import Place, opened_server, place_options
 from haulier.cli.jobs import tell_end
 from haulier.cli.output import (
     batch_options,
     command_body,
     emit_json,
     json_option,
-    store_option,
 )
 from haulier.domain.flow import After, Otherwise
 from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import Problem, ValidationError
 
 if TYPE_CHECKING:
+    from haulier.domain.job import Job
     from haulier.services.options import Options, Unique
+
+
+class Waits(Protocol):
+    """An app, or a server."""
+
+    async def wait(self, job_id: str, *, timeout: float | None = None) -> Job: ...
 
 
 @click.command()
@@ -76,7 +83,7 @@ if TYPE_CHECKING:
 @batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")
 @click.option("--wait", is_flag=True, help="Wait until it is done; exit code 8 if it fails.")
-@store_option
+@place_options
 @json_option
 @command_body
 async def enqueue(
@@ -85,7 +92,7 @@ async def enqueue(
     user_app: str | None,
     wait: bool,
     carries: tuple[str, ...],
-    store: str | None,
+    place: Place,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -93,12 +100,20 @@ async def enqueue(
 
     For a bulk kind this is its head job, which makes a batch; the batch has the same id.
     """
+    options = _options(**given)
+    if place.server is not None:
+        if carries:
+            reason = "is not told over HTTP: give --store"
+            raise ValidationError("what does the job carry?", [Problem("--baggage", reason)])
+        document = parsed(sys.stdin.read() if payload == "-" else payload)
+        async with opened_server(place.server) as desk:
+            new_id = await desk.enqueue(kind, document, options)
+            return await _tell(desk, new_id, wait=wait, as_json=as_json)
     from haulier.config import read_settings
     from haulier.container import build_app
     from haulier.services.baggage import baggage
 
-    options = _options(**given)
-    app = build_app(read_settings(store=store), user_app)
+    app = build_app(read_settings(store=place.store), user_app)
     if payload != "-" and app.registry.get(kind).has_secrets:
         raise ValidationError(
             f"{kind} takes secrets, which the list of processes would show",
@@ -108,8 +123,13 @@ async def enqueue(
     async with app:
         with baggage(**_values(carries)):
             new_id = await app.enqueue(kind, document, **options)
-        if wait:
-            return tell_end(await app.wait(new_id), as_json=as_json)
+        return await _tell(app, new_id, wait=wait, as_json=as_json)
+
+
+async def _tell(waits: Waits, new_id: str, *, wait: bool, as_json: bool) -> int:
+    """Print the id, or wait and tell how it ended; the exit code."""
+    if wait:
+        return tell_end(await waits.wait(new_id), as_json=as_json)
     emit_json({"id": new_id}) if as_json else click.echo(new_id)
     return 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.jobs import tell_end
 from haulier.cli.output import (
     TEXT,
@@ -16,7 +17,6 @@ from haulier.cli.output import (
     batch_options,
     command_body,
     emit_json,
-    existing_store,
     json_option,
     store_option,
 )
@@ -209,11 +209,11 @@ def _limit(name: str, text: str | None) -> dict[str, int | None]:
     "--max-failures", metavar="N|none", help="When more items have failed, cancel the rest."
 )
 @click.option("--by", help="Who does it, for the event.  [default: you]", type=TEXT)
-@store_option
+@place_options
 @json_option
 @command_body
 async def limit(
-    batch_id: str, by: str | None, store: str | None, as_json: bool, **given: str | None
+    batch_id: str, by: str | None, place: Place, as_json: bool, **given: str | None
 ) -> None:
     """Change limits of a batch while it runs; 'none' removes one."""
     from haulier.services.options import checked_limits
@@ -224,7 +224,7 @@ async def limit(
         changes |= _limit(name, text)
     by = who() if by is None else by
     checked = checked_limits(changes, by)
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         await opened.alter_batch(batch_id, checked, by=by)
         batch = await opened.batch(batch_id)
     if as_json:
@@ -239,12 +239,12 @@ async def limit(
 
 @click.command("seal")
 @click.argument("batch_id")
-@store_option
+@place_options
 @json_option
 @command_body
-async def seal(batch_id: str, store: str | None, as_json: bool) -> None:
+async def seal(batch_id: str, place: Place, as_json: bool) -> None:
     """Declare that an open batch has all its items, when its producer cannot any more."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         await opened.seal(batch_id)
         batch = await opened.batch(batch_id)
     if as_json:

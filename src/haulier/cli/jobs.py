@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.output import (
     EXIT_CODES,
     ago,
@@ -17,14 +18,12 @@ from haulier.cli.output import (
     emit_json,
     emit_table,
     error_document,
-    existing_store,
     instant,
     job_document,
     json_option,
     line_document,
     parent_document,
     step_document,
-    store_option,
     view_of,
 )
 from haulier.cli.queues import lost_lines, why_lost
@@ -61,11 +60,11 @@ def jobs() -> None:
     type=click.IntRange(0, 2**63 - 1),
     help="Go on after the page that named this cursor.",
 )
-@store_option
+@place_options
 @json_option
 @command_body
 async def list_jobs(
-    limit: int, cursor: int | None, store: str | None, as_json: bool, **given: Any
+    limit: int, cursor: int | None, place: Place, as_json: bool, **given: Any
 ) -> None:
     """List jobs, the newest first.
 
@@ -79,8 +78,8 @@ async def list_jobs(
     where = filter_of(**given)
     if where.batch_id is None:
         where = replace(where, roles=selection.TOP)
-    async with existing_store(store) as opened:
-        page = await opened.find(where, limit=limit, cursor=cursor, payloads=False)
+    async with opened_desk(place) as opened:
+        page = await opened.find(where, limit=limit, cursor=cursor)
         lost = await lost_lines(opened, (job.state is JobState.PENDING for job in page.jobs))
     if as_json:
         documents = [job_document(job, why_lost(job, lost)) for job in page.jobs]
@@ -113,20 +112,20 @@ async def list_jobs(
 @jobs.command("show")
 @click.argument("job_id")
 @click.option("--tracebacks", is_flag=True, help="Also those of earlier attempts.")
-@store_option
+@place_options
 @json_option
 @command_body
-async def show(job_id: str, tracebacks: bool, store: str | None, as_json: bool) -> None:
+async def show(job_id: str, tracebacks: bool, place: Place, as_json: bool) -> None:
     """Show all that is known of one job: its steps, its log, and how its attempts failed."""
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         job = await opened.get(job_id)
         errors = await opened.errors(job_id)
         lost = await lost_lines(opened, [job.state is JobState.PENDING])
         steps, lines = await opened.steps(job_id), await opened.lines(job_id)
         parents = await opened.parents(job_id)
         children = await opened.children(job_id, limit=CHILDREN)
-        tick = await opened.schedules().tick_of(job_id)
-    origin = {"schedule": tick and tick.schedule, "tick": tick and instant(tick.tick)}
+        of = await opened.origin(job_id)
+    origin = {"schedule": of.schedule, "tick": instant(of.tick)}
     if as_json:
         beside = {
             **origin,
@@ -251,22 +250,20 @@ def _by(error: JobError) -> str:
 @jobs.command("watch")
 @click.argument("job_id")
 @click.option("--timeout", type=float, help="Give up after so many seconds.")
-@store_option
+@place_options
 @json_option
 @command_body
-async def watch(job_id: str, timeout: float | None, store: str | None, as_json: bool) -> int:
+async def watch(job_id: str, timeout: float | None, place: Place, as_json: bool) -> int:
     """Wait until a job is done, with a progress bar. Exit code 8 if it did not complete."""
-    return await watch_until_done(job_id, timeout, store, as_json=as_json)
+    return await watch_until_done(job_id, timeout, place, as_json=as_json)
 
 
 async def watch_until_done(
-    job_id: str, timeout: float | None, store: str | None, *, as_json: bool
+    job_id: str, timeout: float | None, place: Place, *, as_json: bool
 ) -> int:
     """Wait for a job or batch and tell how it ended; the exit code."""
-    from haulier.app import App
-
-    async with existing_store(store) as opened:
-        return tell_end(await App(opened).wait(job_id, timeout=timeout), as_json=as_json)
+    async with opened_desk(place) as opened:
+        return tell_end(await opened.wait(job_id, timeout=timeout), as_json=as_json)
 
 
 def tell_end(job: Job, *, as_json: bool) -> int:
@@ -282,14 +279,14 @@ def tell_end(job: Job, *, as_json: bool) -> int:
 
 @jobs.command("cancel")
 @selection_options(selection.CANCELLABLE)
-@store_option
+@place_options
 @json_option
 @command_body
 async def cancel(
     job_ids: Sequence[str],
     limit: int | None,
     everything: bool,
-    store: str | None,
+    place: Place,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -298,9 +295,9 @@ async def cancel(
     Either those with the given ids, or all that a filter finds.
     """
     where = ids_or_filter(job_ids, limit, everything=everything, given=given)
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         if where is not None:
-            count = await selection.cancel_all(opened, where, limit=limit)
+            count = await opened.cancel_all(where, limit=limit)
             _tell_count(count, "cancelled or asked to stop", as_json=as_json)
             return
         states = await opened.cancel(job_ids)
@@ -309,14 +306,14 @@ async def cancel(
 
 @jobs.command("retry")
 @selection_options(selection.RETRYABLE)
-@store_option
+@place_options
 @json_option
 @command_body
 async def retry(
     job_ids: Sequence[str],
     limit: int | None,
     everything: bool,
-    store: str | None,
+    place: Place,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -326,9 +323,9 @@ async def retry(
     if it names them).
     """
     where = ids_or_filter(job_ids, limit, everything=everything, given=given)
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         if where is not None:
-            count = await selection.retry_all(opened, where, limit=limit)
+            count = await opened.retry_all(where, limit=limit)
             _tell_count(count, "requeued", as_json=as_json)
             return
         states = await opened.requeue(job_ids)
@@ -342,14 +339,14 @@ async def retry(
 
 @jobs.command("delete")
 @selection_options(selection.DELETABLE, items=False)
-@store_option
+@place_options
 @json_option
 @command_body
 async def delete(
     job_ids: Sequence[str],
     limit: int | None,
     everything: bool,
-    store: str | None,
+    place: Place,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -358,9 +355,9 @@ async def delete(
     Either those with the given ids (none may be running), or all finished ones that a filter finds.
     """
     where = ids_or_filter(job_ids, limit, everything=everything, given=given)
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         if where is not None:
-            count = await selection.delete_all(opened, where, limit=limit)
+            count = await opened.delete_all(where, limit=limit)
             _tell_count(count, "deleted", as_json=as_json)
             return
         deleted, errors = [], []

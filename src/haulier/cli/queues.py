@@ -9,18 +9,16 @@ import click
 from click.core import ParameterSource
 
 from haulier.cli.config import change, change_options
+from haulier.cli.desk import Desk, Place, opened_desk, place_options
 from haulier.cli.output import (
     TEXT,
     command_body,
     emit_json,
     emit_table,
-    existing_store,
     json_option,
-    store_option,
 )
 from haulier.domain.configuration import paused, weight
 from haulier.domain.job import JobState
-from haulier.domain.routing import lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,16 +26,15 @@ if TYPE_CHECKING:
     from haulier.domain.batch import Batch
     from haulier.domain.job import Job
     from haulier.domain.routing import QueueLine, Unroutable
-    from haulier.ports import JobStore
 
     Lost = dict[tuple[str, str], Unroutable]
 
 
 @click.group(invoke_without_command=True)
-@store_option
+@place_options
 @json_option
 @click.pass_context
-def queues(ctx: click.Context, store: str | None, as_json: bool) -> None:
+def queues(ctx: click.Context, place: Place, as_json: bool) -> None:
     """Show how many jobs of each kind wait and run, and how many live workers serve them.
 
     Jobs that no live worker would take are shown as unroutable: their kind is not known to any, or
@@ -45,23 +42,21 @@ def queues(ctx: click.Context, store: str | None, as_json: bool) -> None:
     queue wait until it is resumed.
     """
     if ctx.invoked_subcommand is None:
-        _show_queues(store=store, as_json=as_json)
+        _show_queues(place=place, as_json=as_json)
     elif any(
         ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        for name in ("store", "as_json")
+        for name in ("store", "server", "as_json")
     ):
         raise click.UsageError(f"write the options behind {ctx.invoked_subcommand}")
 
 
 @command_body
-async def _show_queues(store: str | None, as_json: bool) -> None:
-    async with existing_store(store) as opened:
-        counts, workers = await opened.counts(), await opened.workers()
-        configuration = await opened.configurable().configuration()
-    lines = lines_of(counts, workers, configuration)
-    alive = sum(worker.alive for worker in workers)
+async def _show_queues(place: Place, as_json: bool) -> None:
+    async with opened_desk(place) as opened:
+        told = await opened.queues()
+    lines, alive = told.lines, told.alive
     if as_json:
-        paused = sorted(configuration.paused)
+        paused = sorted(told.paused)
         emit_json({"workers": alive, "queues": [asdict(line) for line in lines], "paused": paused})
         return
     if lines:
@@ -78,7 +73,7 @@ async def _show_queues(store: str | None, as_json: bool) -> None:
         )
     else:
         click.echo("No jobs.", err=True)
-    for queue in sorted(configuration.paused - {line.queue for line in lines}):
+    for queue in sorted(told.paused - {line.queue for line in lines}):
         click.echo(f"The queue {queue} is paused; no jobs wait in it.", err=True)
     if not alive:
         click.echo("No live worker. Start one:  haulier worker MODULE:APP", err=True)
@@ -94,7 +89,7 @@ def _note(line: QueueLine) -> str:
 @queues.command()
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True, type=TEXT)
 @change_options
-@store_option
+@place_options
 @json_option
 @command_body
 async def pause(names: tuple[str, ...], **options: Any) -> None:
@@ -108,7 +103,7 @@ async def pause(names: tuple[str, ...], **options: Any) -> None:
 @queues.command()
 @click.argument("names", metavar="QUEUE...", nargs=-1, required=True, type=TEXT)
 @change_options
-@store_option
+@place_options
 @json_option
 @command_body
 async def resume(names: tuple[str, ...], **options: Any) -> None:
@@ -120,7 +115,7 @@ async def resume(names: tuple[str, ...], **options: Any) -> None:
 @click.argument("name", metavar="QUEUE", type=TEXT)
 @click.argument("number", metavar="WEIGHT", type=TEXT)
 @change_options
-@store_option
+@place_options
 @json_option
 @command_body
 async def weigh(name: str, number: str, **options: Any) -> None:
@@ -136,11 +131,11 @@ async def weigh(name: str, number: str, **options: Any) -> None:
     await change(values={weight(name): value}, unset=(), **options)
 
 
-async def lost_lines(store: JobStore, waiting: Iterable[object]) -> Lost:
+async def lost_lines(desk: Desk, waiting: Iterable[object]) -> Lost:
     """The lines whose waiting jobs no live worker would take; asked only if any of these waits."""
     if not any(waiting):
         return {}
-    lines = lines_of(await store.counts(), await store.workers())
+    lines = (await desk.queues()).lines
     return {(line.queue, line.kind): line.unroutable for line in lines if line.unroutable}
 
 

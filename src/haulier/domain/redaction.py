@@ -59,8 +59,8 @@ _HEADER = re.compile(
     r"(?P<between>['\"]\s*,\s*b?['\"]|['\"]?\s*[:=]\s*(?:b?['\"])?)(?P<value>[^\r\n'\"]{4,})"
 )
 _ASSIGNED = re.compile(
-    r"(?i)(?P<name>\b[a-z0-9_-]{0,40}(?:password|passwd|passphrase|secret|token|api[_-]?key))"
-    r"(?P<between>['\"]?\s?[:=]\s?['\"]?)(?P<value>[^\s'\"&;,)}\]]{4,})"
+    r"(?i)(?P<name>password|passwd|passphrase|secret|token|api[_-]?key)"
+    r"(?P<between>['\"]?\s?[:=]\s?['\"]?)[^\s'\"&;,)}\]]{4,}"
 )
 """`password=…`, `"api_key": "…"`: in queries, in JSON, in the arguments of a traceback's line."""
 
@@ -121,13 +121,7 @@ def without_credentials(text: str) -> str:
         text = _USERINFO.sub(rf"\g<scheme>{MASK}@", text)
     text = _HEADER.sub(rf"\g<name>\g<between>{MASK}", text)
     text = _BEARER.sub(rf"\g<scheme> {MASK}", text)
-    return _ASSIGNED.sub(_assigned, text)
-
-
-def _assigned(match: re.Match[str]) -> str:
-    if match["value"].startswith(MASK) or not is_secret_name(match["name"]):
-        return match[0]
-    return f"{match['name']}{match['between']}{MASK}"
+    return _ASSIGNED.sub(rf"\g<name>\g<between>{MASK}", text)
 
 
 def shown(node: Any, depth: int = 0) -> Any:

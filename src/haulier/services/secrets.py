@@ -31,6 +31,10 @@ SCHEMA_FORMAT = "haulier-secret"
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _COLLECTED = "$secret"
+LOOKED_AT = 64 * 1024
+"""Characters of a text in which secrets are looked for: far more than are kept of any, so that none
+is cut in two there, and few enough for a text of megabytes not to hold up the worker."""
+
 _DOES_NOT_OPEN = "a sealed secret does not open: it was changed, or moved to another field or job"
 
 _revealed: ContextVar[Scrubber | None] = ContextVar("haulier_revealed", default=None)

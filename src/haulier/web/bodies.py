@@ -51,6 +51,7 @@ class JobQuery(PageQuery):
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
     batch: UUID | None = None
     role: list[Role] = Field(default_factory=list)
+    full: bool = Field(False, description="All there is to know of each, but for the payload.")
 
 
 class EventQuery(Taken):

@@ -16,8 +16,13 @@ from haulier.domain.retry import RetryPolicy
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def instant_of(microseconds: int) -> datetime:
+    """An instant of the store, as it is told."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
 def _from_microseconds(value: Any) -> Any:
-    return _EPOCH + timedelta(microseconds=value) if isinstance(value, int) else value
+    return instant_of(value) if isinstance(value, int) else value
 
 
 def _cleaned(value: Any) -> Any:
@@ -31,7 +36,6 @@ def _parsed(value: Any) -> Any:
 
 Instant = Annotated[datetime, BeforeValidator(_from_microseconds)]
 Json = Annotated[Any, BeforeValidator(lambda value: shown(_parsed(value)))]
-Payload = Json
 Text = Annotated[str, BeforeValidator(_cleaned)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -132,10 +136,9 @@ class ItemView(JobSummary):
     result: Json = None
 
 
-class JobDetail(JobSummary):
-    """All there is to know of a job. Secrets in its payload are masked."""
+class JobRecord(JobSummary):
+    """All there is to know of a job, but for its payload."""
 
-    payload: Json
     result: Json = None
     result_expired: bool = Field(description="It completed; its result is kept no longer.")
     error: ErrorDetail | None
@@ -157,10 +160,21 @@ class JobDetail(JobSummary):
         return None if value is None else value.as_dict()
 
 
+class JobDetail(JobRecord):
+    """All there is to know of a job. Secrets in its payload are masked.
+
+    `schedule` and `tick`: where it comes from, if a schedule has enqueued it.
+    """
+
+    payload: Json
+    schedule: str | None = None
+    tick: Instant | None = None
+
+
 class JobList(BaseModel):
     """A page of jobs, newest first. `next` is the `cursor` of the following page."""
 
-    jobs: list[JobSummary]
+    jobs: list[JobRecord | JobSummary]
     next: str | None
 
 

@@ -7,7 +7,7 @@ from pydantic import AliasChoices, BaseModel, Field
 from haulier.domain.flow import Otherwise
 from haulier.domain.job import JobState
 from haulier.web.bodies import MAX_PAGE, Taken
-from haulier.web.schemas import ErrorView, JobSummary, Json, View
+from haulier.web.schemas import ErrorDetail, JobSummary, Json, View
 
 
 class ParentView(View):
@@ -21,7 +21,7 @@ class ParentView(View):
     state: JobState
     ended: bool
     result: Json = None
-    error: ErrorView | None
+    error: ErrorDetail | None
 
 
 class ParentList(BaseModel):

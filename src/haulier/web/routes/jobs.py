@@ -29,6 +29,7 @@ from haulier.web.schemas import (
     ErrorList,
     JobDetail,
     JobList,
+    JobRecord,
     JobStatus,
     JobSummary,
     LineList,
@@ -36,6 +37,7 @@ from haulier.web.schemas import (
     StateChange,
     StepList,
     StepView,
+    instant_of,
 )
 
 router = APIRouter(prefix=PREFIX)
@@ -62,9 +64,8 @@ async def list_jobs(jobs: Jobs, caller: Caller, query: Annotated[JobQuery, Query
         roles=roles,
     )
     page = await jobs.store.find(where, limit=query.limit, cursor=query.cursor, payloads=False)
-    return JobList(
-        jobs=[JobSummary.model_validate(job) for job in page.jobs], next=token(page.next)
-    )
+    view = JobRecord if query.full else JobSummary
+    return JobList(jobs=[view.model_validate(job) for job in page.jobs], next=token(page.next))
 
 
 @router.get(
@@ -73,8 +74,12 @@ async def list_jobs(jobs: Jobs, caller: Caller, query: Annotated[JobQuery, Query
 async def show_job(jobs: Jobs, job_id: str) -> JobDetail:
     """Everything about a job, with its payload."""
     job = await jobs.store.get(job_id)
+    tick = await jobs.store.schedules().tick_of(job_id)
     # The payload of a head may be megabytes: taken apart beside the event loop.
-    return await asyncio.to_thread(JobDetail.model_validate, job)
+    detail = await asyncio.to_thread(JobDetail.model_validate, job)
+    if tick is None:
+        return detail
+    return detail.model_copy(update={"schedule": tick.schedule, "tick": instant_of(tick.tick)})
 
 
 @router.get(
