@@ -118,7 +118,8 @@ def place_options(function: F) -> F:
         if len(typed) == 2:
             raise click.UsageError("give --store or --server, not both")
         place = Place(store=store) if not server or "store" in typed else Place(server=server)
-        if place.server and kwargs.get("by"):
+        named = any("--by" in option.opts for option in context.command.params)
+        if place.server and named and kwargs["by"] is not None:
             raise click.UsageError("--by goes with a store: a server knows who asks")
         return function(*args, place=place, **kwargs)
 
