@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         CancelJob,
         ConfigurationError,
         DuplicateJobError,
+        ForbiddenAddressError,
         HaulierError,
         IdempotencyConflictError,
         InvalidTaskTypeError,
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
     from haulier.ports import JobFilter
     from haulier.runners.base import BaseTaskRunner, BatchFinished
     from haulier.services.baggage import baggage
+    from haulier.services.calling import guarded_client
     from haulier.services.context import Context
     from haulier.services.flow import Flow
     from haulier.services.limits import TaskLimit
     from haulier.services.middleware import Attempt, Ended, Middleware
     from haulier.services.options import Unique
+    from haulier.services.outbound import Guard
     from haulier.services.secrets import Secret
     from haulier.worker.lanes import WorkerOptions
 
@@ -68,8 +71,8 @@ _HOME = {
     "Breaker": "domain.limits",
     "CancelJob": "exceptions",
     "Circuit": "domain.limits",
-    "ConfigurationError": "exceptions",
     "Configuration": "domain.configuration",
+    "ConfigurationError": "exceptions",
     "Conflict": "domain.unique",
     "Context": "services.context",
     "Counts": "domain.batch",
@@ -78,6 +81,8 @@ _HOME = {
     "Ended": "services.middleware",
     "Event": "domain.event",
     "Flow": "services.flow",
+    "ForbiddenAddressError": "exceptions",
+    "Guard": "services.outbound",
     "HaulierError": "exceptions",
     "IdempotencyConflictError": "exceptions",
     "Interval": "domain.schedule",
@@ -101,8 +106,8 @@ _HOME = {
     "Missed": "domain.schedule",
     "OnLost": "domain.job",
     "Otherwise": "domain.flow",
-    "Parent": "domain.flow",
     "Overlap": "domain.schedule",
+    "Parent": "domain.flow",
     "PermanentError": "exceptions",
     "Priority": "domain.job",
     "Rate": "domain.limits",
@@ -126,6 +131,7 @@ _HOME = {
     "WorkerOptions": "worker.lanes",
     "WorkerServiceError": "exceptions",
     "baggage": "services.baggage",
+    "guarded_client": "services.calling",
 }
 """Public names and the modules they live in. Loaded when first used, so that a command that only
 lists jobs does not pay for pydantic."""
@@ -152,6 +158,8 @@ __all__ = [
     "Ended",
     "Event",
     "Flow",
+    "ForbiddenAddressError",
+    "Guard",
     "HaulierError",
     "IdempotencyConflictError",
     "Interval",
@@ -200,6 +208,7 @@ __all__ = [
     "WorkerOptions",
     "WorkerServiceError",
     "baggage",
+    "guarded_client",
 ]
 
 

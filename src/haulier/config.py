@@ -30,9 +30,10 @@ class Settings(BaseSettings):
     jobs get when a worker stops, `ttl` how long a worker may fail to renew itself before its jobs
     go to others. `child_memory` is megabytes of address space. `media_root` and `output_root` are
     the only folders that the HTTP API may read pictures from and write renditions to. `check_url`
-    is what proxies are checked against. `api_deadline` is how long the HTTP API waits for one
-    answer of the store. `streams` is how many live streams it serves at once, `heartbeat` after
-    how long a silent one shows a sign of life.
+    is what proxies are checked against. `allowed_hosts` may be called for users although they are
+    not public. `api_deadline` is how long the HTTP API waits for one answer of the store. `streams`
+    is how many live streams it serves at once, `heartbeat` after how long a silent one shows a sign
+    of life.
     """
 
     model_config = SettingsConfigDict(
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     media_root: Path = Path("media")
     output_root: Path = Path("output")
     check_url: str | None = None
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     api_deadline: float = Field(2.0, ge=0.1, le=60)
     streams: int = Field(1000, ge=0, le=100_000)
     streams_per_caller: int = Field(100, ge=0, le=100_000)
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("queues", "public_hosts", mode="before")
+    @field_validator("queues", "public_hosts", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

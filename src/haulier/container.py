@@ -12,6 +12,7 @@ from haulier.domain.shares import listened_to
 from haulier.exceptions import ConfigurationError
 from haulier.records.places import beside
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
+from haulier.services.outbound import Guard
 from haulier.stores import open_store
 from haulier.worker.lanes import WorkerOptions
 
@@ -26,13 +27,18 @@ def build_app(settings: Settings, user_app: str | None = None) -> App:
     app = load_app(user_app) if user_app else App()
     store = None if user_app and not named else open_store(settings.store, ttl=settings.ttl)
     app.use(store, secret_key_file=settings.secret_key_file)
-    add_builtin_runners(app)
+    add_builtin_runners(app, guard_of(settings))
     return app
 
 
-def add_builtin_runners(app: App) -> None:
+def guard_of(settings: Settings) -> Guard:
+    """The guard before connections on behalf of users, as the settings have it."""
+    return Guard(settings.allowed_hosts, own_ports={settings.port})
+
+
+def add_builtin_runners(app: App, guard: Guard | None = None) -> None:
     """Register the bulk kinds that come with haulier and whose libraries are installed."""
-    app.add_runner(ProxyDiagnosticsTaskRunner())
+    app.add_runner(ProxyDiagnosticsTaskRunner(guard))
     try:
         from haulier.runners.media_uniq import MediaUniqTaskRunner
     except ModuleNotFoundError:

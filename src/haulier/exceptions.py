@@ -6,6 +6,7 @@ HaulierError                        (alias WorkerServiceError)
 │   └── InvalidTaskTypeError        no such kind is registered here
 ├── JobNotFoundError                no job or batch has this id
 ├── ScheduleNotFoundError           no schedule has this name
+├── WebhookNotFoundError            no webhook has this id
 ├── LimitNotFoundError              no limit has this name
 ├── TokenNotFoundError              no token or session has this id
 ├── JobStateError                   the job's state does not allow this
@@ -14,6 +15,7 @@ HaulierError                        (alias WorkerServiceError)
 ├── ResultExpiredError              the job completed, its result is kept no longer
 ├── JobExecutionError               a job failed; raised when its result is asked for
 │   ├── PermanentError              raise it in a task: fail now, further attempts are useless
+│   │   └── ForbiddenAddressError   a URL or proxy leads where users may not send us
 │   └── JobTimeoutError             a job or a wait took longer than it was given
 ├── LeaseLostError                  this attempt was taken away; its writes no longer count
 ├── ResourceNotAvailableError       something the work needs is not there
@@ -110,6 +112,14 @@ class TokenNotFoundError(HaulierError):
         super().__init__(f"no token or session has the id {token_id[:200]}")
 
 
+class WebhookNotFoundError(HaulierError):
+    """No webhook has this id."""
+
+    def __init__(self, webhook_id: str) -> None:
+        self.webhook_id = webhook_id
+        super().__init__(f"no webhook has the id {webhook_id[:200]}")
+
+
 class JobStateError(HaulierError):
     """The job's present state does not allow what was asked."""
 
@@ -136,6 +146,10 @@ class JobExecutionError(HaulierError):
 
 class PermanentError(JobExecutionError):
     """Raise it, or a subclass, in a task whose further attempts would be useless."""
+
+
+class ForbiddenAddressError(PermanentError):
+    """A URL or a proxy that a user gave leads where it may not; the message has the reason."""
 
 
 class JobTimeoutError(JobExecutionError):

@@ -21,11 +21,14 @@ worker process killed          error    pid
 could not release jobs         warning  worker, error
 worker stopping                info     grace
 request failed                 error    request, method, path
+webhooks not told              warning  error
 store failed a request         warning  request, error
 live streams failed            error
 identity not checked           warning  error
 store writer failed            error    store, error
 store thread failed            error    store, error
+
+What a library logs by Python's own means has its text as the event, and the field `logger`.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+
+from haulier.domain.redaction import is_secret_name, shown
+from haulier.domain.sealed import MASK
 
 
 @dataclass(slots=True)
@@ -68,12 +74,15 @@ def configure_logging(
 ) -> None:
     """Send log events to standard error: readable (`console`), or one JSON object a line (`json`).
 
-    `scrub` masks the secrets that the running job has revealed.
+    `scrub` masks secrets in texts; fields with names of secrets are masked as well. What libraries
+    log by Python's own means, from warnings on, goes the same way, unless somebody has set up
+    handlers for it.
     """
 
     def scrubbed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         return {
-            name: scrub(value) if isinstance(value, str) else value for name, value in event.items()
+            name: _scrubbed(shown(value), scrub) if not is_secret_name(name) else MASK
+            for name, value in event.items()
         }
 
     _threshold.own = logging.getLevelNamesMapping()[level.upper()]
@@ -97,3 +106,30 @@ def configure_logging(
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Onward(logging.WARNING))
+
+
+def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:
+    """A field of an event as it may be written; what is no JSON is written as its repr."""
+    if isinstance(value, bool | int | float | None):
+        return value
+    if isinstance(value, dict):
+        return {scrub(str(name)): _scrubbed(item, scrub) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item, scrub) for item in value]
+    return scrub(value if isinstance(value, str) else repr(value))
+
+
+class _Onward(logging.Handler):
+    """Hands what libraries log on, so that there is one way out and nothing goes past it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the record as an event; never raises."""
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - a library's mistake in its own format
+            text = str(record.msg)
+        log = structlog.get_logger("haulier.library").bind(logger=record.name)
+        log.log(record.levelno, text, exc_info=record.exc_info)

@@ -50,7 +50,7 @@ def shell(folder: Path, command: str, timeout: float = 120) -> subprocess.Comple
 def test_the_readme_has_the_commands_that_are_tested_here():
     others = set(COMMANDS) - set(HAULIER) - set(CURL)
     assert others == {"make demo", "make test", "source .venv/bin/activate"}
-    assert "haulier serve --no-token" in HAULIER
+    assert "haulier serve --no-token --allow-host 127.0.0.1" in HAULIER
 
 
 @pytest.mark.slow
@@ -102,7 +102,8 @@ def test_a_command_of_the_readme_succeeds(folder, command):
 
 async def test_the_requests_of_the_readme_are_answered(folder, free_port):
     """The port differs, so that a server which is really used is left in peace."""
-    with running(folder, "serve", "--no-token", "--port", str(free_port)) as server:
+    flags = ("--no-token", "--allow-host", "127.0.0.1", "--port", str(free_port))
+    with running(folder, "serve", *flags) as server:
         await wait_until(lambda: "haulier serves" in server.says())
         for command in CURL:
             done = shell(folder, command.replace("8470", str(free_port)) + " --fail-with-body")

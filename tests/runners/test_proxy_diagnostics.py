@@ -29,13 +29,16 @@ from haulier.runners.proxy_diagnostics import (
     percentile,
 )
 from haulier.runners.proxy_input import ProxySpec, read_proxies
+from haulier.services.outbound import Guard
 from haulier.services.payload import decode, encode, encode_result
 from haulier.services.registry import Registry
 from haulier.services.secrets import Sealer
 from support import wait_until
 
 CANARY = "cAnArY-9f:41"
-RUNNER = ProxyDiagnosticsTaskRunner()
+RUNNER = ProxyDiagnosticsTaskRunner(
+    Guard(["127.0.0.0/8", "::1", "localhost", "255.255.255.255", "proxy.invalid"])
+)
 START, ITEM, FINISH = RUNNER.definitions()
 
 
@@ -346,6 +349,41 @@ async def test_a_machine_that_does_not_answer(check, echo_url):
 async def test_an_address_that_cannot_be_dialled(check, echo_url):
     result = await check(ProxySpec(host="255.255.255.255", port=9), echo_url, tries=1)
     assert result.error == "dial_failed"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "rebound.example", "10.0.0.1"])
+async def test_a_proxy_that_is_not_public_is_not_dialled(make_context, echo_url, scheme, host):
+    async def resolve(name, port):
+        return ["93.184.216.34", "127.0.0.1"]
+
+    runner = ProxyDiagnosticsTaskRunner(Guard(resolve=resolve))
+    async with DemoProxy(Behaviour()) as proxy:
+        item = ProxyDiagnosticsItem(
+            proxy=spec(proxy, scheme, host=host), check_url=echo_url, tries=5, timeout=5
+        )
+        result = await runner.run_item(make_context(kind=ITEM.kind, payload=item), item)
+        assert (result.verdict, result.error, result.tries) == ("dead", "forbidden", 1)
+        assert "not allowed here" in result.detail
+        assert proxy.connections == 0
+
+
+async def test_a_proxys_name_is_looked_up_once_and_the_address_dialled(make_context, echo_url):
+    """A name that leads elsewhere when it is looked up again (DNS rebinding) gains nothing."""
+    answers = [["127.0.0.1"], ["10.0.0.1"]]
+
+    async def resolve(name, port):
+        return answers.pop(0)
+
+    async with DemoProxy(Behaviour()) as proxy:
+        guard = Guard([f"127.0.0.1:{proxy.port}"], resolve=resolve)
+        runner = ProxyDiagnosticsTaskRunner(guard)
+        item = ProxyDiagnosticsItem(
+            proxy=spec(proxy, "socks5", host="re.example"), check_url=echo_url, tries=2, timeout=5
+        )
+        result = await runner.run_item(make_context(kind=ITEM.kind, payload=item), item)
+        assert (result.ok, result.error, proxy.connections) == (1, "forbidden", 1)
+    assert answers == []
 
 
 async def test_a_name_that_does_not_resolve(check, echo_url, monkeypatch):

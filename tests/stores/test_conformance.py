@@ -23,7 +23,7 @@ from conformance.breakers import (
 from conformance.checking import TestCheck
 from conformance.claiming import TestDemands, TestOrder, TestSchedule
 from conformance.configuring import TestConfigure, TestPausedQueues
-from conformance.conflicts import TestMatch, TestReject, TestReplace, TestSkip
+from conformance.conflicts import TestManyKeys, TestMatch, TestReject, TestReplace, TestSkip
 from conformance.drains import TestDrains, TestUsedAgain
 from conformance.errors import TestErrors, TestFindByError
 from conformance.events import TestMoves, TestOtherEvents
@@ -144,6 +144,7 @@ __all__ = [
     "TestLosses",
     "TestManyChildren",
     "TestManyItems",
+    "TestManyKeys",
     "TestMatch",
     "TestMaxFailures",
     "TestModel",

@@ -25,6 +25,7 @@ from haulier.runners.media_uniq import MediaUniqTaskRunner
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsTaskRunner
 from haulier.services.context import Context
 from haulier.services.jobs import JobManager
+from haulier.services.outbound import Guard
 from haulier.services.registry import Registry, define_task
 from haulier.services.secrets import Sealer, Secret
 from haulier.stores.sqlite import SqliteStore
@@ -33,6 +34,7 @@ from haulier.web.live.options import LiveOptions
 from haulier.worker.worker import Worker
 
 PROBLEM = "application/problem+json"
+GUARD = Guard(["127.0.0.0/8", "10.0.0.0/8"])
 
 
 async def add(a: int, b: int) -> int:
@@ -84,7 +86,7 @@ def registry() -> Registry:
     for function in (add, linger, fail, only_even, login, report, by_steps, tell, tell_end):
         registry.add(define_task(function, retry=RetryPolicy.never()))
     register_runner(registry, MediaUniqTaskRunner())
-    register_runner(registry, ProxyDiagnosticsTaskRunner())
+    register_runner(registry, ProxyDiagnosticsTaskRunner(GUARD))
     return registry
 
 
@@ -106,7 +108,9 @@ def options(tmp_path: Path) -> WebOptions:
     Image.new("RGB", (64, 48), "#336699").save(media / "sea.png")
     (tmp_path / "output").mkdir()
     output = tmp_path / "output"
-    return WebOptions(media_root=media, output_root=output, version="9.9", no_token=True)
+    return WebOptions(
+        media_root=media, output_root=output, version="9.9", no_token=True, guard=GUARD
+    )
 
 
 @pytest.fixture

@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from haulier.cli.echo import http_server
+from haulier.cli.echo import http_server, listen
 from haulier.web.live.socket import SOCKETS
 from support import wait_until
 
 STREAM = "/api/v1/events/stream"
 SOCKET = "/api/v1/ws"
+SMALL = 16 * 1024
 
 
 @dataclass
@@ -127,16 +128,19 @@ class Served:
             sink.close()
             await sink.wait_closed()
 
+    async def narrow(self) -> socket.socket:
+        """A connection for which the system keeps little."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        return sock
+
     @asynccontextmanager
     async def stalled(self, **params: Any):
         """Somebody who opens a stream and then reads nothing of it."""
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        with sock:
-            await loop.sock_connect(sock, ("127.0.0.1", self.port))
-            await loop.sock_sendall(sock, request(params))
+        with await self.narrow() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, request(params))
             yield sock
 
     @asynccontextmanager
@@ -187,7 +191,9 @@ class Talk:
 async def served(api: FastAPI) -> AsyncIterator[Served]:
     """The API as `haulier serve` serves it, until the end of the block."""
     server = http_server(api, ending=api.state.live.close, **SOCKETS)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener:
+        # Else the system would read megabytes for those who do not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
         port = listener.getsockname()[1]
         async with asyncio.TaskGroup() as group:
             group.create_task(server.serve(sockets=[listener]))

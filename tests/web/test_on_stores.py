@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from collections import Counter
@@ -12,8 +13,9 @@ import pytest
 import uvicorn
 
 from haulier.ports import JobFilter, pages
-from support import wait_until
+from support import Hand, wait_until
 
+UNKNOWN = "01890000-0000-7000-8000-000000000000"
 NDJSON = {"content-type": "application/x-ndjson"}
 
 
@@ -21,6 +23,12 @@ NDJSON = {"content-type": "application/x-ndjson"}
 async def store(home):
     async with home.client(real_time=True) as store:
         yield store
+
+
+@pytest.fixture
+def options(options):
+    """A busy machine takes longer over a thousand keys than a caller should wait for one job."""
+    return dataclasses.replace(options, deadline=30.0)
 
 
 def adds(numbers):
@@ -87,6 +95,23 @@ async def test_items_are_streamed_exported_and_not_doubled(client, check, jobs, 
     assert rest.text.splitlines() == whole[201:]
     [listed] = (await client.get("/api/v1/batches")).json()["batches"]
     assert (listed["id"], listed["counts"]["completed"]) == (batch_id, 450)
+
+
+async def test_a_batch_that_its_own_task_fills_takes_no_items(client, check, jobs, store):
+    payload = {"proxies": [{"host": "127.0.0.1", "port": 9}], "check_url": "http://127.0.0.1:9/"}
+    batch_id = await jobs.enqueue("proxy_diagnostics", payload, {})
+    path = f"/api/v1/batches/{batch_id}/items"
+    check.problem(await client.post(path, content=b"{}", headers=NDJSON), 409)
+    hand = await Hand.enlist(store, kinds=["proxy_diagnostics"])
+    assert (await hand.claim_one()).id == batch_id
+    check.problem(await client.post(path, content=b"{}", headers=NDJSON), 409)
+    assert sum((await store.counts()).values()) == 1
+
+
+async def test_an_unknown_place_in_the_list_of_batches_is_no_fault(client):
+    for query in ({"cursor": UNKNOWN}, {"within": UNKNOWN}):
+        answer = await client.get("/api/v1/batches", params=query)
+        assert answer.json() == {"batches": [], "next": None}
 
 
 @asynccontextmanager

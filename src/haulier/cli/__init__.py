@@ -27,6 +27,7 @@ _COMMANDS = {
     "serve": ("haulier.cli.serve:serve", "Serve the HTTP API with one embedded worker."),
     "store": ("haulier.cli.store:store", "Copy a store into another one, look at its health."),
     "token": ("haulier.cli.tokens:token", "Make, list, revoke what the API recognises you by."),
+    "webhook": ("haulier.cli.webhooks:webhook", "Who is told of what happens, by signed messages."),
     "worker": ("haulier.cli.worker:worker", "Run workers until stopped."),
 }
 

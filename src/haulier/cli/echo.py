@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,15 @@ from haulier.exceptions import ConfigurationError
 
 STREAMS_END = 5
 """Seconds that open requests get to finish when a server stops."""
+
+UNREAD = 60.0
+"""Seconds after which a connection ends whose client takes nothing of what it was sent."""
+
+NO_FAULTS = (
+    "ASGI callable returned without completing handshake.",
+    "ASGI callable returned without completing response.",
+)
+"""What uvicorn logs as errors of a WebSocket that was refused, and of a stream that was cut off."""
 
 PATIENCE = 0.5
 """Seconds for which a client may take nothing of a complete answer when a server stops."""
@@ -62,11 +72,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises ConfigurationError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise ConfigurationError(
             f"port: cannot listen on {host}:{port}: {error.strerror}"
         ) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Accepted sockets inherit it. A client that takes nothing would keep its connection, and
+        # what it was sent, for as long as it likes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(UNREAD * 1000))
+    return listener
 
 
 def address_of(listener: socket.socket) -> str:
@@ -109,6 +124,7 @@ def http_server(
                 if each.transport.is_closing() and size and size == kept.get(each):
                     each.transport.abort()
 
+    logging.getLogger("uvicorn.error").addFilter(_is_a_fault)
     return Server(
         uvicorn.Config(
             asgi,
@@ -121,3 +137,7 @@ def http_server(
             **{"ws": "none"} | options,
         )
     )
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    return record.msg not in NO_FAULTS

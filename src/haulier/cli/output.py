@@ -18,7 +18,7 @@ import click
 from haulier.domain.batch import Batch
 from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown, without_credentials
 from haulier.exceptions import (
     AuthenticationError,
     ConfigurationError,
@@ -32,6 +32,7 @@ from haulier.exceptions import (
     StoreError,
     TokenNotFoundError,
     ValidationError,
+    WebhookNotFoundError,
 )
 from haulier.services.instants import iso
 
@@ -62,6 +63,7 @@ _CODE_OF_ERROR: tuple[tuple[type[HaulierError], str], ...] = (
     (ScheduleNotFoundError, "not found"),
     (LimitNotFoundError, "not found"),
     (TokenNotFoundError, "not found"),
+    (WebhookNotFoundError, "not found"),
     (JobStateError, "conflict"),
     (DuplicateJobError, "conflict"),
     (AuthenticationError, "auth"),
@@ -99,13 +101,13 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
             }
             for p in getattr(error, "problems", ())
         ]
-        message = getattr(error, "message", str(error))
+        message = without_credentials(getattr(error, "message", str(error)))
         document = {"error": name, "type": type(error).__name__, "message": message}
         if isinstance(error, DuplicateJobError):
             document["job_id"] = error.job_id
         click.echo(json.dumps({**document, "problems": problems}), err=True)
     else:
-        text = str(error)
+        text = without_credentials(str(error))
         if isinstance(error, DuplicateJobError) and error.job_id not in text:
             text = f"{text} (job {error.job_id})"
         click.echo(f"{click.style('Error:', fg='red', bold=True)} {text}", err=True)
@@ -128,6 +130,18 @@ def store_option(function: F) -> F:
         envvar="HAULIER_STORE",
         help="Where the jobs live.  [env: HAULIER_STORE; default: your app's, "
         f"without one {DEFAULT_STORE}]",
+    )(function)
+
+
+def allow_option(function: F) -> F:
+    """`--allow-host HOST`, or HAULIER_ALLOWED_HOSTS."""
+    return click.option(
+        "--allow-host",
+        "allowed_hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Let users name this host, address or network (or host:port) although it is not "
+        "public; may be repeated.  [env: HAULIER_ALLOWED_HOSTS]",
     )(function)
 
 
@@ -306,7 +320,7 @@ def job_document(job: Job, unroutable: str | None = None) -> dict[str, Any]:
         "waiting": job.waiting,
         "cancel_requested": job.cancel_requested,
         "cancel_heard": job.cancel_heard,
-        "payload": masked(json.loads(job.payload)),
+        "payload": shown(json.loads(job.payload)),
         "result": job.value,
         "result_expired": job.result_expired,
         "error": None if job.error is None else error_document(job.error),

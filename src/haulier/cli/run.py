@@ -13,6 +13,7 @@ import click
 
 from haulier.cli.output import (
     EXIT_CODES,
+    allow_option,
     batch_options,
     command_body,
     emit_json,
@@ -122,6 +123,7 @@ async def media_uniq(
 @click.option("--timeout", default=5.0, show_default=True, type=click.FloatRange(0.1, 60))
 @click.option("--ca-file", help="Certificates to trust besides the system's.")
 @click.option("--insecure", is_flag=True, help="Do not verify certificates.")
+@allow_option
 @running_options
 @command_body
 async def proxy_diagnostics(
@@ -131,6 +133,7 @@ async def proxy_diagnostics(
     timeout: float,
     ca_file: str | None,
     insecure: bool,
+    allowed_hosts: tuple[str, ...],
     detach: bool,
     as_json: bool,
     **flags: Any,
@@ -140,7 +143,7 @@ async def proxy_diagnostics(
     from haulier.cli.report import show_proxies
     from haulier.runners.proxy_input import read_proxies
 
-    settings, limits = _read(flags, check_url=check_url)
+    settings, limits = _read(flags, check_url=check_url, allowed_hosts=allowed_hosts or None)
     text = _existing(proxies, "--proxies").read_bytes().decode("utf-8-sig", "replace")
     specs = read_proxies(text)
     if detach and settings.check_url is None:

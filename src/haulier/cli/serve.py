@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from haulier.cli.echo import address_of, http_server, listen
-from haulier.cli.output import command_body
+from haulier.cli.output import allow_option, command_body
 from haulier.cli.recorded import records_options
 from haulier.cli.worker import leave_abandoned, start_logging, stopped_by_signals
 from haulier.exceptions import ConfigurationError
@@ -44,6 +44,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 @click.option(
     "--api-deadline", type=float, help="Seconds that the API waits for the store.  [default: 2]"
 )
+@allow_option
 @click.option("--streams", type=int, help="Live streams at once.  [default: 1000]")
 @click.option(
     "--streams-per-caller", type=int, help="Live streams of one caller at once.  [default: 100]"
@@ -60,7 +61,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 @records_options
 @command_body
 async def serve(
-    user_app: str | None, no_token: bool, public_hosts: tuple[str, ...], **flags: Any
+    user_app: str | None,
+    no_token: bool,
+    public_hosts: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    **flags: Any,
 ) -> None:
     """Serve the HTTP API, with one worker beside it.
 
@@ -71,8 +76,10 @@ async def serve(
     from haulier.records import open_records
     from haulier.web.app import create_app
     from haulier.web.live.socket import SOCKETS
+    from haulier.worker.telling import Teller
 
-    settings = read_settings(public_hosts=public_hosts or None, **flags)
+    lists = {"public_hosts": public_hosts or None, "allowed_hosts": allowed_hosts or None}
+    settings = read_settings(**lists, **flags)
     start_logging(settings)
     address = _address(settings.host, no_token=no_token)
     app = build_app(settings, user_app)
@@ -84,9 +91,11 @@ async def serve(
                 api = create_app(jobs=app.jobs, options=options, records=records)
                 server = http_server(api, ending=api.state.live.close, **SOCKETS)
                 running = app.worker(worker_options(settings))
+                teller = Teller(api.state.webhooks, turn=settings.ttl)
 
                 def stop(times: int) -> None:
                     server.should_exit = True
+                    teller.stop()
                     running.stop(now=times > 1)
 
                 where = f"{address_of(listener)}  (store {shown(settings.store)})"
@@ -96,6 +105,7 @@ async def serve(
                         async with asyncio.TaskGroup() as group:
                             group.create_task(server.serve(sockets=[listener]))
                             group.create_task(running.run())
+                            group.create_task(teller.run())
                 finally:
                     # The lifespan has done so, unless something broke.
                     await api.state.diary.close()
@@ -145,6 +155,7 @@ async def _check_tokens(records: Records, address: Address, *, no_token: bool) -
 def _web_options(settings: Settings, *, no_token: bool) -> Any:
     from importlib.metadata import version
 
+    from haulier.container import guard_of
     from haulier.web.app import WebOptions
     from haulier.web.live.options import LiveOptions
 
@@ -152,6 +163,7 @@ def _web_options(settings: Settings, *, no_token: bool) -> Any:
         media_root=settings.media_root,
         output_root=settings.output_root,
         check_url=settings.check_url,
+        guard=guard_of(settings),
         version=version("haulier"),
         deadline=settings.api_deadline,
         no_token=no_token,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import structlog
 
-from haulier.cli.output import command_body, run_coroutine, store_option
+from haulier.cli.output import allow_option, command_body, run_coroutine, store_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +36,17 @@ _log = structlog.get_logger("haulier.cli")
 @click.option("--threads", type=int, help="Plain-function jobs at once, per process.")
 @click.option("--children", type=int, help="Jobs in processes of their own at once, per process.")
 @click.option("--grace", type=float, help="Seconds that running jobs get to finish on a stop.")
+@allow_option
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["console", "json"]))
 @store_option
 @command_body
 async def worker(
-    user_app: str | None, processes: int, queues: tuple[str, ...], **flags: Any
+    user_app: str | None,
+    processes: int,
+    queues: tuple[str, ...],
+    allowed_hosts: tuple[str, ...],
+    **flags: Any,
 ) -> None:
     """Run workers until SIGTERM or Ctrl-C.
 
@@ -52,7 +57,7 @@ async def worker(
     from haulier.container import build_app
     from haulier.worker.processes import WorkerProcesses
 
-    settings = read_settings(**flags, queues=queues or None)
+    settings = read_settings(**flags, queues=queues or None, allowed_hosts=allowed_hosts or None)
     start_logging(settings)
     if processes == 1:
         await run_worker(settings, user_app)
@@ -70,11 +75,11 @@ async def worker(
 
 
 def start_logging(settings: Settings) -> None:
-    """Log as the settings say, with the secrets of running jobs masked."""
-    from haulier.services.secrets import scrub_current
+    """Log as the settings say, without secrets."""
+    from haulier.services.secrets import scrub_all
     from haulier.telemetry import configure_logging
 
-    configure_logging(settings.log_level, settings.log_format, scrub_current)
+    configure_logging(settings.log_level, settings.log_format, scrub_all)
 
 
 def run_child(settings: dict[str, Any], user_app: str | None, worker_id: str) -> None:

@@ -1,4 +1,4 @@
-"""How a sealed secret looks in a stored payload, and a payload with its secrets hidden."""
+"""How a sealed secret looks in a stored payload, and a payload to compare without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ MASK = "******"
 
 
 def masked(node: Any) -> Any:
-    """The payload to show to people: even sealed, secrets are nobody's business."""
+    """A payload without what is sealed: it is another text each time, of the same secret.
+
+    To compare payloads. What people see goes through `redaction.shown`, which hides more.
+    """
     if isinstance(node, dict):
         if node.keys() == {SEALED}:
             return MASK

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: records that are there need no look at the migrations themselves."""
 
 METADATA = MetaData(
@@ -116,3 +116,37 @@ audit_head = Table(
     Column("digest", LargeBinary(32), nullable=False),
 )
 """One row: the last entry of the log. Whoever appends locks it, so that the chain is one."""
+
+webhooks = Table(
+    "webhooks",
+    METADATA,
+    Column("id", String(36), primary_key=True),
+    Column("url", Text, nullable=False),
+    # A JSON list.
+    Column("types", Text, nullable=False),
+    Column("kind", Text),
+    Column("queue", Text),
+    Column("batch_id", String(36)),
+    Column("description", Text, nullable=False),
+    # Sealed; whoever has the key file can open it.
+    Column("secret", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    # The cursor of the last event that was looked at for it.
+    Column("after", Text, nullable=False),
+    Column("disabled", Text),
+    Column("failures", Integer, nullable=False),
+    Column("failing_since", BigInteger),
+    Column("succeeded_at", BigInteger),
+    Column("failed_at", BigInteger),
+    Column("error", Text),
+)
+
+webhook_turn = Table(
+    "webhook_turn",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("owner", String(36), nullable=False),
+    Column("until", BigInteger, nullable=False),
+)
+"""One row: which server turns events into deliveries, and until when unless it goes on."""

@@ -10,27 +10,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import h11
 from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy
 
+from haulier.exceptions import ForbiddenAddressError
+from haulier.runners._wire import TargetTls, Wire
 from haulier.runners.proxy_input import ProxySpec, Scheme, Target
-
-T = TypeVar("T")
+from haulier.services.outbound import Guard
 
 MAX_BODY = 64 * 1024
 """The most bytes of an answer that are read."""
 
-_READ = 16 * 1024
 _NO_AUTH, _PASSWORD = 0, 2
 """Authentication methods of RFC 1928 section 3."""
 
@@ -50,6 +49,7 @@ _SOCKS_REPLIES = {
 class ErrorClass(StrEnum):
     """Why a try through a proxy failed."""
 
+    FORBIDDEN = "forbidden"
     DNS_FAILED = "dns_failed"
     DIAL_REFUSED = "dial_refused"
     DIAL_TIMEOUT = "dial_timeout"
@@ -135,97 +135,10 @@ def _milliseconds(since: float) -> float:
     return (time.perf_counter() - since) * 1000
 
 
-class _Wire:
-    """The connection to the proxy, shaped as python-socks wants it.
-
-    It remembers the proxy's replies: whether a SOCKS proxy refused the credentials is told by its
-    bytes, not by the wording of a library.
-    """
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.replies: list[bytes] = []
-
-    async def write(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def read(self) -> bytes:
-        """The head of the answer to CONNECT, whole.
-
-        It may come in several packets, and what follows it belongs to the target already.
-        """
-        try:
-            head = await self.reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError as error:
-            head = error.partial
-        self.replies.append(head)
-        return head
-
-    async def read_exactly(self, count: int) -> bytes:
-        reply = await self.reader.readexactly(count)
-        self.replies.append(reply)
-        return reply
-
-    async def receive(self) -> bytes:
-        """What comes next; empty at the end."""
-        return await self.reader.read(_READ)
-
-    async def close(self) -> None:
-        # Not a graceful close: TLS would wait half a minute for a peer that hangs, and after a
-        # failed handshake wait_closed() never returns. The loop closes the socket in its next turn.
-        self.writer.transport.abort()
-        await asyncio.sleep(0)
-
-
-class _TargetTls:
-    """TLS with the target, inside the connection to the proxy, which may be TLS itself.
-
-    asyncio's own start_tls breaks within TLS when a handshake fails (CPython issue 113214, in
-    3.11 until 3.11.8).
-    """
-
-    def __init__(self, wire: _Wire, context: ssl.SSLContext, host: str) -> None:
-        self._wire = wire
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-
-    @classmethod
-    async def start(cls, wire: _Wire, context: ssl.SSLContext, host: str) -> Self:
-        tls = cls(wire, context, host)
-        await tls._drive(tls._tls.do_handshake)
-        return tls
-
-    async def write(self, data: bytes) -> None:
-        await self._drive(lambda: self._tls.write(data))
-
-    async def receive(self) -> bytes:
-        try:
-            return await self._drive(lambda: self._tls.read(_READ))
-        except (ssl.SSLZeroReturnError, EOFError):
-            return b""
-
-    async def _drive(self, step: Callable[[], T]) -> T:
-        """Repeat a step until it needs no more bytes; raises EOFError when none come."""
-        while True:
-            try:
-                result = step()
-            except ssl.SSLWantReadError:
-                await self._wire.write(self._outgoing.read())
-                data = await self._wire.receive()
-                if not data:
-                    raise EOFError from None
-                self._incoming.write(data)
-            else:
-                await self._wire.write(self._outgoing.read())
-                return result
-
-
 class _Connected(Proxy):
     """The first link of a chain of proxies that is a connection already."""
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
     async def connect(self, *_: Any, **__: Any) -> Any:
@@ -235,12 +148,19 @@ class _Connected(Proxy):
 class Probe:
     """Tries through one proxy to one target. Each try ends within `timeout` seconds.
 
-    `tls` is for https proxies and https targets alike.
+    `tls` is for https proxies and https targets alike. `guard` says which proxies may be dialled.
     """
 
     def __init__(
-        self, proxy: ProxySpec, target: Target, *, timeout: float, tls: ssl.SSLContext
+        self,
+        proxy: ProxySpec,
+        target: Target,
+        *,
+        timeout: float,
+        tls: ssl.SSLContext,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._proxy = proxy
         self._target = target
         self._timeout = timeout
@@ -278,10 +198,10 @@ class Probe:
         async with self._connection(watch) as wire:
             with watch.timing(Phase.TUNNEL):
                 await self._open_tunnel(wire)
-            stream: _Wire | _TargetTls = wire
+            stream: Wire | TargetTls = wire
             if target.tls:
                 with watch.timing(Phase.TLS):
-                    stream = await _TargetTls.start(wire, self._tls, target.host)
+                    stream = await TargetTls.start(wire, self._tls, target.host)
             answer = await _ask(stream, watch, _request(target.path, target.authority))
         return _accepted(answer)
 
@@ -296,8 +216,8 @@ class Probe:
         return _accepted(answer)
 
     @asynccontextmanager
-    async def _connection(self, watch: _Watch) -> AsyncIterator[_Wire]:
-        wire = _Wire(*await self._dial(watch))
+    async def _connection(self, watch: _Watch) -> AsyncIterator[Wire]:
+        wire = Wire(*await self._dial(watch))
         try:
             if self._proxy.scheme is Scheme.HTTPS:
                 with watch.timing(Phase.PROXY_TLS):
@@ -310,23 +230,25 @@ class Probe:
         host, port = self._proxy.host, self._proxy.port
         with watch.timing(Phase.RESOLVE):
             try:
-                found = await asyncio.get_running_loop().getaddrinfo(
-                    host, port, type=socket.SOCK_STREAM
-                )
-            except (socket.gaierror, UnicodeError):
+                # What is dialled below are these addresses: the name is not looked up again.
+                found = await self._guard.addresses(host, port)
+            except ForbiddenAddressError as error:
+                detail = f"The proxy may not be used: {error}."
+                raise _TryFailedError(ErrorClass.FORBIDDEN, detail) from None
+            except OSError:
                 detail = "The proxy's name does not resolve."
                 raise _TryFailedError(ErrorClass.DNS_FAILED, detail) from None
         failures: list[OSError] = []
         with watch.timing(Phase.CONNECT):
             # One address after the other: asyncio's own loop over them hides the error numbers.
-            for *_, address in found:
+            for address in found:
                 try:
-                    return await asyncio.open_connection(str(address[0]), port)
+                    return await asyncio.open_connection(address, port)
                 except OSError as error:
                     failures.append(error)
             raise _dial_failed(failures)
 
-    async def _open_tunnel(self, wire: _Wire) -> None:
+    async def _open_tunnel(self, wire: Wire) -> None:
         username, password = _credentials(self._proxy) or (None, None)
         # Given as fields: a URL with the password in it could end up in an error's text.
         proxy = Proxy(
@@ -454,7 +376,7 @@ def _request(target: str, authority: str, extra: Sequence[tuple[str, str]] = ())
     return h11.Request(method="GET", target=target, headers=headers)
 
 
-async def _ask(stream: _Wire | _TargetTls, watch: _Watch, request: h11.Request) -> Answer:
+async def _ask(stream: Wire | TargetTls, watch: _Watch, request: h11.Request) -> Answer:
     connection = h11.Connection(h11.CLIENT)
     outgoing = connection.send(request) or b""
     outgoing += connection.send(h11.EndOfMessage()) or b""
@@ -467,9 +389,7 @@ async def _ask(stream: _Wire | _TargetTls, watch: _Watch, request: h11.Request) 
         return await _read_answer(connection, stream, first)
 
 
-async def _read_answer(
-    connection: h11.Connection, stream: _Wire | _TargetTls, data: bytes
-) -> Answer:
+async def _read_answer(connection: h11.Connection, stream: Wire | TargetTls, data: bytes) -> Answer:
     status, body = 0, bytearray()
     connection.receive_data(data)
     while len(body) < MAX_BODY:

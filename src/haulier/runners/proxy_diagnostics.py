@@ -30,6 +30,7 @@ from haulier.runners._probe import SENT_HEADERS, Answer, Attempt, ErrorClass, Ph
 from haulier.runners.base import BaseTaskRunner, BatchFinished
 from haulier.runners.proxy_input import ProxySpec, Scheme, Target
 from haulier.services.context import Context
+from haulier.services.outbound import Guard
 
 REVEALING_HEADERS = frozenset(
     {
@@ -44,7 +45,7 @@ REVEALING_HEADERS = frozenset(
 )
 """Headers in which proxies tell the address of their client; `Forwarded` is RFC 7239."""
 
-_HOPELESS = frozenset({ErrorClass.AUTH_REFUSED, ErrorClass.UNSUPPORTED})
+_HOPELESS = frozenset({ErrorClass.AUTH_REFUSED, ErrorClass.FORBIDDEN, ErrorClass.UNSUPPORTED})
 """Further tries cannot end otherwise; after a wrong password they could even lock the account."""
 
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
@@ -153,12 +154,18 @@ class ProxyDiagnosticsResult(BaseModel):
 
 
 class ProxyDiagnosticsTaskRunner(BaseTaskRunner[ProxyDiagnosticsStart, ProxyDiagnosticsItem]):
-    """Checks every proxy of a list. See the models for what is asked and what is answered."""
+    """Checks every proxy of a list. See the models for what is asked and what is answered.
+
+    `guard` says which proxies may be dialled: public ones, unless it allows others.
+    """
 
     task_type: ClassVar[str] = "proxy_diagnostics"
     start_model: ClassVar[type[BaseModel]] = ProxyDiagnosticsStart
     item_model: ClassVar[type[BaseModel]] = ProxyDiagnosticsItem
     per_worker: ClassVar[int | None] = 64
+
+    def __init__(self, guard: Guard | None = None) -> None:
+        self._guard = guard or Guard()
 
     @override
     def expand(self, ctx: Context, start: ProxyDiagnosticsStart) -> Iterator[ProxyDiagnosticsItem]:
@@ -179,7 +186,7 @@ class ProxyDiagnosticsTaskRunner(BaseTaskRunner[ProxyDiagnosticsStart, ProxyDiag
         """Try the proxy; raises PermanentError for a bad `ca_file`, never for a bad proxy."""
         target = Target.parse(item.check_url)
         tls = client_tls(verify=item.verify_tls, ca_file=item.ca_file)
-        probe = Probe(item.proxy, target, timeout=item.timeout, tls=tls)
+        probe = Probe(item.proxy, target, timeout=item.timeout, tls=tls, guard=self._guard)
         attempts: list[Attempt] = []
         while len(attempts) < item.tries:
             ctx.progress(100 * len(attempts) / item.tries)

@@ -22,7 +22,7 @@ from haulier.domain.worker import Note
 from haulier.exceptions import CancelJob, JobTimeoutError, LeaseLostError
 from haulier.ports import JobFilter, JobReader, pages
 from haulier.services.baggage import baggage_of, loggable
-from haulier.services.secrets import scrub_current
+from haulier.services.secrets import LOOKED_AT, scrub_current
 from haulier.services.steps import Keeper, Steps
 
 LONGEST_MESSAGE = 500
@@ -103,7 +103,7 @@ class JobLog:
         Stored a few times a second, and before the job's end. Secrets that the job has revealed are
         masked; the line is cut after 2,000 characters.
         """
-        line = storable(scrub_current(str(text)))[:LONGEST_LINE]
+        line = storable(scrub_current(str(text)[:LOOKED_AT]))[:LONGEST_LINE]
         said = Said(next(self._numbers), line)
         self._runtime.report(Note(self._job.id, self._job.lease, lines=(said,)))
 
@@ -171,7 +171,11 @@ class Context:
         self.check()
         if not 0 <= percent <= 100:
             raise ValueError(f"progress is a percentage from 0 to 100, not {percent!r}")
-        text = None if message is None else storable(scrub_current(str(message)))[:LONGEST_MESSAGE]
+        text = (
+            None
+            if message is None
+            else storable(scrub_current(str(message)[:LOOKED_AT]))[:LONGEST_MESSAGE]
+        )
         self._runtime.report(Note(self.job.id, self.job.lease, int(percent), text))
 
     @cached_property

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from haulier.domain.job import Job, JobState
-from haulier.domain.sealed import masked
+from haulier.domain.redaction import shown, without_credentials
 from haulier.ports import JobFilter, JobReader
 from haulier.services.instants import iso
 
@@ -47,7 +47,7 @@ async def item_pages(
 
 
 def row_of(job: Job) -> dict[str, Any]:
-    """An item as a row; its secrets are masked."""
+    """An item as a row; secrets are masked."""
     return {
         "position": job.position,
         "id": job.id,
@@ -56,9 +56,9 @@ def row_of(job: Job) -> dict[str, Any]:
         "started_at": iso(job.started_at),
         "finished_at": iso(job.finished_at),
         "error_type": job.error.type if job.error else None,
-        "error": job.error.message if job.error else None,
-        "result": job.value,
-        "payload": masked(json.loads(job.payload)),
+        "error": without_credentials(job.error.message) if job.error else None,
+        "result": shown(job.value),
+        "payload": shown(json.loads(job.payload)),
     }
 
 

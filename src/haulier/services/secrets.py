@@ -10,6 +10,7 @@ import base64
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from hashlib import sha256
@@ -22,6 +23,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from haulier.domain.redaction import forms, without, without_credentials
 from haulier.domain.sealed import MASK, SEALED
 from haulier.exceptions import AuthenticationError, ConfigurationError
 
@@ -29,12 +31,13 @@ SCHEMA_FORMAT = "haulier-secret"
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _COLLECTED = "$secret"
-_SHORTEST_SCRUBBED = 4
-"""Shorter values are left in texts: masking every "a" would hide the text, not the secret."""
+LOOKED_AT = 64 * 1024
+"""Characters of a text in which secrets are looked for: far more than are kept of any, so that none
+is cut in two there, and few enough for a text of megabytes not to hold up the worker."""
 
 _DOES_NOT_OPEN = "a sealed secret does not open: it was changed, or moved to another field or job"
 
-_revealed: ContextVar[set[str] | None] = ContextVar("haulier_revealed", default=None)
+_revealed: ContextVar[Scrubber | None] = ContextVar("haulier_revealed", default=None)
 
 
 class Secret:
@@ -52,9 +55,9 @@ class Secret:
     def reveal(self) -> str:
         """The plain value. It is masked in this job's errors and log lines from now on."""
         value = self._open()
-        seen = _revealed.get()
-        if seen is not None:
-            seen.add(value)
+        scrubber = _revealed.get()
+        if scrubber is not None:
+            scrubber.saw(value)
         return value
 
     def __repr__(self) -> str:
@@ -182,6 +185,14 @@ class Sealer:
         """The stored payload with each sealed form replaced by a Secret that opens itself."""
         return self._walk(tree, "", kind, job_id, None)
 
+    def seal_text(self, value: str, place: str) -> str:
+        """A text sealed for one place outside of payloads, such as `webhook/<id>`."""
+        return self._seal(value, f"\n{place}".encode())
+
+    def open_text(self, sealed: str, place: str) -> str:
+        """What was sealed for that place; raises AuthenticationError for anything else."""
+        return self._open(sealed, f"\n{place}".encode())
+
     def _walk(
         self, node: Any, path: str, kind: str, job_id: str, secrets: list[Secret | None] | None
     ) -> Any:
@@ -269,33 +280,96 @@ def reveal_tree(tree: Any, secrets: list[Secret]) -> Any:
     return {name: reveal_tree(value, secrets) for name, value in tree.items()}
 
 
+class Known:
+    """The secrets that are in use in this process, to be masked whoever writes something.
+
+    A library's own task or thread may log what a job gave it. Callable from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._uses: dict[str, int] = {}
+        self._forms: dict[str, frozenset[str]] = {}
+        self._lock = threading.Lock()
+
+    def hold(self, value: str) -> None:
+        """A value is in use once more."""
+        with self._lock:
+            self._uses[value] = self._uses.get(value, 0) + 1
+
+    def release(self, values: Iterable[str]) -> None:
+        """Values are in use once less; they are forgotten when nobody uses them."""
+        with self._lock:
+            for value in values:
+                left = self._uses.get(value, 0) - 1
+                if left > 0:
+                    self._uses[value] = left
+                else:
+                    self._uses.pop(value, None)
+                    self._forms.pop(value, None)
+
+    def mask(self, text: str) -> str:
+        """The text with every value in use masked, in whatever form it stands there."""
+        if not self._uses:
+            return text
+        with self._lock:
+            for value in self._uses:
+                if value not in self._forms:
+                    # Only now: most secrets are never looked for.
+                    self._forms[value] = forms(value)
+            found = [form for known in self._forms.values() for form in known]
+        return without(text, found)
+
+
+_known = Known()
+
+
 class Scrubber:
-    """Remembers which secrets were revealed within a block and masks them in texts."""
+    """Remembers which secrets were revealed within a block and masks them in texts.
+
+    While the block lasts they are masked in all that this process logs.
+    """
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
+        self._open = False
 
     def __enter__(self) -> Self:
-        self._token = _revealed.set(self._seen)
+        self._token = _revealed.set(self)
+        self._open = True
         return self
 
     def __exit__(self, *_: object) -> None:
         _revealed.reset(self._token)
+        self._open = False
+        if self._seen:
+            _known.release(self._seen)
+
+    def saw(self, value: str) -> None:
+        """A value was revealed."""
+        # A thread that goes on after its job may still come here: nobody would release it.
+        if value not in self._seen and self._open:
+            _known.hold(value)
+        self._seen.add(value)
 
     def scrub(self, text: str) -> str:
-        """The text with every revealed value masked."""
+        """The text with every revealed value masked, and what else stands where credentials do."""
         return scrub(text, self._seen)
 
 
-def scrub(text: str, values: Iterable[str]) -> str:
-    """The text with every given value masked, the longest first."""
-    for value in sorted(values, key=len, reverse=True):
-        if len(value) >= _SHORTEST_SCRUBBED:
-            text = text.replace(value, MASK)
-    return text
+def scrub(text: str, values: Iterable[str] = ()) -> str:
+    """The text without the given secrets, and without what stands where credentials do."""
+    return without_credentials(without(text, [form for value in values for form in forms(value)]))
 
 
 def scrub_current(text: str) -> str:
-    """The text with every secret masked that the running job has revealed."""
-    seen = _revealed.get()
-    return scrub(text, seen) if seen else text
+    """The text as it is kept with the running job: without what this job has revealed.
+
+    Those of others stay: a job could else try values and see which of them are masked.
+    """
+    scrubber = _revealed.get()
+    return scrub(text) if scrubber is None else scrubber.scrub(text)
+
+
+def scrub_all(text: str) -> str:
+    """The text as this process may log it: without any secret that is in use here."""
+    return without_credentials(_known.mask(text))

@@ -22,6 +22,7 @@ FACTS = "haulier.audit"
 WRITTEN = "haulier.audited"
 """Where in the ASGI scope is whether this request's entry was written with what it tells of."""
 
+_WHOLE = "This needs a token without kinds and queues"
 _JOB_IDS = ("job_id", "batch_id")
 
 
@@ -43,6 +44,8 @@ def tell_audit(connection: HTTPConnection, **facts: Any) -> None:
 
 
 def _needing(needed: Access, *, scoped: bool = False) -> Callable[[HTTPConnection], Any]:
+    """`scoped`: the route looks after scopes itself."""
+
     async def check(connection: HTTPConnection) -> None:
         identity = identity_of(connection)
         if not identity.access.allows(needed):
@@ -65,7 +68,7 @@ async def _check_scope(connection: HTTPConnection, identity: Identity) -> None:
     """A job outside the scope is not there; what is about all jobs is not for such a token."""
     named = [connection.path_params[name] for name in _JOB_IDS if name in connection.path_params]
     if not named:
-        raise HTTPException(403, "This needs a token without kinds and queues")
+        raise HTTPException(403, _WHOLE)
     jobs: JobManager = connection.app.state.jobs
     for job_id in named:
         job = await jobs.store.get(job_id)

@@ -16,10 +16,12 @@ from typing_extensions import override
 from haulier.records.auditing import AuditLog
 from haulier.records.credentials import Credentials
 from haulier.records.database import Records
+from haulier.records.webhooks import WebhookRecords
 from haulier.runners import echo
 from haulier.services.jobs import JobManager
+from haulier.services.webhooks import Webhooks
 from haulier.web.access import OPEN
-from haulier.web.asked import Asked
+from haulier.web.asked import SECURE_COOKIE, Asked
 from haulier.web.authority import Authority
 from haulier.web.diary import Book, Diary
 from haulier.web.guard import Guard
@@ -71,8 +73,12 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
         Book(log.append, credentials.mark_used) if log is not None and credentials else None
     )
     app.state.credentials, app.state.audit_log = credentials, log
+    app.state.webhooks = None
+    if records is not None:
+        book = WebhookRecords(records)
+        app.state.webhooks = Webhooks(jobs.store, jobs.sealer, book, options.guard)
     app.state.authority, app.state.diary = authority, diary
-    app.state.live = Live(lambda: jobs.store, options.live, lambda: authority.still_valid)
+    app.state.live = Live(lambda: jobs.store, options.live, authority.still_valid)
     echo_route = Route(ECHO_PATH, _Echo(), methods=["GET"])
     app.state.routes = (*(route for router in ROUTERS for route in router.routes), echo_route)
     for router in ROUTERS:
@@ -132,8 +138,31 @@ class _Api(FastAPI):
                             # Under whatever type the route has for what it gives.
                             (content,) = response["content"].values()
                             response["content"] = {MEDIA_TYPE: content}
+            _add_security(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _add_security(document: dict[str, Any]) -> None:
+    """Say how to show who asks, and what answers without."""
+    document["components"]["securitySchemes"] = {
+        "token": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "What `haulier token create` prints.",
+        },
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": SECURE_COOKIE,
+            "description": "A browser's, by a link of `haulier token link`. What changes something "
+            "needs the header `Haulier-Request` besides.",
+        },
+    }
+    document["security"] = [{"token": []}, {"session": []}]
+    paths = document["paths"]
+    paths[f"{PREFIX}/health"]["get"]["security"] = [{}, *document["security"]]
+    paths[f"{PREFIX}/session"]["post"]["security"] = []
 
 
 class _Packing:

@@ -164,6 +164,8 @@ class Guard:
             if refusal is not None:
                 return refusal
         if asked.unsafe and self._diary.full:
+            # Nothing is done, so there is nothing to write down.
+            asked.scope[WRITTEN] = True
             return problem_response(
                 503, detail="The audit log cannot be written", headers={"Retry-After": "5"}
             )

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 from typing_extensions import override
 
+from haulier.domain.access import Identity
 from haulier.domain.ids import derived_ids
 from haulier.domain.job import Job, NewJob
 from haulier.domain.sealed import masked
@@ -195,9 +196,18 @@ class _Known(NamedTuple):
 class JobLines(Intake[Order]):
     """Each line is a job of any kind, as the body of one that is enqueued by itself."""
 
-    def __init__(self, jobs: JobManager, told: StreamTold, *, skip: bool, key: str | None) -> None:
+    def __init__(
+        self,
+        jobs: JobManager,
+        told: StreamTold,
+        caller: Identity,
+        *,
+        skip: bool,
+        key: str | None,
+    ) -> None:
         size = jobs.store.chunk if key is None else UNIQUE_CHUNK
         super().__init__(jobs, told, skip=skip, size=size)
+        self._caller = caller
         self._key = key
         self._plain: dict[str, _Known] = {}
         self._plans: dict[tuple[str, str], _Known] = {}
@@ -237,7 +247,14 @@ class JobLines(Intake[Order]):
     def _known(self, body: EnqueueBody) -> _Known:
         check_enqueued(body.kind)
         definition = self._jobs.registry.get(body.kind)
-        return _Known(definition, plan_among_others(definition, body.options(None)))
+        plan = plan_among_others(definition, body.options(None))
+        if not self._caller.covers(definition.kind, plan.queue):
+            raise ValidationError("", [Problem("kind", "is not within your token's scope")])
+        if self._caller.scoped and plan.after is not None:
+            # To look at each parent would take longer than all the rest.
+            reason = "needs a token without kinds and queues, or another request"
+            raise ValidationError("", [Problem("after", reason)])
+        return _Known(definition, plan)
 
     def _new_id(self) -> str:
         if not self._ids:

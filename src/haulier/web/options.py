@@ -8,6 +8,7 @@ from pathlib import Path
 
 from haulier.exceptions import ConfigurationError
 from haulier.runners.proxy_input import Target
+from haulier.services.outbound import Guard
 from haulier.web.live.options import LiveOptions
 
 MAX_BODY = 20 * 1024 * 1024
@@ -33,6 +34,7 @@ class WebOptions:
     that does not answer a call within `deadline` seconds is told the client as unavailable. At most
     `max_body` bytes of a body are taken, `max_lines` of one that is read line by line, and each
     caller has at most `max_streams` of those, or exports, at the same time.
+    `guard` says which URLs and proxies clients may name.
     `no_token`: whoever reaches a loopback address by a loopback name is an admin. `public_hosts`
     are the other names that this server may be asked for by.
     """
@@ -45,6 +47,7 @@ class WebOptions:
     max_lines: int = MAX_LINES
     max_streams: int = MAX_STREAMS
     deadline: float = DEADLINE
+    guard: Guard = field(default_factory=Guard)
     live: LiveOptions = field(default_factory=LiveOptions)
     no_token: bool = False
     public_hosts: tuple[str, ...] = ()

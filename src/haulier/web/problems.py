@@ -39,6 +39,7 @@ from haulier.exceptions import (
     StoreUnavailableError,
     TokenNotFoundError,
     ValidationError,
+    WebhookNotFoundError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -84,6 +85,9 @@ PROBLEMS: Mapping[type[HaulierError], _Kind] = {
     ),
     ScheduleNotFoundError: _Kind(404, "schedule-not-found", "There is no such schedule"),
     LimitNotFoundError: _Kind(404, "limit-not-found", "There is no such limit"),
+    WebhookNotFoundError: _Kind(
+        404, "webhook-not-found", "There is no such webhook", "No webhook has this id"
+    ),
     TokenNotFoundError: _Kind(
         404, "token-not-found", "There is no such token", "No token or session has this id"
     ),

@@ -10,8 +10,8 @@ from pydantic_core import from_json
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState, Role
+from haulier.domain.redaction import shown, without_credentials
 from haulier.domain.retry import RetryPolicy
-from haulier.domain.sealed import masked
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -25,13 +25,19 @@ def _from_microseconds(value: Any) -> Any:
     return instant_of(value) if isinstance(value, int) else value
 
 
+def _cleaned(value: Any) -> Any:
+    # Workers of earlier releases, and producers in other languages, have masked less.
+    return without_credentials(value) if isinstance(value, str) else value
+
+
 def _parsed(value: Any) -> Any:
     return from_json(value) if isinstance(value, bytes) else value
 
 
 Instant = Annotated[datetime, BeforeValidator(_from_microseconds)]
-Json = Annotated[Any, BeforeValidator(_parsed)]
-Payload = Annotated[Any, BeforeValidator(lambda value: masked(_parsed(value)))]
+Json = Annotated[Any, BeforeValidator(lambda value: shown(_parsed(value)))]
+Payload = Json
+Text = Annotated[str, BeforeValidator(_cleaned)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -43,7 +49,7 @@ class ErrorView(View):
     """Why the last attempt failed."""
 
     type: str
-    message: str
+    message: Text
 
 
 class ErrorDetail(ErrorView):
@@ -52,7 +58,7 @@ class ErrorDetail(ErrorView):
     `lease` is the number of the claim that ended so, `worker` who had it.
     """
 
-    traceback: str
+    traceback: Text
     attempt: int
     at: Instant
     lease: int
@@ -85,7 +91,7 @@ class LineView(View):
 
     at: Instant
     lease: int
-    text: str
+    text: Text
 
 
 class LineList(BaseModel):
@@ -112,7 +118,7 @@ class JobSummary(View):
     batch_id: str | None
     position: int | None
     progress: Percent | None
-    message: str | None
+    message: Text | None
     parked: bool
     waiting: bool
     unique: bool
@@ -161,7 +167,7 @@ class JobDetail(JobRecord):
     `schedule` and `tick`: where it comes from, if a schedule has enqueued it.
     """
 
-    payload: Payload
+    payload: Json
     schedule: str | None = None
     tick: Instant | None = None
 
@@ -211,7 +217,7 @@ class JobStatus(BaseModel):
     role: Role
     status: JobState
     progress: Percent
-    message: str | None
+    message: Text | None
     parked: bool
     cancel_requested: bool
     cancel_heard: bool

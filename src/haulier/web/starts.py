@@ -16,6 +16,7 @@ import pydantic
 
 from haulier.exceptions import (
     ConfigurationError,
+    ForbiddenAddressError,
     Problem,
     ResourceNotAvailableError,
     ValidationError,
@@ -24,6 +25,7 @@ from haulier.runners.csv_input import read_accounts
 from haulier.runners.media_uniq import MediaUniqStart
 from haulier.runners.proxy_diagnostics import ProxyDiagnosticsStart
 from haulier.runners.proxy_input import ProxySpec, read_proxies
+from haulier.services.outbound import Guard
 from haulier.services.payload import refused
 from haulier.web.bodies import ImageWatermarkBody, MediaUniqBody, ProxyDiagnosticsBody
 from haulier.web.options import WebOptions
@@ -90,9 +92,18 @@ def media_uniq_start(body: MediaUniqBody, options: WebOptions) -> MediaUniqStart
         raise refused("media_uniq", error) from None
 
 
-def proxy_diagnostics_start(body: ProxyDiagnosticsBody, check_url: str) -> ProxyDiagnosticsStart:
-    """The payload of a `proxy_diagnostics` job; raises ValidationError."""
+def proxy_diagnostics_start(
+    body: ProxyDiagnosticsBody, check_url: str, guard: Guard
+) -> ProxyDiagnosticsStart:
+    """The payload of a `proxy_diagnostics` job; raises ValidationError.
+
+    Names are looked up only by the worker, whose own guard counts: this refuses at once what can
+    be seen to be forbidden.
+    """
     proxies = _proxies(body)
+    problems = list(_forbidden(proxies, guard))
+    if problems:
+        raise ValidationError("the list of proxies was refused", problems)
     try:
         return ProxyDiagnosticsStart(
             proxies=proxies, check_url=check_url, tries=body.tries, timeout=body.timeout
@@ -148,6 +159,14 @@ def _proxies(body: ProxyDiagnosticsBody) -> list[ProxySpec]:
                 "the list of proxies was refused", [Problem("proxy", "holds a line break", number)]
             )
     return read_proxies("\n".join(body.proxies))
+
+
+def _forbidden(proxies: list[ProxySpec], guard: Guard) -> Iterator[Problem]:
+    for proxy in proxies:
+        try:
+            guard.check_host(proxy.host, proxy.port)
+        except ForbiddenAddressError as error:
+            yield Problem("host", str(error), proxy.line)
 
 
 def _watermark(body: MediaUniqBody, root: Path) -> dict[str, Any] | None:

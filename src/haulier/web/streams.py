@@ -35,7 +35,7 @@ Numbered = tuple[int, bytes]
 
 def takes_lines(scope: Scope) -> bool:
     """Whether the body of a request is lines, which has a limit of its own."""
-    return scope["method"] == "POST" and _PATHS.fullmatch(scope["path"]) is not None
+    return scope.get("method") == "POST" and _PATHS.fullmatch(scope["path"]) is not None
 
 
 def described(example: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from haulier.exceptions import (
     ValidationError,
 )
 from haulier.services.context import Control, overdue, storable
-from haulier.services.secrets import Scrubber
+from haulier.services.secrets import LOOKED_AT, Scrubber, scrub
 from haulier.worker.retry_after import retry_after
 
 LONGEST_MESSAGE = 2_000
@@ -82,8 +82,8 @@ def describe(job: Job, error: BaseException, scrubber: Scrubber) -> JobError:
     lines = traceback.format_list(own) + traceback.format_exception_only(error)
     return JobError(
         type=type(error).__name__,
-        message=storable(scrubber.scrub(text_of(error)))[:LONGEST_MESSAGE],
-        traceback=storable(scrubber.scrub("".join(lines)))[-LONGEST_TRACEBACK:],
+        message=storable(scrubber.scrub(text_of(error)[:LOOKED_AT]))[:LONGEST_MESSAGE],
+        traceback=storable(scrubber.scrub("".join(lines)[-LOOKED_AT:]))[-LONGEST_TRACEBACK:],
         attempt=job.attempt,
     )
 
@@ -101,7 +101,7 @@ def policy_failed(outcome: Outcome, error: BaseException) -> Outcome:
     if not isinstance(outcome, Failed | TimedOut):
         raise error
     note = storable(
-        f"\nthe retry policy's function raised {type(error).__name__}: {text_of(error)}"
+        f"\nthe retry policy's function raised {type(error).__name__}: {scrub(text_of(error))}"
     )
     note = note[: LONGEST_MESSAGE // 2]
     message = outcome.error.message[: LONGEST_MESSAGE - len(note)] + note

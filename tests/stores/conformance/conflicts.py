@@ -262,3 +262,74 @@ class TestMatch:
         with pytest.raises(IdempotencyConflictError):
             await store.insert([other])
         assert (await store.insert([work(unique=named())])).new == 1
+
+
+def keyed_works(numbers, digest: bytes = b"a"):
+    """Jobs that each have a key of their own, as the lines of a stream have."""
+    return [work(unique=keyed(digest, f"idempotency-line:{number}:k")) for number in numbers]
+
+
+class TestManyKeys:
+    """Each job of a call has an idempotency key of its own."""
+
+    async def test_they_are_inserted_in_order_and_told_again(self, store, hand):
+        first = keyed_works(range(40))
+        assert (await store.insert(first)).new == 40
+        assert [job.id for job in await hand.claim(40)] == [job.id for job in first]
+        again = keyed_works(range(40))
+        reply = await store.insert(again)
+        assert reply.new == 0
+        assert reply.instead == {new.id: old.id for new, old in zip(again, first, strict=True)}
+
+    async def test_those_that_are_missing_are_inserted(self, store):
+        first = keyed_works(range(0, 40, 3))
+        await store.insert(first)
+        again = keyed_works(range(40))
+        reply = await store.insert(again)
+        assert reply.new == 40 - len(first)
+        assert reply.instead == {new.id: old.id for new, old in zip(again[::3], first, strict=True)}
+        assert len((await store.find(JobFilter())).jobs) == 40
+
+    async def test_a_key_that_was_used_for_something_else_keeps_all_out(self, store):
+        (held,) = await _inserted(store, keyed_works([25]))
+        with pytest.raises(IdempotencyConflictError) as caught:
+            await store.insert(keyed_works(range(40), b"b"))
+        assert caught.value.job_id == held.id
+        assert len((await store.find(JobFilter())).jobs) == 1
+        assert (await store.insert(keyed_works([0], b"c"))).new == 1
+
+    async def test_a_key_that_is_over_is_free(self, store, clock):
+        await store.insert(keyed_works(range(5)))
+        clock.advance(24 * 3600 + 1)
+        assert (await store.insert(keyed_works(range(5), b"b"))).new == 5
+        assert (await store.insert(keyed_works(range(5), b"b"))).new == 0
+
+    async def test_of_one_key_twice_in_a_call_the_first_has_it(self, store):
+        first, second = keyed_works([1, 1])
+        reply = await store.insert([first, *keyed_works(range(2, 9)), second])
+        assert (reply.new, reply.instead) == (8, {second.id: first.id})
+
+    async def test_ids_that_are_there_already_are_left_as_they_are(self, store, hand):
+        jobs = keyed_works(range(9))
+        await store.insert([jobs[4]._replace(unique=())])
+        assert (await store.insert(jobs)).new == 8
+        repeated = await store.insert(jobs)
+        assert (repeated.new, repeated.instead) == (0, {})
+        assert len(await hand.claim(20)) == 9
+
+    async def test_jobs_without_one_come_along(self, store):
+        jobs = [*keyed_works(range(3)), *works(3), *keyed_works(range(3, 6))]
+        assert (await store.insert(jobs)).new == 9
+        reply = await store.insert([*keyed_works(range(6)), *works(1)])
+        assert (reply.new, len(reply.instead)) == (1, 6)
+
+    async def test_of_calls_at_the_same_time_one_has_each(self, store):
+        calls = [keyed_works(range(20)) for _ in range(4)]
+        replies = await asyncio.gather(*(store.insert(call) for call in calls))
+        assert sorted(reply.new for reply in replies) == [0, 0, 0, 20]
+        assert len((await store.find(JobFilter())).jobs) == 20
+
+
+async def _inserted(store, jobs):
+    await store.insert(jobs)
+    return jobs

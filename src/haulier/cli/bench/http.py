@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from haulier.cli.bench.generator import Shot, arguments_of, run_beside
 from haulier.cli.bench.measure import Figures, all_settled
 from haulier.cli.bench.processes import environment_of, make_app, workers
+from haulier.domain.job import MICROSECOND
 
 if TYPE_CHECKING:
     from haulier.app import App
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 """That post single jobs. Those that wait for the same commit share it."""
 
+HOUR = 3600 * MICROSECOND
+"""So long the token of a run is good."""
+
 WATCHERS = 10
 WATCH_EVERY = 0.05
 FEED_EVERY = 0.05
@@ -30,17 +35,26 @@ FEED_EVERY = 0.05
 _JOB = '{"kind": "nothing", "payload": {"number": 1}}'
 
 
+class _Server(NamedTuple):
+    """Where a server is, what it is asked with, and its process id."""
+
+    port: int
+    token: str
+    pid: int
+
+
 async def http(url: str, load: Load) -> tuple[Figures, Lines]:
     """Jobs posted one by one, jobs line by line, and status while a worker is half busy."""
     figures: Figures = {}
     environment = environment_of(url)
-    async with _server(environment) as (port, pid):
-        before = _memory(pid)
+    async with _server(environment) as server:
+        before = _memory(server.pid)
         posted = await run_beside(
             "shoot",
             **arguments_of(
                 Shot(
-                    port=port,
+                    port=server.port,
+                    token=server.token,
                     method="POST",
                     path="/api/v1/jobs",
                     body=_JOB,
@@ -50,12 +64,16 @@ async def http(url: str, load: Load) -> tuple[Figures, Lines]:
             ),
         )
         streamed = await run_beside(
-            "stream", port=port, path="/api/v1/jobs/stream", count=load.jobs, token=None
+            "stream",
+            port=server.port,
+            path="/api/v1/jobs/stream",
+            count=load.jobs,
+            token=server.token,
         )
-        figures["server_memory_grew_mb"] = round((_memory(pid) - before) / 1e6, 1)
+        figures["server_memory_grew_mb"] = round((_memory(server.pid) - before) / 1e6, 1)
         own = make_app(url)
         async with own:
-            watched, peak = await _watched(own, port, environment, load)
+            watched, peak = await _watched(own, server, environment, load)
     figures |= {
         "post_per_s": posted["per_s"],
         "post_p50_ms": posted["p50_ms"],
@@ -90,7 +108,7 @@ async def http(url: str, load: Load) -> tuple[Figures, Lines]:
 
 
 async def _watched(
-    own: App, port: int, environment: dict[str, str], load: Load
+    own: App, server: _Server, environment: dict[str, str], load: Load
 ) -> tuple[Figures, int]:
     """How fast status is told while a worker process runs at half its peak; and that peak."""
     async with workers(own, environment, replace(load, processes=1)):
@@ -106,7 +124,8 @@ async def _watched(
                 "shoot",
                 **arguments_of(
                     Shot(
-                        port=port,
+                        port=server.port,
+                        token=server.token,
                         method="GET",
                         path=f"/api/v1/jobs/{job_id}/status",
                         connections=WATCHERS,
@@ -134,14 +153,15 @@ async def _feed(own: App, per_second: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _server(environment: dict[str, str]) -> AsyncIterator[tuple[int, int]]:
-    """A server process without a worker; its port and its process id."""
+async def _server(environment: dict[str, str]) -> AsyncIterator[_Server]:
+    """A server process without a worker, which asks for a token."""
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", __name__, stdout=asyncio.subprocess.PIPE, env=environment
     )
     assert child.stdout is not None
     try:
-        yield int(await child.stdout.readline()), child.pid
+        port, token = (await child.stdout.readline()).decode().split()
+        yield _Server(int(port), token, child.pid)
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.terminate()
@@ -160,15 +180,25 @@ def _memory(pid: int) -> int:
 async def serve(url: str) -> None:
     """What the server process does: on a free port, which it prints, until it is told to stop."""
     from haulier.cli.echo import http_server, listen
+    from haulier.cli.recorded import this_user
     from haulier.cli.worker import stopped_by_signals
+    from haulier.domain.access import Access
+    from haulier.records import open_records
+    from haulier.records.credentials import Credentials
     from haulier.web.app import WebOptions, create_app
 
     app = make_app(url)
     options = WebOptions(media_root=Path(), output_root=Path(), version="bench")
-    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
-        async with app:
-            server = http_server(create_app(jobs=app.jobs, options=options))
-            print(listener.getsockname()[1], flush=True)  # noqa: T201
+    with (
+        tempfile.TemporaryDirectory(prefix="haulier-bench-") as folder,
+        contextlib.closing(listen("127.0.0.1", 0)) as listener,
+    ):
+        async with open_records(f"sqlite:///{folder}/records.db") as records, app:
+            _, minted = await Credentials(records).create_token(
+                this_user(), "bench", Access.ADMIN, HOUR
+            )
+            server = http_server(create_app(jobs=app.jobs, options=options, records=records))
+            print(listener.getsockname()[1], minted.text, flush=True)  # noqa: T201
             with stopped_by_signals(lambda _: setattr(server, "should_exit", True)):
                 await server.serve(sockets=[listener])
 

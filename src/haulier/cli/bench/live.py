@@ -98,6 +98,7 @@ async def _serving(app: App, readers: int) -> AsyncIterator[tuple[int, Callable[
             media_root=Path(folder),
             output_root=Path(folder),
             version="bench",
+            no_token=True,
             live=LiveOptions(most=readers + 10, per_caller=readers + 10, gather=0),
         )
         api = create_app(jobs=app.jobs, options=options)

@@ -96,14 +96,12 @@ class Broadcast:
 
     async def snapshot(self, interest: Interest, reason: Reason, cursor: str) -> Frame:
         """How everything stands, read after the cursor was."""
-        sample = await self._fresh_sample()
-        told = Snapshot(
-            reason=reason,
-            cursor=cursor,
-            stats=sample.stats,
-            queues=sample.queues() if Topic.QUEUES in interest.topics else None,
-            workers=sample.crew() if Topic.WORKERS in interest.topics else None,
-        )
+        told = Snapshot(reason=reason, cursor=cursor)
+        if interest.within is None:
+            sample = await self._fresh_sample()
+            told.stats = sample.stats
+            told.queues = sample.queues() if Topic.QUEUES in interest.topics else None
+            told.workers = sample.crew() if Topic.WORKERS in interest.topics else None
         if Topic.BATCHES in interest.topics:
             async with self._readers:
                 told.batches = await self._patiently(lambda: self._sampler.batches(interest))

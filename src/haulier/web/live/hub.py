@@ -35,14 +35,14 @@ _log = structlog.get_logger("haulier.web")
 class Live:
     """Starts to follow the store with the first viewer, and stops with the last one.
 
-    `still_valid` gives what tells whether an identity may still look; None while nothing does.
+    `still_valid` tells whether an identity may still look; None: nobody has to be asked.
     """
 
     def __init__(
         self,
         store: Callable[[], JobStore],
         options: LiveOptions,
-        still_valid: Callable[[], StillValid | None] = lambda: None,
+        still_valid: StillValid | None = None,
     ) -> None:
         self.options = options
         self._store = store
@@ -122,18 +122,19 @@ class Live:
         """Ask for each identity that has a stream whether it still may."""
         while True:
             await asyncio.sleep(RECHECK)
-            ask = self.still_valid()
+            ask = self.still_valid
             if ask is None:
                 continue
             identities = list({seat.identity for seat in self._seats})
             answers = await asyncio.gather(
-                *(ask(identity) for identity in identities), return_exceptions=True
+                *(asyncio.wait_for(ask(each), RECHECK) for each in identities),
+                return_exceptions=True,
             )
             ended = set()
             for identity, answer in zip(identities, answers, strict=True):
                 if isinstance(answer, BaseException):
                     # Who cannot be asked about is not trusted: it may come again.
-                    _log.warning("identity not checked", error=str(answer))
+                    _log.warning("identity not checked", error=repr(answer))
                 if answer is not True:
                     ended.add(identity)
             for seat in self._seats:

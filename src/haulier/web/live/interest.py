@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from starlette.exceptions import HTTPException
+
+from haulier.domain.access import Access, Identity
 from haulier.domain.event import OF_NOBODY, OF_SCHEDULES, Event
 from haulier.domain.job import Role
 
@@ -33,6 +36,9 @@ EVERY_EVENT = frozenset({Topic.JOBS, Topic.ITEMS, Topic.SCHEDULES, Topic.SETTING
 
 SAMPLED = frozenset({Topic.BATCHES, Topic.STATS, Topic.QUEUES, Topic.WORKERS})
 
+_WHOLE = frozenset({Topic.STATS, Topic.QUEUES, Topic.WORKERS})
+"""What is about all jobs, and so nothing for those for whom some do not exist."""
+
 _TOPICS_OF_ROLE = {
     Role.SINGLE: frozenset({Topic.JOBS}),
     Role.HEAD: frozenset({Topic.JOBS, Topic.BATCHES}),
@@ -58,6 +64,7 @@ class Interest:
 
     batch: the id of a batch, its head and its items. job: the id of a job. types: of events. What
     is None or empty does not restrict. Stats, queues and workers are always the whole store's.
+    within: the scope outside which nothing exists for the viewer.
     """
 
     topics: frozenset[Topic] = EVERY_EVENT
@@ -66,6 +73,18 @@ class Interest:
     kind: str | None = None
     queue: str | None = None
     types: frozenset[str] = frozenset()
+    within: Identity | None = None
+
+    def of(self, viewer: Identity) -> Interest:
+        """The same as far as somebody may see it; raises HTTPException if they may not at all."""
+        if not viewer.scoped:
+            return self
+        if self.topics & _WHOLE:
+            told = ", ".join(sorted(self.topics & _WHOLE))
+            raise HTTPException(403, f"{told}: this needs a token without kinds and queues")
+        # Without a name: those who may see the same share it.
+        scope = Identity("", Access.VIEWER, kinds=viewer.kinds, queues=viewer.queues)
+        return replace(self, within=scope)
 
     @property
     def samples(self) -> frozenset[Topic]:
@@ -81,6 +100,7 @@ class Interest:
             and (self.batch is None or self.batch in (event.batch_id, event.job_id))
             and (self.kind is None or self.kind == event.kind)
             and (self.queue is None or self.queue == event.queue)
+            and (self.within is None or self.within.covers(event.kind, event.queue))
         )
 
     def wants_batch(self, batch_id: str, kind: str, queue: str) -> bool:
@@ -91,4 +111,5 @@ class Interest:
             and self.job in (None, batch_id)
             and self.kind in (None, kind)
             and self.queue in (None, queue)
+            and (self.within is None or self.within.covers(kind, queue))
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from haulier.domain.access import Identity
@@ -103,8 +104,12 @@ class Session:
     async def _obey(self, text: str, seat: Seat, group: asyncio.TaskGroup) -> None:
         try:
             message = _MESSAGES.validate_json(text)
+            interest = self._interest_of(message)
         except ValidationError as error:
             await self._say("error", _told(error))
+            return
+        except HTTPException as error:
+            await self._say("error", {"detail": error.detail, "errors": []})
             return
         if isinstance(message, Ping):
             await self._say("pong")
@@ -113,26 +118,26 @@ class Session:
             self._showing.cancel()
             await asyncio.wait([self._showing])
             self._showing = None
+        self._interest = interest
         if isinstance(message, Subscribe):
-            self._interest = message.filter.interest(message.topics)
             self._cursor = message.after or self._cursor
             given = message.filter.model_dump(mode="json", exclude_defaults=True)
-            said = {"topics": sorted(self._interest.topics), "filter": given}
+            said = {"topics": _topics(interest), "filter": given}
             await self._say("subscribed", said | {"after": self._cursor})
         else:
-            self._interest = self._without(message.topics)
-            left = [] if self._interest is None else sorted(self._interest.topics)
-            await self._say("unsubscribed", {"topics": left})
+            await self._say("unsubscribed", {"topics": _topics(interest)})
         if self._interest is None:
             self._cursor = None
         else:
             self._showing = group.create_task(self._show(seat, self._interest))
 
-    def _without(self, topics: list[Topic]) -> Interest | None:
-        """What is left to show without some topics."""
-        if self._interest is None or not topics:
-            return None
-        left = self._interest.topics.difference(topics)
+    def _interest_of(self, message: Subscribe | Unsubscribe | Ping) -> Interest | None:
+        """What is to be shown once the message was obeyed."""
+        if isinstance(message, Subscribe):
+            return message.filter.interest(message.topics).of(self._identity)
+        if isinstance(message, Ping) or self._interest is None:
+            return self._interest
+        left = self._interest.topics.difference(message.topics or Topic)
         return dataclasses.replace(self._interest, topics=left) if left else None
 
     # ── What it says ─────────────────────────────────────────────────────────────────────────
@@ -158,6 +163,10 @@ class Session:
     async def _send(self, text: str, seat: Seat) -> None:
         with seat.sending():
             await self._socket.send_text(text)
+
+
+def _topics(interest: Interest | None) -> list[str]:
+    return [] if interest is None else sorted(interest.topics)
 
 
 def _message(name: str, data: object = None, *, cursor: str | None = None) -> str:

@@ -20,6 +20,7 @@ from haulier.web.routes import (
     queues,
     schedules,
     starts,
+    webhooks,
 )
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -36,6 +37,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     configuration.router,
     live.router,
     events.router,
+    webhooks.router,
     starts.router,
     aliases.router,
     access.router,

@@ -11,7 +11,7 @@ from haulier.exceptions import Problem, ValidationError
 from haulier.services.jobs import JobManager
 from haulier.services.options import job_id_of
 from haulier.services.orders import Order, enqueue_together, plan_among_others
-from haulier.web.access import OPERATOR, OPERATOR_IN_SCOPE, check_covered, identity_of
+from haulier.web.access import OPERATOR_IN_SCOPE, Caller, identity_of
 from haulier.web.intake import JobLines, payload_checked
 from haulier.web.models.enqueuing import (
     EnqueueBody,
@@ -31,6 +31,7 @@ from haulier.web.routes.common import (
 )
 from haulier.web.routes.lean import body_of, lean
 from haulier.web.schemas import Started
+from haulier.web.scopes import check_new
 from haulier.web.starts import check_enqueued
 from haulier.web.streams import described, lines_of
 
@@ -46,8 +47,7 @@ async def _take(request: Request, idempotency_key: str | None) -> Started:
     jobs: JobManager = request.app.state.jobs
     body = await body_of(request, EnqueueBody)
     caller = identity_of(request)
-    if caller.scoped:
-        check_covered(caller, body.kind, body.queue or jobs.registry.get(body.kind).queue)
+    await check_new(jobs, caller, body)
     return await enqueue(jobs, body, idempotency_key)
 
 
@@ -74,11 +74,11 @@ router.add_api_route(
     "/jobs/many",
     status_code=201,
     summary="Enqueue many jobs, all or none",
-    dependencies=[OPERATOR],
+    dependencies=[OPERATOR_IN_SCOPE],
     responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
 async def enqueue_many(
-    jobs: Jobs, body: ManyBody, idempotency_key: IdempotencyKey = None
+    jobs: Jobs, caller: Caller, body: ManyBody, idempotency_key: IdempotencyKey = None
 ) -> ManyStarted:
     """Up to a thousand jobs of any kinds but bulk ones, in one transaction.
 
@@ -87,8 +87,10 @@ async def enqueue_many(
     """
     orders: list[Order] = []
     faults: list[Problem] = []
+    own = {str(each.id) for each in body.jobs if each.id is not None} if caller.scoped else set()
     for number, each in enumerate(body.jobs, start=1):
         try:
+            await check_new(jobs, caller, each, beside=own)
             orders.append(_order(jobs, each))
         except ValidationError as error:
             faults += [
@@ -112,7 +114,7 @@ def _order(jobs: JobManager, body: EnqueueBody) -> Order:
     "/jobs/stream",
     status_code=201,
     summary="Enqueue jobs line by line",
-    dependencies=[OPERATOR],
+    dependencies=[OPERATOR_IN_SCOPE],
     responses=problem_responses(400, 408, 409, 413, 415, 422, 429, 507),
     openapi_extra=described(_LINES),
 )
@@ -132,7 +134,9 @@ async def enqueue_lines(
     """
     del stream
     told = request.scope[STREAM] = StreamTold()
-    intake = JobLines(jobs, told, skip=query.on_bad == "skip", key=idempotency_key)
+    intake = JobLines(
+        jobs, told, identity_of(request), skip=query.on_bad == "skip", key=idempotency_key
+    )
     await intake.run(lines_of(request, settings.max_lines))
     return stream_taken(told)
 

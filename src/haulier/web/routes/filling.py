@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from haulier.domain.job import Job
+from haulier.domain.job import Job, JobState
+from haulier.exceptions import JobStateError
 from haulier.services.export import COLUMNS, csv_lines, item_pages, row_of
 from haulier.services.filling import open_empty
-from haulier.web.access import OPERATOR, VIEWER, Caller
+from haulier.web.access import OPERATOR, OPERATOR_IN_SCOPE, VIEWER, Caller, check_covered
 from haulier.web.intake import ItemLines
 from haulier.web.models.batches import (
     AlterBody,
@@ -49,17 +50,25 @@ _LINES = '{"account": "ada", "size": 640}\n{"account": "grace", "size": 640}'
     "/batches",
     status_code=201,
     summary="Open a batch",
-    dependencies=[OPERATOR],
+    dependencies=[OPERATOR_IN_SCOPE],
     responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
 async def open_batch(
-    jobs: Jobs, body: OpenBody, response: Response, idempotency_key: IdempotencyKey = None
+    jobs: Jobs,
+    caller: Caller,
+    body: OpenBody,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> Started:
     """Without items: they are streamed into it and run as they come. Seal it behind the last one.
 
     Until it is sealed it does not settle, however many of its items are done.
     """
     check_enqueued(body.kind)
+    if caller.scoped:
+        queue = body.queue or jobs.registry.get(body.kind).queue
+        for kind in (body.kind, body.on_finish or body.kind):
+            check_covered(caller, kind, queue)
     options = body.options(idempotency_key)
     return started(await open_empty(jobs, body.kind, options, finish_kind=body.on_finish), response)
 
@@ -116,6 +125,9 @@ async def add_items(
     del stream
     batch = await jobs.store.batch(job_id)
     head = await jobs.store.get(job_id)
+    if head.lease or head.state is JobState.PENDING:
+        # One that its producer fills runs from the start, held by nobody.
+        raise JobStateError(f"batch {job_id} is filled by its own task")
     told = request.scope[STREAM] = StreamTold()
     intake = ItemLines(
         jobs,

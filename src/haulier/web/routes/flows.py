@@ -6,11 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from haulier.web.access import VIEWER
+from haulier.web.access import VIEWER, Caller
 from haulier.web.models.flows import ChildList, ChildQuery, ParentList, ParentView
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs, token
 from haulier.web.schemas import JobSummary
+from haulier.web.scopes import exists_for
 
 router = APIRouter(prefix=PREFIX)
 
@@ -21,9 +22,11 @@ router = APIRouter(prefix=PREFIX)
     dependencies=[VIEWER],
     responses=problem_responses(404),
 )
-async def list_parents(jobs: Jobs, job_id: str) -> ParentList:
+async def list_parents(jobs: Jobs, caller: Caller, job_id: str) -> ParentList:
     """In the order in which it named them, with what they came to. They outlive their jobs here."""
     found = await jobs.store.parents(job_id)
+    if caller.scoped:
+        found = [each for each in found if await exists_for(jobs, caller, each.job_id)]
     return ParentList(parents=[ParentView.model_validate(parent) for parent in found])
 
 
@@ -34,10 +37,15 @@ async def list_parents(jobs: Jobs, job_id: str) -> ParentList:
     responses=problem_responses(404, 422),
 )
 async def list_children(
-    jobs: Jobs, job_id: str, query: Annotated[ChildQuery, Query()]
+    jobs: Jobs, caller: Caller, job_id: str, query: Annotated[ChildQuery, Query()]
 ) -> ChildList:
     """In the order of their insertion, page by page; also those that wait no longer."""
     page = await jobs.store.children(job_id, limit=query.limit, cursor=query.cursor)
     return ChildList(
-        children=[JobSummary.model_validate(job) for job in page.jobs], next=token(page.next)
+        children=[
+            JobSummary.model_validate(job)
+            for job in page.jobs
+            if caller.covers(job.kind, job.queue)
+        ],
+        next=token(page.next),
     )

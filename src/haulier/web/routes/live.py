@@ -11,7 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from haulier.web.access import VIEWER, Caller
+from haulier.web.access import VIEWER_IN_SCOPE, Caller
 from haulier.web.live.hub import Live
 from haulier.web.live.socket import Session
 from haulier.web.live.sse import MEDIA_TYPE, EventStream
@@ -68,12 +68,13 @@ async def stream_events(
     and that events before it may be missing, `stats`, `queues`, `workers` and `batch` are told when
     they change. See the documentation of the live API for their data.
     """
-    return EventStream(live, caller, query.interest(query.topics), last_event_id or query.after)
+    interest = query.interest(query.topics).of(caller)
+    return EventStream(live, caller, interest, last_event_id or query.after)
 
 
 _STREAM: dict[str, Any] = {
     "summary": "Stream what happens",
-    "dependencies": [VIEWER],
+    "dependencies": [VIEWER_IN_SCOPE],
     "response_class": EventStream,
     "status_code": 200,
     "response_model": None,
@@ -83,7 +84,7 @@ _STREAM: dict[str, Any] = {
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}},
         }
     }
-    | problem_responses(422, 429),
+    | problem_responses(403, 422, 429),
 }
 
 router.add_api_route("/events/stream", stream_events, methods=["GET"], **_STREAM)
@@ -98,7 +99,7 @@ router.add_api_route(
 )
 
 
-@router.websocket("/ws", dependencies=[VIEWER])
+@router.websocket("/ws", dependencies=[VIEWER_IN_SCOPE])
 async def live_socket(socket: WebSocket, caller: Caller) -> None:
     """What streams show, and what it is can be changed while the socket is open."""
     await Session(socket.app.state.live, socket, caller).run()

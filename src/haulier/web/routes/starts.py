@@ -111,6 +111,6 @@ async def start_proxy_diagnostics(
     """One batch, an item per proxy. All lines at fault are told at once."""
     refuse_task("proxy_diagnostics", body)
     check_url = options.check_url or own_echo_url(request.scope.get("server"))
-    start = await asyncio.to_thread(proxy_diagnostics_start, body, check_url)
+    start = await asyncio.to_thread(proxy_diagnostics_start, body, check_url, options.guard)
     given = body.options(idempotency_key)
     return started(await jobs.enqueue("proxy_diagnostics", start, given), response)

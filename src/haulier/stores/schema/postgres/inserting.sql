@@ -1,10 +1,13 @@
 -- New jobs, batches while they are being filled, unique names.
 
--- Whoever looks at unique names, to take them, holds these locks. They come before all others.
+-- Whoever looks at unique names, to take them, holds these locks. They come before all others. The
+-- lines of a stream share the lock of its key: the server has not room for thousands.
 CREATE OR REPLACE FUNCTION lock_names(p_names text[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(h.key) FROM (
-        SELECT DISTINCT hashtextextended(u, hashtext(current_schema)) AS key
+        SELECT DISTINCT hashtextextended(
+            regexp_replace(u, '^idempotency-line:[0-9]+:', 'idempotency:'),
+            hashtext(current_schema)) AS key
         FROM unnest(p_names) u ORDER BY 1) h;
 END $$;
 
@@ -295,6 +298,7 @@ DECLARE
                      p_max_failures, p_finish_of, p_finish_ids)::policy;
     mine uniqueness[];
     verdict record;
+    at integer := 1;
 BEGIN
     PERFORM must_be_open();
     new := 0; jobs := '{}'; instead := '{}';
@@ -310,13 +314,34 @@ BEGIN
             p_on_losts, NULL, p_state, rules, p_baggages);
         RETURN;
     END IF;
+    -- Single jobs with an idempotency key each, none of which was used before: all at once.
+    IF 3 = ALL (n_conflicts) AND 2 = ALL (n_scopes) AND 0 = ALL (p_roles)
+        AND cardinality(n_names) = cardinality(p_ids)
+        AND (SELECT count(DISTINCT n.name) = count(*) AND count(DISTINCT n.job) = count(*)
+             FROM unnest(n_jobs, n_names) n (job, name))
+        AND NOT EXISTS (SELECT FROM uniques u WHERE u.name = ANY (n_names))
+        AND NOT EXISTS (SELECT FROM jobs_live j WHERE j.id = ANY (p_ids))
+        AND NOT EXISTS (SELECT FROM jobs_done j WHERE j.id = ANY (p_ids))
+    THEN
+        INSERT INTO uniques (name, job, scope, until, digest)
+        SELECT n.name, p_ids[n.job], 2, v_now + n.period, n.digest
+        FROM unnest(n_jobs, n_names, n_periods, n_digests) n (job, name, period, digest);
+        new := insert_rows(v_now, p_ids, p_kinds, p_queues, p_roles, p_versions, p_payloads,
+            p_priorities, p_run_ats, p_delays, p_keys, p_batches, p_positions, p_retries,
+            p_on_losts, '{}', p_state, rules, p_baggages);
+        RETURN;
+    END IF;
     FOR i IN 1 .. cardinality(p_ids) LOOP
+        -- Its names: they come in the order of the jobs.
+        mine := NULL;
+        WHILE at <= cardinality(n_jobs) AND n_jobs[at] = i LOOP
+            mine := mine || (i, n_names[at], n_scopes[at], n_conflicts[at], n_periods[at],
+                             n_digests[at])::uniqueness;
+            at := at + 1;
+        END LOOP;
         -- Repeated: who holds the names by now is no longer its affair.
         CONTINUE WHEN EXISTS (SELECT FROM jobs_live j WHERE j.id = p_ids[i])
                    OR EXISTS (SELECT FROM jobs_done j WHERE j.id = p_ids[i]);
-        SELECT array_agg(n::uniqueness) INTO mine
-        FROM unnest(n_jobs, n_names, n_scopes, n_conflicts, n_periods, n_digests)
-             n (job, name, scope, conflict, period, digest) WHERE n.job = i;
         IF mine IS NOT NULL THEN
             LOOP
                 verdict := judge(v_now, p_ids[i], mine);
