@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -11,6 +12,8 @@ import pytest
 
 from haulier import App, RetryPolicy
 from haulier.cli.echo import http_server
+from haulier.cli.remote import ClientDesk
+from haulier.client import AsyncClient
 from haulier.domain.line import Said
 from haulier.domain.moves import Move
 from haulier.domain.schedule import Interval
@@ -201,6 +204,44 @@ async def test_queues_and_the_configuration(app, hand, run, same):
     await same("config", "history", "--json")
     refused = await run("config", "set", "log.level=nonsense")
     assert (refused.returncode, "log.level" in refused.stderr) == (USAGE, True)
+
+
+async def test_limits(app, run, same):
+    assert (
+        await run("limits", "set", "fetch/rate", "--rate", "30/m", "--per-key")
+    ).returncode == OK
+    breaker = ("--breaker", "--failures", "0.5", "--per-key")
+    assert (await run("limits", "set", "hosts", *breaker)).returncode == OK
+    await same("limits", "set", "slots", "--concurrency", "3", "--json", "--queue", "bulk")
+    assert len(json.loads(await same("limits", "list", "--json"))["limits"]) == 3
+    await same("limits", "list")
+    await same("limits", "keys", "fetch/rate", "--json")
+    await same("limits", "reset", "hosts", "ada", "--json")
+    assert (await run("limits", "delete", "slots")).returncode == OK
+    await same("limits", "delete", "slots")
+
+
+async def test_events(app, hand, run, same):
+    ids = await _some_jobs(app, hand)
+    told = (await same("events", "--json")).splitlines()
+    assert {json.loads(line)["job_id"] for line in told} == set(ids)
+    await same("events", "--after", json.loads(told[1])["cursor"])
+    assert (await same("events", "--after", "now")) == ""
+
+
+async def test_events_are_followed(app, hand, server):
+    await _some_jobs(app, hand)
+    async with AsyncClient(server) as client:
+        desk, seen = ClientDesk(client), []
+        async with contextlib.aclosing(desk.follow(None)) as events:
+            async for event in events:
+                if not seen:
+                    await app.enqueue("work", {"n": 4})
+                seen.append(event)
+                if len(seen) == 6:
+                    break
+    stored = await app.store.events()
+    assert seen == list(stored)[:6]
 
 
 async def test_what_goes_wrong_has_the_same_exit_codes(app, run, server):
