@@ -72,13 +72,17 @@ class TestMatrix:
         assert wrong == []
 
     async def test_what_is_outside_of_a_tokens_scope_is_not_there(self, door, jobs):
-        """A job of another kind is a 404, as if it did not exist; what is about all is refused."""
+        """A job of another kind is a 404, as if it did not exist; what is about all is refused.
+
+        Routes that look after scopes themselves refuse the empty body before: they have tests of
+        their own, and streams too, which would not end here.
+        """
         foreign = await jobs.enqueue("add", {"a": 1, "b": 2}, {})
         wrong = []
         for scope in ({"kinds": frozenset({"linger"})}, {"queues": frozenset({"elsewhere"})}):
             async with door.client(await door.token(Access.ADMIN, **scope)) as client:
                 for method, route in CLOSED:
-                    if route.path == "/api/v1/session":
+                    if route.path in ("/api/v1/session", "/api/v1/events/stream"):
                         continue
                     more = OUTSIDE.get(route.path, {}) if method == "POST" else {}
                     answer = await ask(client, method, route, ids={"job_id": foreign}, **more)
@@ -90,6 +94,7 @@ class TestMatrix:
                         wrong.append((method, route.path, answer.status_code))
         assert wrong == []
         assert (await jobs.store.get(foreign)).state == "pending"
+        assert sum((await jobs.store.counts()).values()) == 1
 
     @pytest.mark.parametrize(
         "path", ["/", "/nothing", "/api/v1/openapi.json", "/docs", "/metrics/", "/api/v1/jobs/"]

@@ -113,3 +113,27 @@ async def test_foreign_batches_are_not_there(client, check, jobs):
         answer = await client.request(method, f"/api/v1/batches/{batch}{path}", json=body)
         check.problem(answer, 404)
     check.problem(await client.get("/api/v1/batches"), 403)
+
+
+async def test_the_audit_log_is_told_how_much_came(api, client, jobs, monkeypatch):
+    entries = []
+    monkeypatch.setattr(api.state.diary, "write", entries.append)
+    lines = f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n{{"
+    await client.post("/api/v1/jobs/stream", content=lines, headers=NDJSON)
+    ids = (await client.post("/api/v1/jobs/many", json={"jobs": [GOOD] * 3})).json()["ids"]
+    batch = (await client.post("/api/v1/batches", json={"kind": "add"})).json()["id"]
+    path = f"/api/v1/batches/{batch}"
+    await client.post(f"{path}/items", content='{"a": 1, "b": 2}', headers=NDJSON)
+    await client.patch(path, json={"concurrency": 3})
+    assert [(entry.actor.who, entry.action, entry.target, entry.status) for entry in entries] == [
+        ("ada", "POST /api/v1/jobs/stream", {"taken": 2}, 422),
+        ("ada", "POST /api/v1/jobs/many", {"jobs": 3, "first": ids[0]}, 201),
+        ("ada", "POST /api/v1/batches", {"location": f"/api/v1/jobs/{batch}"}, 201),
+        ("ada", "POST /api/v1/batches/{job_id}/items", {"job_id": batch, "taken": 1}, 201),
+        (
+            "ada",
+            "PATCH /api/v1/batches/{job_id}",
+            {"job_id": batch, "limits": {"concurrency": 3}},
+            200,
+        ),
+    ]

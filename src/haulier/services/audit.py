@@ -88,4 +88,6 @@ def chained(previous: bytes, seq: int, row: Mapping[str, Any]) -> bytes:
 
 def storable(text: str) -> str:
     """What every database takes, and no more of it than can be read."""
+    if len(text) <= LONGEST_TEXT and text.isprintable():
+        return text
     return "".join(each if each.isprintable() else "?" for each in text[:LONGEST_TEXT])

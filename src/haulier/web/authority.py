@@ -46,13 +46,11 @@ class Authority:
         StoreError when the records cannot be asked and what they said last is too old.
         """
         shown = presented(what, text)
-        keys = [f"source {network_of(source)}"]
         if shown is not None and self._credentials is not None:
-            keys.append(f"{what} {shown.id}")
-            identity = await self._find(what, shown, keys)
+            identity = await self._find(what, shown, source)
             if identity is not None:
                 return identity, 0.0
-        return None, self.throttle.fail(*keys)
+        return None, self.throttle.fail(*_keys(what, shown, source))
 
     async def still_valid(self, identity: Identity) -> bool:
         """Whether somebody who was recognised some time ago would be still.
@@ -72,7 +70,7 @@ class Authority:
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
-    async def _find(self, what: What, shown: Presented, keys: list[str]) -> Identity | None:
+    async def _find(self, what: What, shown: Presented, source: str) -> Identity | None:
         age = self._clock() - self._as_of
         if age > STALE:
             await self._look(self._clock())
@@ -80,7 +78,7 @@ class Authority:
             self._start_to_look()
         credential = f"{_KINDS[what]}:{shown.id}"
         live = self._known.get(credential)
-        if live is None and not self.throttle.wait(*keys):
+        if live is None and not self.throttle.wait(*_keys(what, shown, source)):
             # It may have been made a moment ago.
             await self._look(self._clock())
             live = self._known.get(credential)
@@ -115,6 +113,12 @@ class Authority:
             self._known = {live.identity.credential: live for live in found}
             self._version = version
         self._as_of = began
+
+
+def _keys(what: What, shown: Presented | None, source: str) -> list[str]:
+    """What a failure counts for."""
+    keys = [f"source {network_of(source)}"]
+    return keys if shown is None else [*keys, f"{what} {shown.id}"]
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,6 +36,8 @@ LOCAL = Identity("local", Access.ADMIN)
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="haulier"'}
 _REFUSED = {"WWW-Authenticate": 'Bearer realm="haulier", error="invalid_token"'}
+
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 _log = structlog.get_logger("haulier.web")
 
@@ -72,13 +74,16 @@ class Guard:
         if refusal is None:
             with at_most(self._deadline):
                 refusal = await self._unknown(asked) or self._too_much(asked)
-        if refusal is None:
-            await self._pass(passage, asked, receive)
-        else:
-            await refusal(scope, receive, passage.send)
-        self._write_down(passage, asked)
+        try:
+            if refusal is None:
+                await self._pass(passage, receive)
+            else:
+                await refusal(scope, receive, passage.send)
+        finally:
+            # Also when it was cut off: some of it may have been done.
+            self._write_down(passage, asked)
 
-    async def _pass(self, passage: _Passage, asked: Asked, receive: Receive) -> None:
+    async def _pass(self, passage: _Passage, receive: Receive) -> None:
         scope = passage.scope
         if scope["type"] == "websocket":
             await self._app(scope, receive, passage.send)
@@ -95,7 +100,6 @@ class Guard:
             )
             if passage.status is not None:
                 # Half an answer is out: only a broken connection tells the client.
-                self._write_down(passage, asked)
                 raise
             await problem_response(500)(scope, receive, passage.send)
 
@@ -155,6 +159,8 @@ class Guard:
         if wait > 0:
             headers = {"Retry-After": retry_after(wait)}
             return problem_response(429, detail="Too many bad tokens", headers=headers)
+        # The throttle keeps these few.
+        _log.warning("token refused", request=asked.scope[REQUEST_ID], source=asked.source)
         return problem_response(401, detail="The token is not good", headers=_REFUSED)
 
     def _too_much(self, asked: Asked) -> Response | None:
@@ -208,11 +214,11 @@ class _Passage:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.scope[REQUEST_ID]
-            headers["X-Content-Type-Options"] = "nosniff"
+            told = list(message.get("headers", ()))
             if self.status in (201, 202):
-                self.location = headers.get("location")
+                self.location = Headers(raw=told).get("location")
+            told += (b"x-request-id", self.scope[REQUEST_ID].encode()), _NOSNIFF
+            message["headers"] = told
         elif kind == "websocket.accept":
             self.status = 101
         await self._send(message)

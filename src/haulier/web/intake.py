@@ -47,11 +47,18 @@ TOLD = 100
 PLANS = 500
 """Sets of options that are remembered: lines differ little, and to check them again takes long."""
 
+KEYED_CHUNK = 500
+"""Jobs with no name but the key of their stream that one transaction inserts: stores take them
+together."""
+
 R = TypeVar("R")
 
 
 class Intake(ABC, Generic[R]):
     """Takes lines: reads each, makes jobs of them, inserts these. `told` is kept up to date."""
+
+    _own_names = 0
+    """Names that a job has because of the stream's key."""
 
     def __init__(self, jobs: JobManager, told: StreamTold, *, skip: bool, size: int) -> None:
         self._jobs = jobs
@@ -137,7 +144,9 @@ class Intake(ABC, Generic[R]):
             self._stopped = ValidationError(f"line {number:,} was refused", problems)
 
     async def _insert(self, jobs: Sequence[NewJob]) -> None:
-        most = UNIQUE_CHUNK if any(job.unique for job in jobs) else len(jobs)
+        most = len(jobs)
+        if any(len(job.unique) > self._own_names for job in jobs):
+            most = UNIQUE_CHUNK
         for begin in range(0, len(jobs), most):
             await self._insert_all_but(jobs[begin : begin + most])
 
@@ -205,10 +214,11 @@ class JobLines(Intake[Order]):
         skip: bool,
         key: str | None,
     ) -> None:
-        size = jobs.store.chunk if key is None else UNIQUE_CHUNK
+        size = jobs.store.chunk if key is None else KEYED_CHUNK
         super().__init__(jobs, told, skip=skip, size=size)
         self._caller = caller
         self._key = key
+        self._own_names = 0 if key is None else 1
         self._plain: dict[str, _Known] = {}
         self._plans: dict[tuple[str, str], _Known] = {}
         self._ids: list[str] = []

@@ -36,7 +36,6 @@ def _parsed(value: Any) -> Any:
 
 Instant = Annotated[datetime, BeforeValidator(_from_microseconds)]
 Json = Annotated[Any, BeforeValidator(lambda value: shown(_parsed(value)))]
-Payload = Json
 Text = Annotated[str, BeforeValidator(_cleaned)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 

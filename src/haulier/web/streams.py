@@ -82,18 +82,22 @@ async def lines_of(request: Request, most: int) -> AsyncGenerator[list[Numbered]
         pieces = _unpacked(pieces, most)
     elif encoding != "identity":
         raise HTTPException(415, "Only gzip is understood", {"Accept-Encoding": "gzip, identity"})
-    number, rest = 0, b""
+    number, rest = 0, bytearray()
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
-            whole = (rest + piece).split(b"\n")
-            rest = whole.pop()
-            for begin in range(0, len(whole), PART):
-                found, number = _numbered(whole[begin : begin + PART], number)
-                if found:
-                    yield found
+            if b"\n" in piece:
+                whole = (bytes(rest) + piece).split(b"\n")
+                rest = bytearray(whole.pop())
+                for begin in range(0, len(whole), PART):
+                    found, number = _numbered(whole[begin : begin + PART], number)
+                    if found:
+                        yield found
+            else:
+                # Put behind, not together: a long line may come byte by byte.
+                rest += piece
             if len(rest) > LONGEST_LINE:
                 raise _too_long(number + 1)
-    found, _ = _numbered([rest], number)
+    found, _ = _numbered([bytes(rest)], number)
     if found:
         yield found
 

@@ -12,7 +12,7 @@ from haulier.domain.schedule import Cadence, Cron, Interval, Overlap, Schedule, 
 from haulier.domain.tick import TickState
 from haulier.services.schedules import ScheduleOptions
 from haulier.web.bodies import BatchBody, Taken
-from haulier.web.schemas import Instant, Payload, View
+from haulier.web.schemas import Instant, Json, View
 
 
 class CadenceBody(Taken):
@@ -73,7 +73,7 @@ class ScheduleView(BaseModel):
 
     name: str
     kind: str
-    payload: Payload
+    payload: Json
     cron: str | None = None
     zone: str | None = None
     every: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
@@ -11,8 +11,8 @@ from haulier.exceptions import Problem, ValidationError
 from haulier.services.jobs import JobManager
 from haulier.services.options import job_id_of
 from haulier.services.orders import Order, enqueue_together, plan_among_others
-from haulier.web.access import OPERATOR_IN_SCOPE, Caller, identity_of
-from haulier.web.intake import JobLines, payload_checked
+from haulier.web.access import OPERATOR_IN_SCOPE, Caller, identity_of, tell_audit
+from haulier.web.intake import Intake, JobLines, payload_checked
 from haulier.web.models.enqueuing import (
     EnqueueBody,
     ManyBody,
@@ -20,6 +20,7 @@ from haulier.web.models.enqueuing import (
     StreamQuery,
     StreamTaken,
 )
+from haulier.web.options import WebOptions
 from haulier.web.problems import STREAM, FieldError, StreamTold, problem_responses
 from haulier.web.routes.common import (
     PREFIX,
@@ -78,7 +79,11 @@ router.add_api_route(
     responses=problem_responses(400, 409, 413, 415, 422, 507),
 )
 async def enqueue_many(
-    jobs: Jobs, caller: Caller, body: ManyBody, idempotency_key: IdempotencyKey = None
+    jobs: Jobs,
+    caller: Caller,
+    request: Request,
+    body: ManyBody,
+    idempotency_key: IdempotencyKey = None,
 ) -> ManyStarted:
     """Up to a thousand jobs of any kinds but bulk ones, in one transaction.
 
@@ -99,7 +104,9 @@ async def enqueue_many(
             ]
     if faults:
         raise ValidationError("none of the jobs was enqueued", faults)
-    return ManyStarted(ids=await enqueue_together(jobs, orders, idempotency_key=idempotency_key))
+    ids = await enqueue_together(jobs, orders, idempotency_key=idempotency_key)
+    tell_audit(request, jobs=len(ids), first=ids[0])
+    return ManyStarted(ids=ids)
 
 
 def _order(jobs: JobManager, body: EnqueueBody) -> Order:
@@ -137,8 +144,17 @@ async def enqueue_lines(
     intake = JobLines(
         jobs, told, identity_of(request), skip=query.on_bad == "skip", key=idempotency_key
     )
-    await intake.run(lines_of(request, settings.max_lines))
+    await taken_in(intake, request, settings)
     return stream_taken(told)
+
+
+async def taken_in(intake: Intake[Any], request: Request, settings: WebOptions) -> None:
+    """Take the lines of a request; the audit log is told how many, however it ends."""
+    try:
+        await intake.run(lines_of(request, settings.max_lines))
+    finally:
+        told: StreamTold = request.scope[STREAM]
+        tell_audit(request, taken=told.taken)
 
 
 def stream_taken(told: StreamTold) -> StreamTaken:

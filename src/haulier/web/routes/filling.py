@@ -13,7 +13,14 @@ from haulier.domain.job import Job, JobState
 from haulier.exceptions import JobStateError
 from haulier.services.export import COLUMNS, csv_lines, item_pages, row_of
 from haulier.services.filling import open_empty
-from haulier.web.access import OPERATOR, OPERATOR_IN_SCOPE, VIEWER, Caller, check_covered
+from haulier.web.access import (
+    OPERATOR,
+    OPERATOR_IN_SCOPE,
+    VIEWER,
+    Caller,
+    check_covered,
+    tell_audit,
+)
 from haulier.web.intake import ItemLines
 from haulier.web.models.batches import (
     AlterBody,
@@ -33,10 +40,10 @@ from haulier.web.routes.common import (
     Settings,
     started,
 )
-from haulier.web.routes.enqueuing import stream_taken
+from haulier.web.routes.enqueuing import stream_taken, taken_in
 from haulier.web.schemas import Started, StateChange
 from haulier.web.starts import check_enqueued
-from haulier.web.streams import NDJSON, described, lines_of
+from haulier.web.streams import NDJSON, described
 
 router = APIRouter(prefix=PREFIX)
 
@@ -137,7 +144,7 @@ async def add_items(
         key=idempotency_key,
         first=batch.counts.total,
     )
-    await intake.run(lines_of(request, settings.max_lines))
+    await taken_in(intake, request, settings)
     return stream_taken(told)
 
 
@@ -172,9 +179,13 @@ async def cancel_batch(jobs: Jobs, job_id: str) -> StateChange:
     dependencies=[OPERATOR],
     responses=problem_responses(400, 404, 409, 413, 415, 422),
 )
-async def alter_batch(jobs: Jobs, caller: Caller, job_id: str, body: AlterBody) -> BatchView:
+async def alter_batch(
+    jobs: Jobs, caller: Caller, request: Request, job_id: str, body: AlterBody
+) -> BatchView:
     """It holds at once, also for items that wait in the line already; those that run go on."""
-    return BatchView.of(await jobs.alter_batch(job_id, body.changes(), by=caller.name))
+    changes = body.changes()
+    tell_audit(request, limits=changes)
+    return BatchView.of(await jobs.alter_batch(job_id, changes, by=caller.name))
 
 
 @router.get(

@@ -59,6 +59,24 @@ class TestEntries:
         assert (stop.action, stop.target) == ("POST /api/v1/jobs/{job_id}/stop", {"job_id": job_id})
         assert retry.target == {"filter": {"kind": "add", "state": ["cancelled"]}}
 
+    async def test_what_was_cut_off_or_failed_is_told_too(self, door, jobs, monkeypatch):
+        async def fail(*args, **kwargs):
+            raise RuntimeError("canary")
+
+        async def cancelled(*args, **kwargs):
+            raise asyncio.CancelledError
+
+        async with door.client(await door.token()) as client:
+            monkeypatch.setattr(jobs, "cancel", fail)
+            with capture_logs():
+                assert (await client.post("/api/v1/jobs/x/stop")).status_code == 500
+            monkeypatch.setattr(jobs, "cancel", cancelled)
+            with pytest.raises(asyncio.CancelledError):
+                await client.post("/api/v1/jobs/y/stop")
+        _, failed, cut_off = await door.told()
+        assert (failed.target, failed.status) == ({"job_id": "x"}, 500)
+        assert (cut_off.target, cut_off.status) == ({"job_id": "y"}, None)
+
     async def test_what_was_refused_by_role_is_told_and_strangers_are_not(self, door):
         async with door.client(await door.token(Access.VIEWER)) as client:
             await client.post("/api/v1/jobs", json={})
