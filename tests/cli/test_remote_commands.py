@@ -212,7 +212,9 @@ async def test_limits(app, run, same):
     ).returncode == OK
     breaker = ("--breaker", "--failures", "0.5", "--per-key")
     assert (await run("limits", "set", "hosts", *breaker)).returncode == OK
-    await same("limits", "set", "slots", "--concurrency", "3", "--json", "--queue", "bulk")
+    slots = ("limits", "set", "slots", "--concurrency", "3", "--json", "--queue", "bulk")
+    assert json.loads((await run(*slots)).stdout)["changed"]
+    assert not json.loads(await same(*slots))["changed"]
     assert len(json.loads(await same("limits", "list", "--json"))["limits"]) == 3
     await same("limits", "list")
     await same("limits", "keys", "fetch/rate", "--json")
