@@ -90,7 +90,7 @@ def same(run):
 
 
 async def _some_jobs(app, hand):
-    """One that failed after it had said something, one that waits for it, one that is due later."""
+    """One that failed and had said something, one that waits for it, one that is due later."""
     failing = await app.enqueue("work", {"n": 1}, key="ada", unique="one")
     (job,) = await hand.claim()
     line = Said(1, "under way ☕")

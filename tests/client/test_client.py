@@ -21,7 +21,11 @@ from haulier.services.ids import new_id
 from haulier.web.routes import ROUTERS
 from support import wait_until
 
-PROXIES = {"proxies": ["http://127.0.0.1:9", "http://127.0.0.1:8"], "tries": 1, "timeout": 0.2}
+PROXIES = {
+    "proxies": ["http://93.184.215.14:9", "http://93.184.215.14:8"],
+    "tries": 1,
+    "timeout": 0.2,
+}
 
 
 async def test_a_job_from_its_enqueue_to_its_end(client, working):
