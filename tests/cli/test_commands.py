@@ -49,7 +49,7 @@ def test_help_and_lists_do_not_load_what_only_servers_need(tmp_path):
         "from haulier.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'fastapi', 'uvicorn', 'pydantic', 'pydantic_settings', 'PIL', 'rich'}\n"
+        "heavy = {'fastapi', 'uvicorn', 'httpx', 'pydantic', 'pydantic_settings', 'PIL', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     import subprocess
