@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def limits() -> None:
-    r"""List, set and delete limits while everything runs; see how keys stand under them.
+    """List, set and delete limits while everything runs; see how keys stand under them.
 
     \b
     haulier limits set accounts --per-key --concurrency 1
