@@ -22,6 +22,7 @@ FACTS = "haulier.audit"
 WRITTEN = "haulier.audited"
 """Where in the ASGI scope is whether this request's entry was written with what it tells of."""
 
+_WHOLE = "This needs a token without kinds and queues"
 _JOB_IDS = ("job_id", "batch_id")
 
 

@@ -22,7 +22,7 @@ from haulier.web.models.limits import (
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["limits"])
 
 
 @router.get("/limits", summary="List limits", dependencies=[VIEWER], responses=problem_responses())
