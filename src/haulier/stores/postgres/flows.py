@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from haulier.domain.flow import Otherwise, Parent
+from haulier.domain.flow import Parent
 from haulier.domain.job import NewJob
 from haulier.domain.transfer import EdgeRecord, JobRecord
 from haulier.exceptions import JobNotFoundError
@@ -14,6 +14,8 @@ from haulier.ports import Inserted, Page
 from haulier.stores.codes import (
     CANCELLED,
     COMPLETED,
+    OTHERWISE,
+    OTHERWISE_CODE,
     STATE_CODE,
     STATES,
     error_from_text,
@@ -21,9 +23,6 @@ from haulier.stores.codes import (
 )
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import WITHOUT_PAYLOAD, Row, job_from_row, storable, uuid_of
-
-OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
-OTHERWISE_CODE: Mapping[Otherwise, int] = {what: code for code, what in enumerate(OTHERWISE)}
 
 _PARENTS = (
     "SELECT e.parent::text, e.otherwise, e.state, n.state, n.result, n.error, n.error_at, p.state "

@@ -14,10 +14,16 @@ from haulier.domain import flow
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import NewJob
-from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
-from haulier.stores.codes import ON_LOST_CODE, PENDING, ROLE_CODE, retry_to_text
+from haulier.stores.codes import (
+    CONFLICT_CODE,
+    ON_LOST_CODE,
+    PENDING,
+    ROLE_CODE,
+    SCOPE_CODE,
+    retry_to_text,
+)
 from haulier.stores.postgres import bulk, flows
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.watching import Change
@@ -25,8 +31,6 @@ from haulier.stores.watching import Change
 ROUNDS = 16
 """Finish callbacks of one batch whose ids are known beforehand; later ones have random ids."""
 
-_SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
-_CONFLICTS = {Conflict.SKIP: 0, Conflict.REPLACE: 1, Conflict.REJECT: 2, Conflict.MATCH: 3}
 
 _ARGUMENTS = 33
 _INSERT = (
@@ -134,8 +138,8 @@ def _names(jobs: Sequence[NewJob]) -> tuple[list[Any], ...]:
     return (
         [place for place, _ in names],
         [name.name for _, name in names],
-        [_SCOPES[name.scope] for _, name in names],
-        [_CONFLICTS[name.conflict] for _, name in names],
+        [SCOPE_CODE[name.scope] for _, name in names],
+        [CONFLICT_CODE[name.conflict] for _, name in names],
         [name.period for _, name in names],
         [name.digest for _, name in names],
     )
