@@ -67,6 +67,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--new-processes", action="store_true", help="each command starts Python anew: slower"
     )
+    parser.addoption("--schema-seed", type=int, default=1, help="draw other requests to the API")
+    parser.addoption(
+        "--schema-examples", type=int, default=1, help="requests to the API, per route and phase"
+    )
     parser.addoption("--faults-long", action="store_true", help="the long runs of tests/faults")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def limits() -> None:
-    r"""List, set and delete limits while everything runs; see how keys stand under them.
+    """List, set and delete limits while everything runs; see how keys stand under them.
 
     \b
     haulier limits set accounts --per-key --concurrency 1
@@ -42,7 +42,7 @@ def limits() -> None:
 async def list_limits(place: Place, as_json: bool) -> None:
     """List all limits, and who changed each of them last."""
     async with opened_desk(place) as opened:
-        found = await opened.limits().list()
+        found = await opened.limits().all()
     if as_json:
         emit_json({"limits": [_document(state) for state in found]})
         return

@@ -297,7 +297,7 @@ class ClientLimits:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def list(self) -> Sequence[LimitState]:
+    async def all(self) -> Sequence[LimitState]:
         """All limits by name."""
         return [
             LimitState(

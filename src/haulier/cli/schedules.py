@@ -50,7 +50,7 @@ def schedules() -> None:
 async def list_schedules(store: str | None, as_json: bool) -> None:
     """List all schedules in the order of their names."""
     async with _manager(store) as manager:
-        found = [schedule async for schedule in manager.all()]
+        found = await manager.all()
     if as_json:
         emit_json({"schedules": [schedule_document(schedule) for schedule in found]})
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from haulier.exceptions import ResourceNotAvailableError
 from haulier.services.jobs import JobManager
@@ -24,10 +24,10 @@ class StartOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    concurrency: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    max_failures: int | None = Field(None, ge=0)
-    headless: bool | None = None
+    concurrency: StrictInt | None = Field(None, ge=1)
+    batch_size: StrictInt | None = Field(None, ge=1)
+    max_failures: StrictInt | None = Field(None, ge=0)
+    headless: StrictBool | None = None
     upload_method: str | None = Field(None, min_length=1, max_length=100)
 
     def limits(self) -> Options:

@@ -24,7 +24,6 @@ WRITTEN = "haulier.audited"
 
 _WHOLE = "This needs a token without kinds and queues"
 _JOB_IDS = ("job_id", "batch_id")
-_WHOLE = "This needs a token without kinds and queues"
 
 
 def identity_of(connection: HTTPConnection) -> Identity:

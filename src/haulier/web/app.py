@@ -21,14 +21,15 @@ from haulier.runners import echo
 from haulier.services.jobs import JobManager
 from haulier.services.webhooks import Webhooks
 from haulier.web.access import OPEN
-from haulier.web.asked import SECURE_COOKIE, Asked
+from haulier.web.asked import Asked
 from haulier.web.authority import Authority
 from haulier.web.diary import Book, Diary
+from haulier.web.document import TAGS, complete
 from haulier.web.guard import Guard
 from haulier.web.live.hub import Live
 from haulier.web.meter import Meter
 from haulier.web.options import WebOptions
-from haulier.web.problems import MEDIA_TYPE, install_handlers
+from haulier.web.problems import install_handlers
 from haulier.web.routes import ROUTERS
 from haulier.web.routes.common import PREFIX
 from haulier.web.starts import ECHO_PATH
@@ -54,6 +55,7 @@ def create_app(*, jobs: JobManager, options: WebOptions, records: Records | None
         title="haulier",
         version=options.version,
         openapi_url=f"{PREFIX}/openapi.json",
+        openapi_tags=TAGS,
         # The documentation pages would load scripts of third parties.
         docs_url=None,
         redoc_url=None,
@@ -125,44 +127,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class _Api(FastAPI):
-    """Says in its OpenAPI document that problems have a media type of their own."""
+    """Tells in its OpenAPI document also what no single route says."""
 
     @override
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            document = super().openapi()
-            for path in document["paths"].values():
-                for operation in path.values():
-                    for status, response in operation["responses"].items():
-                        if status[0] not in "123":
-                            # Under whatever type the route has for what it gives.
-                            (content,) = response["content"].values()
-                            response["content"] = {MEDIA_TYPE: content}
-            _add_security(document)
+            complete(super().openapi())
         assert self.openapi_schema is not None
         return self.openapi_schema
-
-
-def _add_security(document: dict[str, Any]) -> None:
-    """Say how to show who asks, and what answers without."""
-    document["components"]["securitySchemes"] = {
-        "token": {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "What `haulier token create` prints.",
-        },
-        "session": {
-            "type": "apiKey",
-            "in": "cookie",
-            "name": SECURE_COOKIE,
-            "description": "A browser's, by a link of `haulier token link`. What changes something "
-            "needs the header `Haulier-Request` besides.",
-        },
-    }
-    document["security"] = [{"token": []}, {"session": []}]
-    paths = document["paths"]
-    paths[f"{PREFIX}/health"]["get"]["security"] = [{}, *document["security"]]
-    paths[f"{PREFIX}/session"]["post"]["security"] = []
 
 
 class _Packing:

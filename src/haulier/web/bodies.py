@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
     Tag,
     model_validator,
 )
@@ -24,6 +30,18 @@ from haulier.services.orchestrator import StartOptions
 from haulier.services.selection import MOST
 
 MAX_PAGE = 500
+_DATE = re.compile(r"\d{4}-")
+
+
+def _written_out(value: Any) -> Any:
+    # A bare number would pass for seconds or milliseconds since 1970, whichever looks likelier.
+    if not isinstance(value, str) or not _DATE.match(value):
+        raise ValueError("give it as ISO 8601")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+"""An instant as text, with its offset from UTC."""
 
 
 class Taken(BaseModel):
@@ -32,7 +50,7 @@ class Taken(BaseModel):
 
 class PageQuery(Taken):
     state: list[JobState] = Field(default_factory=list, description="Only jobs in these states.")
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: int | None = Field(
         None, ge=0, lt=2**63, description="The `next` of the page before; made by the server."
     )
@@ -45,12 +63,12 @@ class ItemQuery(PageQuery):
 class JobQuery(PageQuery):
     """Which jobs. Without `role`: the items of a `batch` that is named, else all but items."""
 
-    kind: str | None = Field(None, max_length=200)
-    queue: str | None = Field(None, max_length=200)
-    key: str | None = Field(None, max_length=200)
+    kind: str | None = Field(None, max_length=200, description="Only of this kind.")
+    queue: str | None = Field(None, max_length=200, description="Only in this queue.")
+    key: str | None = Field(None, max_length=200, description="Only with this key.")
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    batch: UUID | None = None
-    role: list[Role] = Field(default_factory=list)
+    batch: UUID | None = Field(None, description="Only items of this batch.")
+    role: list[Role] = Field(default_factory=list, description="Only jobs of these roles.")
     full: bool = Field(False, description="All there is to know of each, but for the payload.")
 
 
@@ -58,7 +76,7 @@ class EventQuery(Taken):
     """Which events: those that follow `after`; without it, from the oldest that is kept."""
 
     after: str | None = Field(None, max_length=100, description="The `next` of the page before.")
-    limit: int = Field(100, ge=1, le=1000)
+    limit: int = Field(100, ge=1, le=1000, description="At most so many.")
 
 
 class SelectionBody(Taken):
@@ -71,8 +89,10 @@ class SelectionBody(Taken):
     queue: str | None = Field(None, max_length=200)
     key: str | None = Field(None, max_length=200)
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, le=MOST, description="At most so many, the oldest first.")
-    dry_run: bool = Field(False, description="Only count them.")
+    limit: StrictInt | None = Field(
+        None, ge=1, le=MOST, description="At most so many, the oldest first."
+    )
+    dry_run: StrictBool = Field(False, description="Only count them.")
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:
@@ -96,12 +116,18 @@ class SelectionBody(Taken):
 class StopBody(SelectionBody):
     """Which jobs are to stop."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"kind": "send", "state": ["pending"]}})
+
     state: list[Literal["pending", "running"]] = Field(default_factory=list)
     batch: UUID | None = None
 
 
 class RetryBody(SelectionBody):
     """Which jobs are to run again; cancelled ones only if `state` names them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"queue": "mail", "error_type": "TimeoutError", "limit": 100}}
+    )
 
     state: list[Literal["failed", "cancelled"]] = Field(default_factory=list)
     batch: UUID | None = None
@@ -110,14 +136,20 @@ class RetryBody(SelectionBody):
 class DeleteBody(SelectionBody):
     """Which finished jobs are to be removed, batches with their items."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"kind": "send", "dry_run": True}})
+
     state: list[Literal["completed", "failed", "cancelled"]] = Field(default_factory=list)
 
 
 class RetryFailedBody(Taken):
     """Which failed items of a batch: those with such an error, and at most so many."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"error_type": "TimeoutError", "limit": 100}}
+    )
+
     error_type: str | None = Field(None, max_length=200, description="The class of the last error.")
-    limit: int | None = Field(None, ge=1, le=MOST, description="The first ones first.")
+    limit: StrictInt | None = Field(None, ge=1, le=MOST, description="The first ones first.")
 
 
 class UniqueBody(Taken):
@@ -130,7 +162,7 @@ class UniqueBody(Taken):
 
     by: str | None = Field(None, min_length=1, max_length=200)
     scope: Scope = Scope.ACTIVE
-    period: float | None = Field(None, ge=0, description="Seconds; for the scope `period`.")
+    period: StrictFloat | None = Field(None, ge=0, description="Seconds; for the scope `period`.")
     conflict: Literal["skip", "replace", "reject"] = "skip"
 
     @model_validator(mode="before")
@@ -145,13 +177,13 @@ class UniqueBody(Taken):
 class BatchBody(Taken):
     """How a batch is worked on; what is left out does not limit."""
 
-    concurrency: int | None = Field(
+    concurrency: StrictInt | None = Field(
         None, ge=1, description="The most items that run at once, over all workers."
     )
-    batch_size: int | None = Field(
+    batch_size: StrictInt | None = Field(
         None, ge=1, description="The most items that one worker claims at a time."
     )
-    max_failures: int | None = Field(
+    max_failures: StrictInt | None = Field(
         None, ge=0, description="When more items have failed, the rest is cancelled."
     )
 
@@ -195,7 +227,7 @@ WatermarkBody = Annotated[
 class _BulkBody(BatchBody):
     """A start: with the input itself, or a task of the catalog; `options` as the other kinds'."""
 
-    task_id: int | str | None = None
+    task_id: StrictInt | str | None = None
     start_options: StartOptions = Field(StartOptions(), alias="options")
 
     @override
@@ -212,6 +244,18 @@ class MediaUniqBody(_BulkBody):
     folder below its output folder.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "accounts": ["ada", "grace"],
+                "sources": ["sea.png"],
+                "output": "spring",
+                "spec": "square",
+                "concurrency": 4,
+            }
+        }
+    )
+
     accounts: list[str] | None = None
     accounts_csv: str | None = Field(None, description="A column `account`, or one name a line.")
     sources: list[RelativePath] = Field(default_factory=list, max_length=10_000)
@@ -223,11 +267,17 @@ class MediaUniqBody(_BulkBody):
 class ProxyDiagnosticsBody(_BulkBody):
     """Proxies to check, given as a list of lines or as CSV text."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"proxies": ["http://proxy.example:3128"], "tries": 3, "timeout": 5.0}
+        }
+    )
+
     proxies: list[str] | None = Field(
         None, description="Each `scheme://user:password@host:port` or `host:port:user:password`."
     )
     proxies_csv: str | None = Field(
         None, description="Columns scheme, host, port, username and password, or such lines."
     )
-    tries: int = Field(5, ge=1, le=50)
-    timeout: float = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")
+    tries: StrictInt = Field(5, ge=1, le=50)
+    timeout: StrictFloat = Field(5.0, ge=0.1, le=60, description="Seconds that one try may take.")

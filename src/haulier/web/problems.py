@@ -236,7 +236,9 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> str:
     """All methods of the address: the framework tells only those of the first route that fits."""
     routes: Iterable[Route] = request.app.state.routes
-    fitting = (route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL)
+    fitting = [route for route in routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    # `/jobs/stop` would do as the id of a job, but is an address of its own.
+    fitting = [route for route in fitting if "{" not in route.path] or fitting
     return ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
 
 

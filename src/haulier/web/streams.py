@@ -35,15 +35,16 @@ Numbered = tuple[int, bytes]
 
 def takes_lines(scope: Scope) -> bool:
     """Whether the body of a request is lines, which has a limit of its own."""
-    return scope.get("method") == "POST" and _PATHS.fullmatch(scope["path"]) is not None
+    # Whatever the method: one that is not served is told as that, not as a body of a wrong type.
+    return _PATHS.fullmatch(scope["path"]) is not None
 
 
 def described(example: str) -> dict[str, Any]:
     """What OpenAPI tells of such a body."""
     return {
         "requestBody": {
-            "required": True,
-            "description": "A JSON object per line; `Content-Encoding: gzip` is understood.",
+            "required": False,
+            "description": "JSON objects, one per line; `Content-Encoding: gzip` is understood.",
             "content": {NDJSON: {"schema": {"type": "string"}, "example": example}},
         }
     }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 from haulier.domain.flow import Otherwise, Parent
 from haulier.domain.job import NewJob
@@ -37,22 +36,21 @@ _CHILDREN = (
 )
 
 
-class _Insert(Protocol):
-    def __call__(self, **options: Any) -> Awaitable[Inserted]: ...
-
-
 async def insert(
-    connection: Connection, jobs: Sequence[NewJob], add: _Insert, options: dict[str, Any]
+    connection: Connection,
+    jobs: Sequence[NewJob],
+    add: Callable[[], Awaitable[Inserted]],
+    *,
+    schema: str = "",
 ) -> Inserted:
     """Insert jobs by `add`, and let those that name others wait for these; in one transaction."""
-    schema = options["schema"]
     waiting = {job.id: job for job in jobs if job.after}
     named = {each.job_id for job in waiting.values() for each in job.after}
     await connection.execute(f"SELECT {schema}lock_parents($1)", list(named))
     rows = await connection.fetch(
         f"SELECT id::text FROM {schema}jobs WHERE id = ANY ($1::uuid[])", list(waiting)
     )
-    inserted = await add(**options)
+    inserted = await add()
     for job_id in [*(row[0] for row in rows), *inserted.instead]:
         waiting.pop(job_id, None)
     edges = [

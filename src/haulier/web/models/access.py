@@ -44,6 +44,8 @@ class TokenBody(_Taken):
 class LinkBody(_Taken):
     """The one-time code of a link that signs in: what stands behind its `#`."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"link": "hlk_…"}})
+
     link: str = Field(min_length=1, max_length=LONGEST)
 
 
@@ -147,8 +149,13 @@ class Me(BaseModel):
 class AuditQuery(_Taken):
     """Which entries: the latest, or those before the `next` of a page."""
 
-    limit: int = Field(50, ge=1, le=500)
-    before: int | None = Field(None, ge=1, lt=2**63)
+    limit: int = Field(50, ge=1, le=500, description="At most so many.")
+    before: int | None = Field(
+        None,
+        ge=1,
+        lt=2**63,
+        description="Only entries with a lower `seq`: the `next` of the page before.",
+    )
 
 
 class AuditEntry(BaseModel):

@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, WithJsonSchema
 from typing_extensions import override
 
 from haulier.domain.batch import Batch
@@ -54,9 +54,9 @@ class AlterBody(Taken):
         json_schema_extra={"example": {"concurrency": 50, "max_failures": None}}
     )
 
-    concurrency: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    max_failures: int | None = Field(None, ge=0)
+    concurrency: StrictInt | None = Field(None, ge=1)
+    batch_size: StrictInt | None = Field(None, ge=1)
+    max_failures: StrictInt | None = Field(None, ge=0)
 
     def changes(self) -> BatchLimits:
         """Those that were named."""
@@ -67,8 +67,8 @@ class AlterBody(Taken):
 class BatchQuery(Taken):
     """Which batches: those that are items of no other, or with `within` of that one."""
 
-    within: UUID | None = None
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    within: UUID | None = Field(None, description="The batch whose items they are.")
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: UUID | None = Field(None, description="The `next` of the page before.")
 
 
@@ -136,7 +136,9 @@ class BatchList(BaseModel):
 class ExportQuery(Taken):
     """Which items, as what; without `cursor` from the first one."""
 
-    format: Literal["ndjson", "csv"] = "ndjson"
+    format: Literal["ndjson", "csv"] = Field(
+        "ndjson", description="A JSON object a line, or a table with a head."
+    )
     state: list[JobState] = Field(default_factory=list, description="Only items in these states.")
     cursor: int | None = Field(
         None, ge=0, lt=2**63, description="That of the last row that was read: go on behind it."

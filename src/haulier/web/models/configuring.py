@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 from pydantic_core import from_json
 
 from haulier.domain.configuration import KEPT_CHANGES, MOST_AT_ONCE, Configuration
@@ -18,7 +18,9 @@ JsonText = Annotated[Any, BeforeValidator(lambda text: None if text is None else
 class WeightBody(Taken):
     """The weight of a queue; null takes it away."""
 
-    weight: int | None = Field(ge=1, le=MOST)
+    model_config = ConfigDict(json_schema_extra={"example": {"weight": 5}})
+
+    weight: StrictInt | None = Field(ge=1, le=MOST)
 
 
 class QueueSetting(BaseModel):
@@ -50,7 +52,7 @@ class ConfigurationBody(Taken):
 
     set: dict[str, Any] = Field(default_factory=dict, max_length=MOST_AT_ONCE)
     unset: list[str] = Field(default_factory=list, max_length=MOST_AT_ONCE)
-    expected: int | None = Field(None, ge=0)
+    expected: StrictInt | None = Field(None, ge=0)
 
 
 class SettingView(View):
@@ -79,7 +81,7 @@ class ConfigurationView(BaseModel):
 class AlterationQuery(Taken):
     """How many changes."""
 
-    limit: int = Field(50, ge=1, le=KEPT_CHANGES)
+    limit: int = Field(50, ge=1, le=KEPT_CHANGES, description="At most so many.")
 
 
 class AlterationView(View):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, WithJsonSchema
 from typing_extensions import override
 
 from haulier.domain.flow import MOST_PARENTS, After, Otherwise
 from haulier.domain.job import Priority
 from haulier.services.options import HIGHEST_PRIORITY, Options
-from haulier.web.bodies import BatchBody, Taken, UniqueBody
+from haulier.web.bodies import BatchBody, Moment, Taken, UniqueBody
 from haulier.web.problems import FieldError
 
 MOST_MANY = 1000
@@ -60,8 +60,8 @@ class EnqueueBody(BatchBody):
     queue: str | None = Field(None, min_length=1, max_length=200)
     # What it may be is checked where the library's is: with the names in the reason.
     priority: Annotated[Any, WithJsonSchema(PRIORITY)] = None
-    delay: float | None = Field(None, ge=0, description="Seconds to wait before it may run.")
-    run_at: AwareDatetime | None = Field(None, description="When it may run, instead of a delay.")
+    delay: StrictFloat | None = Field(None, ge=0, description="Seconds to wait before it may run.")
+    run_at: Moment | None = Field(None, description="When it may run, instead of a delay.")
     key: str | None = Field(
         None, min_length=1, max_length=200, description="The partition it belongs to."
     )
@@ -91,6 +91,17 @@ class EnqueueBody(BatchBody):
 class ManyBody(Taken):
     """Jobs that are enqueued together or, if one of them is at fault, not at all."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "jobs": [
+                    {"kind": "send", "payload": {"to": "ada@example.org"}},
+                    {"kind": "send", "payload": {"to": "grace@example.org"}, "delay": 60},
+                ]
+            }
+        }
+    )
+
     jobs: list[EnqueueBody] = Field(min_length=1, max_length=MOST_MANY)
 
 
@@ -103,7 +114,9 @@ class ManyStarted(BaseModel):
 class StreamQuery(Taken):
     """What a bad line leads to: nothing after it is taken, or it alone is left out and told."""
 
-    on_bad: Literal["stop", "skip"] = "stop"
+    on_bad: Literal["stop", "skip"] = Field(
+        "stop", description="What a bad line leads to: the end, or being left out."
+    )
 
 
 class StreamTaken(BaseModel):

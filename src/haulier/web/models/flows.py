@@ -40,5 +40,5 @@ class ChildList(BaseModel):
 class ChildQuery(Taken):
     """Which page."""
 
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: int | None = Field(None, ge=0, lt=2**63, description="The `next` of the page before.")

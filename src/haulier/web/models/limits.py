@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
 from haulier.domain.limits import Breaker, Circuit, LimitState, Rate
 from haulier.exceptions import ValidationError
@@ -16,19 +16,19 @@ from haulier.web.schemas import Instant, View
 class RateBody(Taken):
     """So many starts in `per` seconds; `burst` at once after a rest."""
 
-    count: int
-    per: float = 1.0
-    burst: int | None = None
+    count: StrictInt
+    per: StrictFloat = 1.0
+    burst: StrictInt | None = None
 
 
 class BreakerBody(Taken):
     """When it opens, and for how long; see the guide on limits."""
 
-    failures: float = 0.5
-    least: int = 5
-    window: float = 60.0
-    pause: float = 30.0
-    probes: int = 1
+    failures: StrictFloat = 0.5
+    least: StrictInt = 5
+    window: StrictFloat = 60.0
+    pause: StrictFloat = 30.0
+    probes: StrictInt = 1
 
 
 class LimitBody(Taken):
@@ -38,12 +38,12 @@ class LimitBody(Taken):
         json_schema_extra={"example": {"rate": "30/m", "kind": "fetch", "per_key": True}}
     )
 
-    concurrency: int | None = None
+    concurrency: StrictInt | None = None
     rate: str | RateBody | None = Field(None, description='As text "30/m", "10/30s", or apart.')
     breaker: BreakerBody | None = None
     queue: str | None = None
     kind: str | None = None
-    per_key: bool = False
+    per_key: StrictBool = False
 
     def options(self) -> LimitOptions:
         """In the library's words; raises ValidationError."""
@@ -110,7 +110,7 @@ class KeyQuery(Taken):
     """Which keys of which limit that is per key."""
 
     name: str = Field(max_length=200, description="The limit.")
-    limit: int = Field(100, ge=1, le=MOST_KEYS)
+    limit: int = Field(100, ge=1, le=MOST_KEYS, description="At most so many.")
     after: str | None = Field(None, max_length=1000, description="The `next` of the page before.")
 
 
@@ -134,6 +134,10 @@ class KeyList(BaseModel):
 
 class BreakerKey(Taken):
     """A key of a breaker."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"name": "fetch/breaker", "key": "shop.example"}}
+    )
 
     name: str = Field(max_length=200, description="The limit that is a breaker.")
     key: str = Field(max_length=1000)

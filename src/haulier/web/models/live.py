@@ -36,8 +36,8 @@ class StreamFilter(Taken):
 
     batch: UUID | None = Field(None, description="A batch: its head and its items.")
     job: UUID | None = Field(None, description="One job.")
-    kind: Name | None = None
-    queue: Name | None = None
+    kind: Name | None = Field(None, description="Only jobs of this kind.")
+    queue: Name | None = Field(None, description="Only jobs in this queue.")
     types: Annotated[list[Name], Words] = Field(
         default_factory=list,
         max_length=MOST_TYPES,

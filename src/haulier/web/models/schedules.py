@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt
 
 from haulier.domain.job import MICROSECOND
 from haulier.domain.schedule import Cadence, Cron, Interval, Overlap, Schedule, refused
 from haulier.domain.tick import TickState
 from haulier.services.schedules import ScheduleOptions
-from haulier.web.bodies import BatchBody, Taken
+from haulier.web.bodies import BatchBody, Moment, Taken
 from haulier.web.schemas import Instant, Json, View
 
 
@@ -20,8 +20,8 @@ class CadenceBody(Taken):
 
     cron: str | None = Field(None, max_length=200, description="Five fields, or six with seconds.")
     zone: str | None = Field(None, max_length=100, description="IANA; UTC if left out.")
-    every: float | None = Field(None, description="Seconds.")
-    start: AwareDatetime | None = None
+    every: StrictFloat | None = Field(None, description="Seconds.")
+    start: Moment | None = None
 
     def cadence(self) -> Cadence:
         """What is meant; raises ValidationError."""
@@ -51,7 +51,7 @@ class ScheduleBody(CadenceBody, BatchBody):
     missed: str = Field("once", max_length=20, description="skip, once, or all:N.")
     overlap: Overlap = Overlap.ALLOW
     queue: str | None = Field(None, min_length=1, max_length=200)
-    priority: int | str | None = None
+    priority: StrictInt | str | None = None
     key: str | None = Field(None, max_length=200)
 
     def given(self) -> ScheduleOptions:
@@ -130,7 +130,7 @@ class ScheduleQuery(Taken):
     """Which schedules: those whose names follow `after`."""
 
     after: str = Field("", max_length=200, description="The `next` of the page before.")
-    limit: int = Field(100, ge=1, le=500)
+    limit: int = Field(100, ge=1, le=500, description="At most so many.")
 
 
 class ScheduleList(BaseModel):
@@ -153,8 +153,8 @@ class TickView(View):
 class TickQuery(Taken):
     """Which ticks: those before an instant."""
 
-    before: AwareDatetime | None = None
-    limit: int = Field(50, ge=1, le=500)
+    before: Moment | None = Field(None, description="Only ticks before this instant.")
+    limit: int = Field(50, ge=1, le=500, description="At most so many.")
 
     @property
     def microseconds(self) -> int | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from pydantic.alias_generators import to_camel, to_snake
 
 from haulier.domain.batch import Batch
 from haulier.domain.job import Job, JobState
-from haulier.services.orchestrator import StartOptions, TaskId
+from haulier.services.orchestrator import StartOptions
 from haulier.web.bodies import Taken
 from haulier.web.schemas import Instant, JobStatus, Json
 
@@ -21,7 +21,7 @@ class StartBody(Taken):
         json_schema_extra={"example": {"task_id": 123, "options": {"concurrency": 4}}}
     )
 
-    task_id: TaskId | None = None
+    task_id: StrictInt | str | None = None
     input: dict[str, Any] = Field(default_factory=dict, description="What its runner takes.")
     options: StartOptions = StartOptions()
 
@@ -35,8 +35,8 @@ class GenerateBody(BaseModel):
         json_schema_extra={"example": {"count": 1, "priority": "high"}},
     )
 
-    count: int = Field(1, ge=1, le=100_000)
-    priority: Annotated[str | int | None, Field(description="A name or a number.")] = None
+    count: StrictInt = Field(1, ge=1, le=100_000)
+    priority: Annotated[str | StrictInt | None, Field(description="A name or a number.")] = None
 
     def given(self) -> dict[str, Any]:
         """What the runner is given."""

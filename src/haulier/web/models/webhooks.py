@@ -6,7 +6,7 @@ import json
 from typing import Self, cast
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from haulier.domain.job import Job, JobState
 from haulier.domain.webhook import DEFAULT_TYPES, Webhook
@@ -28,7 +28,7 @@ class WebhookChange(Taken):
     queue: str | None = Field(None, max_length=LONGEST_TEXT, description="Only of this queue.")
     batch: UUID | None = Field(None, description="Only of this batch and its items.")
     description: str | None = Field(None, max_length=LONGEST_TEXT)
-    enabled: bool | None = None
+    enabled: StrictBool | None = None
 
     def given(self) -> WebhookFields:
         """What was said, in the words of the service."""
@@ -145,7 +145,7 @@ class DeliveryList(BaseModel):
 class DeliveryQuery(Taken):
     """Which deliveries."""
 
-    limit: int = Field(50, ge=1, le=MAX_PAGE)
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many.")
     cursor: int | None = Field(
         None, ge=0, lt=2**63, description="The `next` of the page before; made by the server."
     )

@@ -34,7 +34,7 @@ from haulier.web.problems import REQUEST_ID, problem_responses
 from haulier.web.routes.common import PREFIX
 from haulier.web.throttle import network_of, retry_after
 
-router = APIRouter()
+router = APIRouter(tags=["access"])
 
 _SCRIPT = """
 const say = (text) => { document.getElementById("say").textContent = text; };

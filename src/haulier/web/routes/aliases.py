@@ -14,7 +14,7 @@ from haulier.web.problems import problem_responses
 from haulier.web.routes.common import IdempotencyKey, Jobs, started
 from haulier.web.schemas import Started
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", tags=["aliases"])
 
 WORKFLOWS = (
     ("autoResolveIssue", "auto_resolve_issue", "Resolve an issue by itself"),

@@ -13,7 +13,7 @@ from haulier.web.problems import problem_responses
 from haulier.web.routes.common import ITEMS, PREFIX, Jobs, token
 from haulier.web.schemas import ItemList, ItemView, PauseChange, Requeued
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["batches"])
 
 
 @router.get(

@@ -17,7 +17,7 @@ from haulier.web.models.configuring import (
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs, tagged
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["configuration"])
 
 
 @router.get(

@@ -36,7 +36,7 @@ from haulier.web.scopes import check_new
 from haulier.web.starts import check_enqueued
 from haulier.web.streams import described, lines_of
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 _LINES = "\n".join(
     json.dumps({"kind": "send", "payload": {"to": f"{name}@example.org"}})

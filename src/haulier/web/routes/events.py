@@ -12,7 +12,7 @@ from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs
 from haulier.web.schemas import EventList, EventView
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["events"])
 
 
 @router.get(

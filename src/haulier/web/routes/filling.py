@@ -45,7 +45,7 @@ from haulier.web.schemas import Started, StateChange
 from haulier.web.starts import check_enqueued
 from haulier.web.streams import NDJSON, described
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["batches"])
 
 CSV = "text/csv"
 EXPORT_COLUMNS = (*COLUMNS, "cursor")
@@ -214,7 +214,7 @@ async def export_items(
     """
     del stream
     batch = await jobs.store.batch(job_id)
-    pages = item_pages(jobs.store, batch.id, states=query.state, after=query.cursor)
+    pages = await _begun(item_pages(jobs.store, batch.id, states=query.state, after=query.cursor))
     comma = query.format == "csv"
     rows = _csv(pages, headed=query.cursor is None) if comma else _ndjson(pages)
     name = f"{batch.id}.{query.format}"
@@ -223,6 +223,19 @@ async def export_items(
         media_type=CSV if comma else NDJSON,
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
+
+
+async def _begun(pages: AsyncIterator[Sequence[Job]]) -> AsyncIterator[Sequence[Job]]:
+    """The same pages. A store that fails with the first can still be told as that."""
+    first = await anext(pages, None)
+
+    async def read() -> AsyncIterator[Sequence[Job]]:
+        if first is not None:
+            yield first
+            async for page in pages:
+                yield page
+
+    return read()
 
 
 def _rows(page: Sequence[Job]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from haulier.web.routes.common import PREFIX, Jobs, token
 from haulier.web.schemas import JobSummary
 from haulier.web.scopes import exists_for
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
 @router.get(

@@ -18,8 +18,8 @@ from haulier.web.models.health import Health, JobMetrics
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs, Settings
 
-router = APIRouter(prefix=PREFIX)
-scraped = APIRouter()
+router = APIRouter(prefix=PREFIX, tags=["service"])
+scraped = APIRouter(tags=["service"])
 
 _MADE_OF = ("fastapi", "uvicorn", "pydantic", "apsw")
 _LOOKED_AT = 20

@@ -40,7 +40,7 @@ from haulier.web.schemas import (
     instant_of,
 )
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
 @router.get(

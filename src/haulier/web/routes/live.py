@@ -19,7 +19,7 @@ from haulier.web.models.live import Cursor, StreamQuery
 from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["events"])
 
 EXAMPLE = """\
 retry: 2000

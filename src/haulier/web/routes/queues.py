@@ -14,9 +14,9 @@ from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, Jobs
 from haulier.web.schemas import QueueLineView, QueueList
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["queues"])
 
-QueueName = Annotated[str, Path(max_length=200)]
+QueueName = Annotated[str, Path(max_length=200, description="The name of the queue.")]
 
 
 @router.get(

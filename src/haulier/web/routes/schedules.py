@@ -22,7 +22,7 @@ from haulier.web.routes.common import PREFIX, Jobs, started, tagged
 from haulier.web.schemas import Started
 from haulier.web.starts import refuse_started_elsewhere
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["schedules"])
 
 
 def _manager(jobs: Jobs) -> ScheduleManager:
@@ -30,7 +30,7 @@ def _manager(jobs: Jobs) -> ScheduleManager:
 
 
 Manager = Annotated[ScheduleManager, Depends(_manager)]
-Name = Annotated[str, Path(max_length=200)]
+Name = Annotated[str, Path(max_length=200, description="The name of the schedule.")]
 
 
 @router.get(

@@ -23,7 +23,7 @@ from haulier.web.starts import (
     refuse_task,
 )
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["starts"])
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = problem_responses(400, 409, 413, 415, 422, 501, 507)
 

@@ -25,7 +25,7 @@ from haulier.web.problems import problem_responses
 from haulier.web.routes.common import PREFIX, started, token
 from haulier.web.schemas import Started
 
-router = APIRouter(prefix=PREFIX)
+router = APIRouter(prefix=PREFIX, tags=["webhooks"])
 
 
 def _webhooks(request: Request) -> Webhooks:
@@ -36,7 +36,7 @@ def _webhooks(request: Request) -> Webhooks:
 
 
 Hooks = Annotated[Webhooks, Depends(_webhooks)]
-Id = Annotated[str, Path(max_length=200)]
+Id = Annotated[str, Path(max_length=200, description="The id of the webhook.")]
 
 
 @router.get(
