@@ -18,6 +18,7 @@ from haulier.cli.output import (
     command_body,
     emit_json,
     json_option,
+    line_options,
     store_option,
     tell_batch,
 )
@@ -53,10 +54,7 @@ _STANDARD_INPUT = "-"
 @click.option("--keep-open", is_flag=True, help="Whatever stops us, leave the batch open.")
 @click.option("--no-seal", is_flag=True, help="Leave the batch open at the end of the input too.")
 @click.option("--on-finish", metavar="KIND", type=TEXT, help="What is enqueued when it has ended.")
-@click.option("--queue", help="Another queue than the task's own.")
-@click.option(
-    "--priority", metavar="NAME|N", help="low, normal, high, urgent, or a number; higher first."
-)
+@line_options
 @click.option("--key", help="The partition its items belong to, such as a host.")
 @click.option(
     "--id", "job_id", help="A UUID of your own: the same input again goes on with that batch."

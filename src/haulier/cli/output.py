@@ -166,6 +166,26 @@ by_option = click.option(
     "--by", type=TEXT, metavar="NAME", help="Who changes it.  [default: this user on this host]"
 )
 
+payload_option = click.option(
+    "--payload",
+    default="{}",
+    help="The payload as a JSON object; '-' reads it from standard input.",
+)
+
+
+def line_options(function: F) -> F:
+    """Which line a new job stands in, and where."""
+    for decorate in (
+        click.option(
+            "--priority",
+            metavar="NAME|N",
+            help="low, normal, high, urgent, or a number; higher first.",
+        ),
+        click.option("--queue", help="Another queue than the task's own."),
+    ):
+        function = decorate(function)
+    return function
+
 
 def batch_options(function: F) -> F:
     """How a batch is worked on: see `domain.batch.BatchPolicy`."""
