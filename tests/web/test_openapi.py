@@ -75,6 +75,55 @@ def test_a_route_tells_what_it_does_and_answers(method, path, operation):
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
+def test_a_route_is_told_in_full(method, path, operation):
+    [topic] = operation["tags"]
+    assert topic in {tag["name"] for tag in DOCUMENT["tags"]}
+    told = {each["name"]: each.get("description") for each in operation.get("parameters", ())}
+    assert all(told.values()), told
+    assert set(re.findall("{(.*?)}", path)) <= set(told)
+    if "requestBody" in operation:
+        [body] = operation["requestBody"]["content"].values()
+        assert _examples(body) or any(map(_examples, _models(body["schema"]))), "no example"
+    responses = operation["responses"]
+    for status, response in responses.items():
+        assert response["description"]
+        assert "X-Request-ID" in response["headers"]
+        assert ("Retry-After" in response["headers"]) == (status in ("429", "503"))
+    assert "503" in responses
+    assert ("507" in responses) == (method != "GET")
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
+def test_a_route_tells_who_may_ask(method, path, operation):
+    either = [{"token": []}, {"session": []}]
+    open_to_all = {("GET", "/api/v1/health"): [{}, *either], ("POST", "/api/v1/session"): []}
+    expected = open_to_all.get((method, path), either)
+    assert operation.get("security", DOCUMENT["security"]) == expected
+    assert "401" in operation["responses"]
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert (schemes["token"]["type"], schemes["token"]["scheme"]) == ("http", "bearer")
+    assert (schemes["session"]["type"], schemes["session"]["in"]) == ("apiKey", "cookie")
+
+
+def test_every_topic_is_described_and_has_routes():
+    used = {tag for param in OPERATIONS for tag in param.values[2]["tags"]}
+    assert used == {tag["name"] for tag in DOCUMENT["tags"] if tag["description"]}
+
+
+def _examples(place):
+    return place.get("example") or place.get("examples")
+
+
+def _models(schema):
+    """A schema, and those that it may be instead."""
+    if "$ref" in schema:
+        schema = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    yield schema
+    for one in schema.get("anyOf", ()):
+        yield from _models(one)
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
 async def test_what_is_not_there_is_a_problem(client, check, method, path, operation):
     """An unknown id where there is one; else a parameter or a body that is no good."""
     known = operation["responses"]
