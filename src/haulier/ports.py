@@ -1,4 +1,5 @@
 """What the core calls out through. A store implements `JobStore`; nothing else touches jobs.
+
 Its parts beside the jobs have Protocols of their own, in `parts`.
 
 The verbs speak of jobs, never of SQL or Lua, and each is one atomic step. `exchange` is the hot
