@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from schemathesis.engine import events, from_schema
 
+from haulier.cli.echo import address_of, listen
 from haulier.exceptions import StoreError, StoreFullError, StoreUnavailableError
 from haulier.ports import JobReader
 from haulier.records import open_records
@@ -211,7 +211,7 @@ class Served:
 @contextmanager
 def served(make: Callable[[], AbstractAsyncContextManager[FastAPI]]) -> Iterator[str]:
     """The address of an API in a thread with a loop of its own, for as long as the block lasts."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     ready = threading.Event()
     servers: list[uvicorn.Server] = []
 
@@ -233,7 +233,7 @@ def served(make: Callable[[], AbstractAsyncContextManager[FastAPI]]) -> Iterator
     try:
         ready.wait()
         assert servers, "the server did not start"
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield address_of(listening)
     finally:
         for server in servers:
             server.should_exit = True
