@@ -72,5 +72,5 @@ async def test_all_that_an_app_offers_speaks_to_the_store_that_the_settings_name
     async with build_app(settings, user_app) as app:
         await app.queues.pause("slow", by="test")
         assert await app.queues.paused() == {"slow"}
-        assert await app.limits.list() == []
-        assert [each async for each in app.schedules.all()] == []
+        assert await app.limits.all() == []
+        assert await app.schedules.all() == []

@@ -6,8 +6,8 @@ import asyncio
 import functools
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -15,7 +15,6 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 from anyio.from_thread import start_blocking_portal
 
 from haulier.domain.batch import Batch
-from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState
@@ -30,21 +29,22 @@ from haulier.exceptions import (
 from haulier.ports import JobFilter, JobStore, Page
 from haulier.progress import ProgressBar
 from haulier.runners.base import BaseTaskRunner, register_runner
-from haulier.services.configuring import Queues
+from haulier.services.batches import Batches
+from haulier.services.configuring import Queues, WorkerSettings
 from haulier.services.filling import Filling
 from haulier.services.flow import Flow
 from haulier.services.following import follow
 from haulier.services.jobs import JobManager
 from haulier.services.limits import LimitOptions, Limits, limit_from
 from haulier.services.middleware import Middleware
-from haulier.services.options import BatchLimits, Options
+from haulier.services.options import Options
 from haulier.services.payload import Payload
 from haulier.services.registry import Registry, TaskOptions, Upcast, task_from
 from haulier.services.schedules import AnyCadence, ScheduleManager, ScheduleOptions
 from haulier.services.secrets import KeyFile, Sealer
 from haulier.services.selection import check_limit
-from haulier.services.who import who
 from haulier.stores import open_store
+from haulier.worker.beside import beside
 from haulier.worker.lanes import WorkerOptions
 from haulier.worker.worker import Worker
 
@@ -309,10 +309,6 @@ class App:
         finish = None if on_finish is None else _kind(on_finish)
         return Filling(self.jobs, _kind(task), options, finish_kind=finish, keep_open=keep_open)
 
-    async def seal(self, batch_id: str) -> None:
-        """Declare that a batch that was left open has all its items."""
-        await self.store.seal(batch_id)
-
     def enqueue_sync(
         self, task: Task[..., Any] | str, payload: Payload | None = None, **options: Unpack[Options]
     ) -> str:
@@ -345,11 +341,6 @@ class App:
         # for it ends with the call.
         with self._alone:
             return asyncio.run(open_and_run())
-
-    @property
-    def schedules(self) -> ScheduleManager:
-        """The schedules of the store: look at them, set, pause, resume, run and delete them."""
-        return ScheduleManager(self.store, self.registry, self.jobs.sealer)
 
     # ── Look and operate ─────────────────────────────────────────────────────────────────────
 
@@ -405,35 +396,6 @@ class App:
         """Make a failed or cancelled job pending again."""
         return await self.jobs.retry(job_id)
 
-    async def retry_failed(
-        self, batch_id: str, *, error_type: str | None = None, limit: int | None = None
-    ) -> int:
-        """Requeue only the failed items of a batch; returns how many.
-
-        All, or those whose last error is of the class `error_type`, and at most `limit` of them. Of
-        batches within it too.
-        """
-        return await self.jobs.retry_failed(batch_id, error_type=error_type, limit=limit)
-
-    async def pause(self, batch_id: str) -> None:
-        """Let no more items of a batch start, nor of those within it; those that run go on."""
-        await self.store.pause(batch_id)
-
-    async def resume(self, batch_id: str) -> None:
-        """Let the items of a paused batch start again."""
-        await self.store.resume(batch_id)
-
-    async def alter_batch(
-        self, batch_id: str, *, by: str = "", **limits: Unpack[BatchLimits]
-    ) -> Batch:
-        """Change limits of a batch while it runs: `concurrency=20, max_failures=None`.
-
-        None removes a limit. It holds at once, see the guarantees; `by` says who did it, in the
-        event. Raises ValidationError, JobNotFoundError, or JobStateError while the batch is being
-        cancelled, retried or deleted.
-        """
-        return await self.jobs.alter_batch(batch_id, limits, by=by)
-
     async def delete(self, job_id: str) -> None:
         """Delete a job that is not running; a batch goes with its items."""
         await self.store.delete(job_id)
@@ -449,16 +411,6 @@ class App:
     async def delete_all(self, where: JobFilter, *, limit: int | None = None) -> int:
         """Delete the finished jobs that a filter finds; returns how many."""
         return await self.jobs.delete_all(where, limit=limit)
-
-    @property
-    def queues(self) -> Queues:
-        """What is done to whole queues: pause, resume, weigh."""
-        return Queues(self.store)
-
-    @property
-    def limits(self) -> Limits:
-        """The limits of the store, to be looked at and changed while everything runs."""
-        return Limits(self.store)
 
     async def errors(self, job_id: str) -> list[JobError]:
         """The errors of a job's attempts, the latest first."""
@@ -490,49 +442,40 @@ class App:
         missing, because they are kept no longer.
         """
         # Closed with us, not whenever it is collected: it watches the store.
-        async with aclosing(follow(self.store, await self._cursor(after))) as found:
+        async with aclosing(follow(self.store, after)) as found:
             async for event in found:
                 yield event
-
-    async def _cursor(self, after: str | int | None) -> str | None:
-        if not isinstance(after, int):
-            return after
-        epoch, _, _ = (await self.store.last_event()).partition(":")
-        return f"{epoch}:{after}"
 
     async def last_event(self) -> str:
         """The cursor of the latest event, to follow what happens from now on."""
         return await self.store.last_event()
 
-    # ── Change what runs ─────────────────────────────────────────────────────────────────────
+    # ── Parts, each with verbs of its own ────────────────────────────────────────────────────
 
-    async def configuration(self) -> Configuration:
-        """What operators have set for all workers of the store, with who and when."""
-        return await self.store.configurable().configuration()
+    @property
+    def batches(self) -> Batches:
+        """What is done to whole batches: pause, resume, retry the failed, alter, seal."""
+        return Batches(self.jobs)
 
-    async def configure(
-        self,
-        values: Mapping[str, Any] | None = None,
-        *,
-        unset: Iterable[str] = (),
-        by: str | None = None,
-        expected: int | None = None,
-    ) -> Configuration:
-        """Set settings for all workers and take others away, all or none; what is set then.
+    @property
+    def schedules(self) -> ScheduleManager:
+        """The schedules of the store: look at them, set, pause, resume, run and delete them."""
+        return ScheduleManager(self.store, self.registry, self.jobs.sealer)
 
-        Running workers go by it within a moment. It comes before their environment and code. `by`
-        is who does it, by default the user of this process. With `expected`, only if that is still
-        the version: JobStateError otherwise. Raises ValidationError that names each setting at
-        fault.
-        """
-        return await self.store.configurable().configure(
-            values or {}, unset=unset, by=by or who(), expected=expected
-        )
+    @property
+    def queues(self) -> Queues:
+        """What is done to whole queues: pause, resume, weigh."""
+        return Queues(self.store)
 
-    async def alterations(self, *, limit: int = 50) -> list[Alteration]:
-        """The last changes of settings, the latest first."""
-        check_limit(limit, least=1)
-        return await self.store.configurable().history(limit)
+    @property
+    def limits(self) -> Limits:
+        """The limits of the store, to be looked at and changed while everything runs."""
+        return Limits(self.store)
+
+    @property
+    def settings(self) -> WorkerSettings:
+        """What operators have set for all workers of the store: look at it, change it."""
+        return WorkerSettings(self.store)
 
     # ── Work ─────────────────────────────────────────────────────────────────────────────────
 
@@ -542,26 +485,9 @@ class App:
         """A worker for this app's kinds; the app must be open while it runs."""
         return Worker(self.jobs, options, first_id=worker_id)
 
-    @asynccontextmanager
-    async def working(self, options: WorkerOptions | None = None) -> AsyncIterator[Worker]:
+    def working(self, options: WorkerOptions | None = None) -> AbstractAsyncContextManager[Worker]:
         """A worker that runs beside the block and is stopped and drained at its end."""
-        worker = self.worker(options)
-        alone: BaseException | None = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(worker.run())
-                try:
-                    yield worker
-                finally:
-                    worker.stop()
-        except BaseExceptionGroup as errors:
-            # The block's own exception must leave as itself, not wrapped in our group.
-            if len(errors.exceptions) > 1:
-                raise
-            (alone,) = errors.exceptions
-        if alone is not None:
-            # Out here, or the group would take the place of its own context.
-            raise alone
+        return beside(self.worker(options))
 
 
 def _kind(task: Task[..., Any] | str) -> str:

@@ -1,5 +1,7 @@
 """What the core calls out through. A store implements `JobStore`; nothing else touches jobs.
 
+Its parts beside the jobs have Protocols of their own, in `parts`.
+
 The verbs speak of jobs, never of SQL or Lua, and each is one atomic step. `exchange` is the hot
 one: finished transitions go in, newly claimed jobs come out, one round trip and one commit. Every
 call raises StoreError when the store cannot serve, within the store's deadline (or a shorter one of
@@ -10,26 +12,23 @@ help.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from haulier.domain.batch import Batch, BatchPolicy
-from haulier.domain.configuration import Alteration, Configuration
 from haulier.domain.event import Event
 from haulier.domain.finding import Finding
 from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobError, JobState, NewJob, Role
-from haulier.domain.limits import KeyState, Limit, LimitState
 from haulier.domain.line import Line
 from haulier.domain.moves import Transition
 from haulier.domain.retention import Retention
 from haulier.domain.step import Step
-from haulier.domain.transfer import Mark, Numbers, Record, Records, Section, Standing
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
-from haulier.parts import Schedules
+from haulier.parts import Configurable, Limiting, Schedules, Transferable
 
 DEFAULT_TTL = 15.0
 """Seconds that a worker incarnation lives without renewal, unless a store is told otherwise."""
@@ -216,134 +215,6 @@ async def pages(reader: JobReader, where: JobFilter) -> AsyncIterator[Job]:
         if page.next is None:
             return
         cursor = page.next
-
-
-class Transferable(Protocol):
-    """The part of a store that copies speak to. What is read here is what `advance` inserts.
-
-    While a store has a mark, its other verbs obey it. A draining or frozen one gives no jobs to
-    workers. In one that is frozen, moved or receiving nothing can be changed: StoreFrozenError,
-    which those that were moved or receive also answer an exchange with.
-    """
-
-    async def standing(self) -> Standing:
-        """How the store stands."""
-        ...
-
-    async def freeze(self, mark: Mark) -> Standing:
-        """Mark a store that is open or draining as draining, or if it is idle as frozen.
-
-        Otherwise nothing is done; returns how it stands then.
-        """
-        ...
-
-    async def receive(self, mark: Mark) -> Standing:
-        """Mark a store that is open and empty as receiving; returns how it stands then."""
-        ...
-
-    async def read(self, section: Section, after: str | None = None) -> Records:
-        """A page of a section, a few megabytes at most, in an order that stays the same."""
-        ...
-
-    async def advance(
-        self,
-        was: Mark,
-        now: Mark,
-        records: Sequence[Record] = (),
-        *,
-        numbers: Numbers | None = None,
-    ) -> None:
-        """Insert records as they are, set the numbers if given, and replace one mark by the next.
-
-        In one transaction. If the mark is `now` already, nothing is done; raises JobStateError if
-        it is neither.
-        """
-        ...
-
-    async def thaw(self) -> None:
-        """Open the store again.
-
-        One that receives is emptied. One that was frozen or moved gets a new epoch, since its
-        history may go on elsewhere.
-        """
-        ...
-
-
-class Limiting(Protocol):
-    """The part of a store that is told of limits. All take effect in the transaction of the call.
-
-    A limit admits before the claim: a job that has no room under one of its limits stands in no
-    line that a worker sees. It takes all its slots and tokens with its claim, and gives its slots
-    back with whatever ends its run, so that none can leak. Keys are served in turn, each by the
-    order of its own jobs; a more urgent job goes first as everywhere.
-    """
-
-    async def put(self, limit: Limit, *, by: str, declared: bool = False) -> bool:
-        """Add a limit, or put it in place of the one of its name; whether anything changed.
-
-        Jobs that run already count against it. `declared` says that a task's definition asks for
-        it: then nothing is done if that was declared before, so that what an operator has changed
-        since stays, and a limit that was deleted stays away.
-        """
-        ...
-
-    async def drop(self, name: str, *, by: str) -> bool:
-        """Delete a limit; False if there is none of that name."""
-        ...
-
-    async def keys(
-        self, name: str, *, limit: int = 100, cursor: str | None = None
-    ) -> list[KeyState]:
-        """How keys stand under a limit that is per key, by key; `cursor` is the last one seen.
-
-        Only those that have something to tell: running jobs, a rate that is not at rest, attempts
-        within the breaker's window. Raises JobNotFoundError if there is no such limit.
-        """
-        ...
-
-    async def reset(self, name: str, key: str, *, by: str) -> bool:
-        """Close the breaker of a key, and forget what it counted; False if it had counted nothing.
-
-        Raises JobNotFoundError if there is no such limit, JobStateError if it is no breaker.
-        """
-        ...
-
-    async def list(self) -> list[LimitState]:
-        """All limits by name."""
-        ...
-
-
-class Configurable(Protocol):
-    """The part of a store that keeps what operators change while everything runs.
-
-    A change takes effect in its transaction: from then on no worker gets a job of a queue that is
-    paused. Workers are told the version with the answer to their next exchange or renewal, and are
-    woken for it.
-    """
-
-    async def configuration(self) -> Configuration:
-        """What is set now; never waits for a writer."""
-        ...
-
-    async def configure(
-        self,
-        values: Mapping[str, Any],
-        *,
-        unset: Iterable[str] = (),
-        by: str,
-        expected: int | None = None,
-    ) -> Configuration:
-        """Set settings to JSON values and take others away, all or none; what is set then.
-
-        What changes nothing makes no version. Otherwise each setting that changed has an event
-        `configured`, and a place in the history. Raises ValidationError that names each setting at
-        fault, and JobStateError if the version is not the `expected` one.
-        """
-        ...
-
-    async def history(self, limit: int = 50) -> list[Alteration]:
-        """The last changes, the latest first; at most KEPT_CHANGES."""
-        ...
 
 
 class JobStore(JobReader, Protocol):

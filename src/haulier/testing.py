@@ -12,31 +12,26 @@ import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from haulier.app import App, Task
-from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, Outcome
 from haulier.domain.moves import Move, Transition, decide
-from haulier.domain.step import Step
-from haulier.domain.tick import Tick
-from haulier.domain.worker import Demand, Note, Portion, WorkerRow
+from haulier.domain.worker import Demand, Portion, WorkerRow
 from haulier.exceptions import JobExecutionError
-from haulier.ports import Clock, JobFilter, JobReader, JobStore, pages
+from haulier.ports import Clock, JobFilter, JobStore, pages
 from haulier.services.baggage import carrying
 from haulier.services.context import Context, Control
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
 from haulier.services.options import Options
-from haulier.services.payload import Payload, decode
+from haulier.services.payload import Payload
 from haulier.services.registry import Executor, TaskDefinition
 from haulier.services.secrets import Sealer
 from haulier.stores.sqlite import SqliteStore
@@ -44,6 +39,7 @@ from haulier.worker.around import Around
 from haulier.worker.children import Children
 from haulier.worker.execution import Executors, execute
 from haulier.worker.notes import Notes
+from haulier.worker.runtime import WorkerRuntime
 from haulier.worker.steps import StepKeeper
 from haulier.worker.threads import ThreadExecutor
 
@@ -194,10 +190,7 @@ _turn: ContextVar[asyncio.Lock | None] = ContextVar("_turn", default=None)
 
 
 class _Solo:
-    """A worker that runs one job after the other, in the task that asks for it.
-
-    Is also the runtime that the contexts of its jobs reach through.
-    """
+    """A worker that runs one job after the other, in the task that asks for it."""
 
     def __init__(
         self,
@@ -219,6 +212,7 @@ class _Solo:
         self._executors = Executors(ThreadExecutor(), Children())
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
+        self._runtime = WorkerRuntime(self._jobs, self._notes, self._steps)
         self._first_turn = asyncio.Lock()
         self._layers = app.registry.layers()
 
@@ -303,7 +297,7 @@ class _Solo:
                 job,
                 _overheard(definition, raised),
                 control,
-                self,
+                self._runtime,
                 self._jobs,
                 self._executors,
                 around,
@@ -336,31 +330,6 @@ class _Solo:
         transitions = [Transition(job, Move.GIVE_BACK) for job in jobs]
         if transitions:
             await asyncio.shield(self._store.exchange(self._ids[-1], transitions, ()))
-
-    # ── What contexts reach through ──────────────────────────────────────────────────────────
-
-    @property
-    def reader(self) -> JobReader:
-        return self._store
-
-    def payload_of(self, job: Job) -> BaseModel:
-        definition = self._jobs.registry.get(job.kind)
-        return decode(definition, job.payload, job.id, self._jobs.sealer, job.version)
-
-    def report(self, note: Note) -> None:
-        self._notes.take(note)
-
-    def steps_of(self, job: Job) -> Future[list[Step]]:
-        return self._steps.steps_of(job)
-
-    def parents_of(self, job: Job) -> Future[list[Parent]]:
-        return self._steps.parents_of(job)
-
-    def tick_of(self, job: Job) -> Future[Tick | None]:
-        return self._steps.tick_of(job)
-
-    def keep(self, step: Step) -> Future[bool]:
-        return self._steps.keep(step)
 
 
 @asynccontextmanager

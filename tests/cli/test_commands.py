@@ -27,11 +27,13 @@ def enqueue(folder, kind, payload="{}", *more):
 def test_help_names_every_command_and_each_has_help_of_its_own(tmp_path):
     """Each in a new process: a command must not need what another one has imported."""
     text = started_anew(tmp_path, "--help").stdout
+    assert "\\b" not in text
     for command in COMMANDS:
         assert f"  {command} " in text
         own = started_anew(tmp_path, command, "--help")
         assert own.returncode == OK
         assert "Usage:" in own.stdout
+        assert "\\b" not in own.stdout
 
 
 def test_a_misspelt_command_is_met_with_a_suggestion(tmp_path):
@@ -49,7 +51,7 @@ def test_help_and_lists_do_not_load_what_only_servers_need(tmp_path):
         "from haulier.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'fastapi', 'uvicorn', 'pydantic', 'pydantic_settings', 'PIL', 'rich'}\n"
+        "heavy = {'fastapi', 'uvicorn', 'httpx', 'pydantic', 'pydantic_settings', 'PIL', 'rich'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     import subprocess

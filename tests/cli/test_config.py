@@ -135,12 +135,12 @@ async def test_the_log_level_changes_while_workers_run(tmp_path, processes):
             assert await heard("warning")
             assert not await heard("info")
             for setting, audible, quiet in (("debug", "debug", None), ("error", "error", "info")):
-                await app.configure({"log.level": setting}, by="Ann")
+                await app.settings.change({"log.level": setting}, by="Ann")
                 await wait_until(lambda level=audible: heard(level), timeout=10)
                 if quiet:
                     await wait_until(lambda: silent("warning"), timeout=10)
                     assert not await heard(quiet)
-            await app.configure(unset=["log.level"])
+            await app.settings.change(unset=["log.level"])
             await wait_until(lambda: heard("warning"), timeout=10)
             assert not await heard("info")
 

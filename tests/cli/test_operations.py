@@ -159,7 +159,7 @@ class TestViews:
         scheduled = await app.enqueue("work", {"n": 1}, delay=60)
         pending = await app.enqueue("work", {"n": 1})
         batch = await app.enqueue_batch("work", numbers(1))
-        await app.pause(batch)
+        await app.batches.pause(batch)
         listed = (await run("jobs", "list", "--json"))["jobs"]
         assert {job["id"]: job["view"] for job in listed} == {
             stopping: "stopping", retrying: "retrying", scheduled: "scheduled",

@@ -11,12 +11,21 @@ from fastapi.routing import APIRoute
 
 from haulier.client import AsyncClient, Client
 from haulier.domain.job import JobState
-from haulier.exceptions import JobNotFoundError, LimitNotFoundError, ScheduleNotFoundError
+from haulier.exceptions import (
+    JobNotFoundError,
+    LimitNotFoundError,
+    ScheduleNotFoundError,
+    WebhookNotFoundError,
+)
 from haulier.services.ids import new_id
 from haulier.web.routes import ROUTERS
 from support import wait_until
 
-PROXIES = {"proxies": ["http://127.0.0.1:9", "http://127.0.0.1:8"], "tries": 1, "timeout": 0.2}
+PROXIES = {
+    "proxies": ["http://93.184.215.14:9", "http://93.184.215.14:8"],
+    "tries": 1,
+    "timeout": 0.2,
+}
 
 
 async def test_a_job_from_its_enqueue_to_its_end(client, working):
@@ -225,6 +234,20 @@ async def test_events_are_shown_as_they_happen(client, server):
     assert following.data["cursor"] == events[1].cursor
 
 
+async def test_webhooks(client):
+    made = await client.add_webhook(url="https://93.184.215.14/hook", types=["job.failed"])
+    assert made.secret not in repr(made)
+    assert [each.id for each in await client.webhooks()] == [made.id]
+    assert not (await client.change_webhook(made.id, enabled=False)).enabled
+    assert (await client.webhook(made.id)).disabled
+    assert (await client.rotate_secret(made.id)).secret != made.secret
+    assert (await client.try_webhook(made.id)).id
+    assert [each.type for each in await client.deliveries(made.id)] == ["webhook.test"]
+    await client.delete_webhook(made.id)
+    with pytest.raises(WebhookNotFoundError, match=made.id):
+        await client.webhook(made.id)
+
+
 async def test_a_method_shows_what_it_takes_and_does():
     for client in (Client, AsyncClient):
         assert client.enqueue.__doc__.startswith("Enqueue a job of any registered kind.")
@@ -254,15 +277,15 @@ LEFT_OUT = {
 
 def _calls():
     """A call of each method, as (method, path)."""
-    from haulier.client import access, jobs, operating
+    from haulier.client import access, jobs, operating, webhooks
     from haulier.client.call import Call, Listing
 
     given = {"kind": "warmup", "jobs": [{}], "role": "viewer", "weight": 1, "name": "n", "key": "k"}
-    for module in (access, jobs, operating):
+    for module in (access, jobs, operating, webhooks):
         for name, function in vars(module).items():
             if getattr(function, "__module__", "") != module.__name__ or isinstance(function, type):
                 continue
-            if name in ("stream", "jobs_stream", "items_stream"):
+            if name[0] == "_" or name in ("stream", "jobs_stream", "items_stream"):
                 continue
             if name == "start":
                 for kind in jobs.STARTS:
@@ -307,7 +330,7 @@ def test_every_route_has_a_method(server):
 def test_every_answer_has_the_fields_that_the_server_tells(server):
     """So that a field which is added on one side is not forgotten on the other."""
     schemas = server.api.openapi()["components"]["schemas"]
-    from haulier.client import access, answers
+    from haulier.client import access, answers, webhooks
 
     names = {
         "FailureDetail": "ErrorDetail",
@@ -337,10 +360,12 @@ def test_every_answer_has_the_fields_that_the_server_tells(server):
         "Token": "TokenView",
         "Session": "SessionView",
         "Entry": "AuditEntry",
+        "Webhook": "WebhookView",
+        "Delivery": "DeliveryView",
     }
     made = {
         name: kind
-        for module in (access, answers)
+        for module in (access, answers, webhooks)
         for name, kind in vars(module).items()
         if isinstance(kind, type) and issubclass(kind, answers.Answer)
     }

@@ -175,7 +175,7 @@ class TestTasks:
         await run_until_idle(app)
         assert (await app.batch(batch)).counts.failed == 3
         broken = False
-        assert await app.retry_failed(batch) == 3
+        assert await app.batches.retry_failed(batch) == 3
         await run_until_idle(app)
         assert (await app.batch(batch)).counts.completed == 6
 

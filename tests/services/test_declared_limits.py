@@ -166,7 +166,7 @@ class TestWorkersDeclare:
             async with app.working():
                 for job_id in ids:
                     await app.result(job_id, timeout=30)
-            found = await app.limits.list()
+            found = await app.limits.all()
         assert most == 2
         assert [(state.limit.name, state.declared, state.changed_by) for state in found] == [
             ("all", True, HERE),
@@ -181,7 +181,7 @@ class TestWorkersDeclare:
 
         async with app:
             await app.enqueue(work)
-            assert await app.limits.list() == []
+            assert await app.limits.all() == []
 
     async def test_what_an_operator_changed_stays(self):
         app = new_app()
@@ -197,13 +197,13 @@ class TestWorkersDeclare:
                 ids = await app.enqueue_many(work, [{"number": number} for number in range(20)])
                 for job_id in ids:
                     await app.result(job_id, timeout=30)
-            (state,) = await app.limits.list()
+            (state,) = await app.limits.all()
             assert (state.limit.rate, state.declared) == (Rate(1000), False)
             assert state.changed_by == "ada"
             await app.limits.delete("work/rate")
             async with app.working():
                 await app.result(await app.enqueue(work, {"number": 1}), timeout=30)
-            assert await app.limits.list() == []
+            assert await app.limits.all() == []
 
 
 class TestChanging:
@@ -214,11 +214,11 @@ class TestChanging:
             assert await app.limits.set("api", rate="30/m", kind="fetch")
             assert not await app.limits.set("api", rate="30/m", kind="fetch", by="bob")
             assert await app.limits.set("api", concurrency=5, by="bob")
-            (state,) = await app.limits.list()
+            (state,) = await app.limits.all()
             assert state.limit == Limit(name="api", concurrency=5)
             assert state.changed_by == "bob"
             await app.limits.delete("api")
-            assert await app.limits.list() == []
+            assert await app.limits.all() == []
             with pytest.raises(LimitNotFoundError, match="api"):
                 await app.limits.delete("api")
 
@@ -246,7 +246,7 @@ class TestChanging:
             with pytest.raises(ValidationError) as caught:
                 await app.limits.set(name, **options)
             assert [problem.field for problem in caught.value.problems] == [field]
-            assert await app.limits.list() == []
+            assert await app.limits.all() == []
 
     async def test_keys(self):
         async with new_app() as app:

@@ -136,7 +136,7 @@ class TestLeave:
                 raise BrokenError
         found = await app.batch(batch.id)
         assert (found.state, found.sealed, found.open) == (JobState.RUNNING, False, True)
-        await app.seal(batch.id)
+        await app.batches.seal(batch.id)
         await run_until_idle(app)
         found = await app.batch(batch.id)
         assert (found.state, found.counts.completed, found.open) == (JobState.COMPLETED, 3, False)
@@ -227,7 +227,7 @@ class TestAlter:
     async def test_limits_of_a_batch_are_changed(self, app):
         async with app.open_batch("take", concurrency=2) as batch:
             await batch.add(numbers(3))
-            found = await app.alter_batch(batch.id, by="ann", concurrency=None, max_failures=1)
+            found = await app.batches.alter(batch.id, by="ann", concurrency=None, max_failures=1)
         assert (found.concurrency, found.max_failures) == (None, 1)
 
     @pytest.mark.parametrize(
@@ -243,5 +243,5 @@ class TestAlter:
     )
     async def test_bad_limits_are_refused(self, app, given, field):
         with pytest.raises(ValidationError) as caught:
-            await app.alter_batch(new_id(), **given)
+            await app.batches.alter(new_id(), **given)
         assert caught.value.problems[0].field == field

@@ -119,7 +119,7 @@ async def test_failed_items_within_are_tried_again(app, publish):
     outer = await app.enqueue("publish_all", {"albums": 2})
     await settled(app, outer)
     publish.failing = False
-    assert await app.retry_failed(outer) == 4
+    assert await app.batches.retry_failed(outer) == 4
     found = await settled(app, outer)
     assert found.counts.completed == 2
     inner = await app.store.batches(within=outer)

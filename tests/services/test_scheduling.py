@@ -76,7 +76,7 @@ class TestSet:
         assert (template.kind, template.payload) == ("report", b'{"day":"monday"}')
         assert (template.queue, template.priority, template.key) == ("nightly", 3, "k")
         assert (template.version, template.role, made.declared) == (2, Role.SINGLE, None)
-        assert [each.name async for each in opened.schedules.all()] == ["nightly"]
+        assert [each.name for each in await opened.schedules.all()] == ["nightly"]
 
     async def test_short_forms_of_a_cadence(self, opened, time):
         for given, wanted in (
@@ -134,7 +134,7 @@ class TestSet:
         with pytest.raises(ValidationError) as refused:
             await opened.schedules.set(*arguments, **options)
         assert [problem.field for problem in refused.value.problems] == [field]
-        assert [each async for each in opened.schedules.all()] == []
+        assert await opened.schedules.all() == []
 
     async def test_an_unknown_zone_and_an_unknown_kind(self, opened):
         with pytest.raises(ValidationError, match="zone: 'Mars' is no time zone"):

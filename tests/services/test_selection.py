@@ -58,7 +58,7 @@ async def test_a_limit_that_is_none_is_refused(app, limit):
         app.cancel_all(JobFilter(), limit=limit),
         app.retry_all(JobFilter(), limit=limit),
         app.delete_all(JobFilter(), limit=limit),
-        app.retry_failed(batch, limit=limit),
+        app.batches.retry_failed(batch, limit=limit),
     ):
         with pytest.raises(ValidationError, match="limit"):
             await call

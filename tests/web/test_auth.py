@@ -74,8 +74,7 @@ class TestMatrix:
     async def test_what_is_outside_of_a_tokens_scope_is_not_there(self, door, jobs):
         """A job of another kind is a 404, as if it did not exist; what is about all is refused.
 
-        Routes that look after scopes themselves refuse the empty body before: they have tests of
-        their own, and streams too, which would not end here.
+        Streams have tests of their own: here they would not end.
         """
         foreign = await jobs.enqueue("add", {"a": 1, "b": 2}, {})
         wrong = []

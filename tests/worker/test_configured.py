@@ -157,7 +157,7 @@ class TestRetention:
         async with app.working():
             job = await app.enqueue(quick)
             await app.result(job, timeout=10)
-            await app.configure({"retention.quick.completed": True}, by="Ann")
+            await app.settings.change({"retention.quick.completed": True}, by="Ann")
             await wait_until(lambda: _gone(app), timeout=2 * HEARTBEAT)
 
 

@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="haulier")
 def cli() -> None:
-    r"""haulier: bulk work, run reliably.
+    """haulier: bulk work, run reliably.
 
     \b
     haulier demo                     see it work

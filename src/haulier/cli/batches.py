@@ -22,6 +22,7 @@ from haulier.cli.output import (
     emit_table,
     json_option,
     states_of,
+    tell_batch,
 )
 from haulier.cli.queues import lost_lines, waits, why_batch_lost
 from haulier.exceptions import JobNotFoundError
@@ -175,11 +176,9 @@ async def cancel(batch_id: str, place: Place, as_json: bool) -> None:
         if not await opened.cancel([batch_id]):
             raise JobNotFoundError(batch_id)
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-    else:
-        counts = batch.counts
-        click.echo(f"{batch.id}  {counts.cancelled} cancelled, {counts.running} asked to stop")
+    counts = batch.counts
+    told = f"{counts.cancelled} cancelled, {counts.running} asked to stop"
+    tell_batch(batch, told, as_json=as_json)
 
 
 @batches.command("pause")
@@ -192,10 +191,7 @@ async def pause(batch_id: str, place: Place, as_json: bool) -> None:
     async with opened_desk(place) as opened:
         await opened.pause(batch_id)
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-    else:
-        click.echo(f"{batch.id}  paused, {batch.counts.running} still running")
+    tell_batch(batch, f"paused, {batch.counts.running} still running", as_json=as_json)
 
 
 @batches.command("resume")
@@ -208,10 +204,7 @@ async def resume(batch_id: str, place: Place, as_json: bool) -> None:
     async with opened_desk(place) as opened:
         await opened.resume(batch_id)
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-    else:
-        click.echo(f"{batch.id}  resumed, {batch.counts.pending} to go")
+    tell_batch(batch, f"resumed, {batch.counts.pending} to go", as_json=as_json)
 
 
 @batches.command("retry-failed")

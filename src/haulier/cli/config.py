@@ -11,6 +11,7 @@ from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.output import (
     TEXT,
     ago,
+    by_option,
     command_body,
     emit_json,
     emit_table,
@@ -38,7 +39,7 @@ def change_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="VERSION",
             help="Only if the configuration still has this version.",
         ),
-        click.option("--by", type=TEXT, metavar="WHO", help="Who does it.  [default: you]"),
+        by_option,
     ):
         function = decorate(function)
     return function
@@ -126,7 +127,7 @@ async def change(
     from haulier.services.who import who
 
     async with opened_desk(place) as opened:
-        told = await opened.configure(values, unset=unset, by=by or who(), expected=expected)
+        told = await opened.configure(values, unset=unset, by=who(by), expected=expected)
     show(told, as_json=as_json)
 
 

@@ -6,7 +6,7 @@ Commands are written once, against `Desk`. `place_options` says which of the two
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,15 +20,20 @@ from haulier.services import nesting, selection
 from haulier.services.export import item_pages, row_of
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from haulier.cli.remote import ClientDesk
     from haulier.domain.batch import Batch
     from haulier.domain.configuration import Alteration, Configuration
+    from haulier.domain.event import Event
     from haulier.domain.flow import Parent
     from haulier.domain.job import Job, JobError, JobState
+    from haulier.domain.limits import KeyState, LimitState
     from haulier.domain.line import Line
     from haulier.domain.routing import QueueLine
     from haulier.domain.step import Step
     from haulier.ports import JobFilter, JobStore, Page
+    from haulier.services.limits import LimitOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -90,6 +95,24 @@ class Desk(Protocol):
         self, values: Mapping[str, Any], *, unset: Sequence[str], by: str, expected: int | None
     ) -> Configuration: ...
     async def alterations(self, limit: int) -> Sequence[Alteration]: ...
+    async def last_event(self) -> str: ...
+    async def events(self, *, after: str | None) -> Sequence[Event]: ...
+    def follow(self, after: str | None) -> AsyncGenerator[Event, None]: ...
+    def limits(self) -> LimitDesk: ...
+
+
+class LimitDesk(Protocol):
+    """Limits, as `services.limits.Limits` has them."""
+
+    async def all(self) -> Sequence[LimitState]: ...
+    async def set(
+        self, name: str, *, by: str | None = None, **options: Unpack[LimitOptions]
+    ) -> bool: ...
+    async def keys(
+        self, name: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Sequence[KeyState]: ...
+    async def reset(self, name: str, key: str, *, by: str | None = None) -> bool: ...
+    async def delete(self, name: str, *, by: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +141,8 @@ def place_options(function: F) -> F:
         if len(typed) == 2:
             raise click.UsageError("give --store or --server, not both")
         place = Place(store=store) if not server or "store" in typed else Place(server=server)
-        if place.server and kwargs.get("by"):
+        named = any("--by" in option.opts for option in context.command.params)
+        if place.server and named and kwargs["by"] is not None:
             raise click.UsageError("--by goes with a store: a server knows who asks")
         return function(*args, place=place, **kwargs)
 
@@ -164,6 +188,23 @@ class StoreDesk:
         self.cancel, self.delete = store.cancel, store.delete
         self.batch, self.batches = store.batch, store.batches
         self.pause, self.resume, self.seal = store.pause, store.resume, store.seal
+        self.last_event = store.last_event
+
+    def limits(self) -> LimitDesk:
+        """Its limits."""
+        from haulier.services.limits import Limits
+
+        return Limits(self._store)
+
+    async def events(self, *, after: str | None) -> Sequence[Event]:
+        """A page of what happened after a cursor."""
+        return await self._store.events(after=after)
+
+    def follow(self, after: str | None) -> AsyncGenerator[Event, None]:
+        """What happened and happens after a cursor, without an end."""
+        from haulier.services.following import follow
+
+        return follow(self._store, after)
 
     async def find(self, where: JobFilter, *, limit: int, cursor: int | None = None) -> Page:
         """A page of jobs, the newest first, without payloads."""

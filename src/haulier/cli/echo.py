@@ -78,7 +78,7 @@ def listen(host: str, port: int) -> socket.socket:
             f"port: cannot listen on {host}:{port}: {error.strerror}"
         ) from None
     # Accepted sockets inherit it. asyncio sets it only where the protocol was named, which is not
-    # so here: an answer, written in two parts, would wait 40 ms for the client's acknowledgement.
+    # so here: an answer in two parts would wait up to 40 ms for the client's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Accepted sockets inherit it. A client that takes nothing would keep its connection, and

@@ -17,6 +17,8 @@ from haulier.cli.output import (
     command_body,
     emit_json,
     json_option,
+    line_options,
+    payload_option,
 )
 from haulier.domain.flow import After, Otherwise
 from haulier.domain.unique import Conflict, Scope
@@ -35,15 +37,8 @@ class Waits(Protocol):
 
 @click.command()
 @click.argument("kind")
-@click.option(
-    "--payload",
-    default="{}",
-    help="The payload as a JSON object; '-' reads it from standard input.",
-)
-@click.option("--queue", help="Another queue than the task's own.")
-@click.option(
-    "--priority", metavar="NAME|N", help="low, normal, high, urgent, or a number; higher first."
-)
+@payload_option
+@line_options
 @click.option("--delay", type=float, help="Seconds to wait before it may run.")
 @click.option("--key", help="The partition it belongs to, such as an account.")
 @click.option("--id", "job_id", help="A UUID of your own: repeating it enqueues nothing new.")

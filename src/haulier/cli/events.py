@@ -6,16 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from haulier.cli.output import command_body, existing_store, instant, store_option
+from haulier.cli.desk import Desk, Place, opened_desk, place_options
+from haulier.cli.output import command_body, instant
 from haulier.domain.event import OF_NOBODY, RESET, Event
-from haulier.services.following import follow
-
-if TYPE_CHECKING:
-    from haulier.ports import JobStore
 
 NOW = "now"
 WIDEST_TYPE = len("cancel_requested")
@@ -28,17 +25,17 @@ USUAL_KIND = 12
 )
 @click.option("--follow", "following", is_flag=True, help="Wait for further events until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
-@store_option
+@place_options
 @command_body
-async def events(after: str | None, following: bool, as_json: bool, store: str | None) -> int:
+async def events(after: str | None, following: bool, as_json: bool, place: Place) -> int:
     """Print what happens to jobs, one line an event, in order.
 
     Begins with the oldest event that is kept. At the end it says with which cursor to go on.
     """
-    async with existing_store(store) as opened:
+    async with opened_desk(place) as opened:
         last = await opened.last_event()
         cursor = last if after == NOW else after
-        found = follow(opened, cursor) if following else _up_to(opened, cursor, last)
+        found = opened.follow(cursor) if following else _up_to(opened, cursor, last)
         try:
             async with aclosing(found):
                 async for event in found:
@@ -53,10 +50,10 @@ async def events(after: str | None, following: bool, as_json: bool, store: str |
     return 0
 
 
-async def _up_to(store: JobStore, cursor: str | None, last: str) -> AsyncGenerator[Event, None]:
+async def _up_to(desk: Desk, cursor: str | None, last: str) -> AsyncGenerator[Event, None]:
     """Events after a cursor up to the one that was the last: a busy store has no end."""
     end = int(last.rpartition(":")[2])
-    while found := await store.events(after=cursor):
+    while found := await desk.events(after=cursor):
         for event in found:
             if event.seq > end:
                 return

@@ -13,12 +13,14 @@ from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.jobs import tell_end
 from haulier.cli.output import (
     TEXT,
-    batch_document,
     batch_options,
+    by_option,
     command_body,
     emit_json,
     json_option,
+    line_options,
     store_option,
+    tell_batch,
 )
 from haulier.exceptions import Problem, ValidationError
 
@@ -52,10 +54,7 @@ _STANDARD_INPUT = "-"
 @click.option("--keep-open", is_flag=True, help="Whatever stops us, leave the batch open.")
 @click.option("--no-seal", is_flag=True, help="Leave the batch open at the end of the input too.")
 @click.option("--on-finish", metavar="KIND", type=TEXT, help="What is enqueued when it has ended.")
-@click.option("--queue", help="Another queue than the task's own.")
-@click.option(
-    "--priority", metavar="NAME|N", help="low, normal, high, urgent, or a number; higher first."
-)
+@line_options
 @click.option("--key", help="The partition its items belong to, such as a host.")
 @click.option(
     "--id", "job_id", help="A UUID of your own: the same input again goes on with that batch."
@@ -208,7 +207,7 @@ def _limit(name: str, text: str | None) -> dict[str, int | None]:
 @click.option(
     "--max-failures", metavar="N|none", help="When more items have failed, cancel the rest."
 )
-@click.option("--by", help="Who does it, for the event.  [default: you]", type=TEXT)
+@by_option
 @place_options
 @json_option
 @command_body
@@ -222,19 +221,15 @@ async def limit(
     changes: dict[str, int | None] = {}
     for name, text in given.items():
         changes |= _limit(name, text)
-    by = who() if by is None else by
-    checked = checked_limits(changes, by)
+    checked = checked_limits(changes)
     async with opened_desk(place) as opened:
-        await opened.alter_batch(batch_id, checked, by=by)
+        await opened.alter_batch(batch_id, checked, by=who(by))
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-        return
     told = ", ".join(
         f"{name.replace('_', ' ')} {'none' if value is None else value}"
         for name, value in sorted(checked.items())
     )
-    click.echo(f"{batch.id}  {told}; {batch.counts.running} running")
+    tell_batch(batch, f"{told}; {batch.counts.running} running", as_json=as_json)
 
 
 @click.command("seal")
@@ -247,7 +242,4 @@ async def seal(batch_id: str, place: Place, as_json: bool) -> None:
     async with opened_desk(place) as opened:
         await opened.seal(batch_id)
         batch = await opened.batch(batch_id)
-    if as_json:
-        emit_json(batch_document(batch))
-    else:
-        click.echo(f"{batch.id}  sealed with {batch.counts.total} items")
+    tell_batch(batch, f"sealed with {batch.counts.total} items", as_json=as_json)

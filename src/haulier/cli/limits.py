@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from haulier.cli.desk import Place, opened_desk, place_options
 from haulier.cli.output import (
     TEXT,
     ago,
@@ -14,10 +15,8 @@ from haulier.cli.output import (
     duration,
     emit_json,
     emit_table,
-    existing_store,
     instant,
     json_option,
-    store_option,
 )
 from haulier.exceptions import Problem, ValidationError
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def limits() -> None:
-    r"""List, set and delete limits while everything runs; see how keys stand under them.
+    """List, set and delete limits while everything runs; see how keys stand under them.
 
     \b
     haulier limits set accounts --per-key --concurrency 1
@@ -37,15 +36,13 @@ def limits() -> None:
 
 
 @limits.command("list")
-@store_option
+@place_options
 @json_option
 @command_body
-async def list_limits(store: str | None, as_json: bool) -> None:
+async def list_limits(place: Place, as_json: bool) -> None:
     """List all limits, and who changed each of them last."""
-    from haulier.services.limits import Limits
-
-    async with existing_store(store) as opened:
-        found = await Limits(opened).list()
+    async with opened_desk(place) as opened:
+        found = await opened.limits().all()
     if as_json:
         emit_json({"limits": [_document(state) for state in found]})
         return
@@ -87,23 +84,21 @@ async def list_limits(store: str | None, as_json: bool) -> None:
 @click.option("--kind", metavar="NAME", help="Only of this kind.")
 @click.option("--per-key", is_flag=True, help="The jobs of each key by themselves.")
 @by_option
-@store_option
+@place_options
 @json_option
 @command_body
-async def set_limit(
-    name: str, by: str | None, store: str | None, as_json: bool, **said: Any
-) -> None:
+async def set_limit(name: str, by: str | None, place: Place, as_json: bool, **said: Any) -> None:
     """Add a limit, or put it in place of the one of its NAME: one of concurrency, rate and breaker.
 
     It takes effect at once; jobs that run already count against it.
     """
-    from haulier.services.limits import Limits, limit_from
+    from haulier.services.limits import limit_from
 
     words: Any = {word: said[word] for word in ("concurrency", "queue", "kind", "per_key")}
     words |= {"rate": _rate(said), "breaker": _breaker(said)}
     limit = limit_from(name, **words)
-    async with existing_store(store) as opened:
-        changed = await Limits(opened).set(name, by=by, **words)
+    async with opened_desk(place) as opened:
+        changed = await opened.limits().set(name, by=by, **words)
     if as_json:
         emit_json({**limit.as_json(), "changed": changed})
     else:
@@ -115,17 +110,13 @@ async def set_limit(
 @click.argument("name", type=TEXT)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--after", type=TEXT, metavar="KEY", help="Go on after this key.")
-@store_option
+@place_options
 @json_option
 @command_body
-async def show_keys(
-    name: str, limit: int, after: str | None, store: str | None, as_json: bool
-) -> None:
+async def show_keys(name: str, limit: int, after: str | None, place: Place, as_json: bool) -> None:
     """Show how keys stand under a limit that is per key: those with something to tell."""
-    from haulier.services.limits import Limits
-
-    async with existing_store(store) as opened:
-        found = await Limits(opened).keys(name, limit=limit, cursor=after)
+    async with opened_desk(place) as opened:
+        found = await opened.limits().keys(name, limit=limit, cursor=after)
     if as_json:
         emit_json({"name": name, "keys": [_key_document(state) for state in found]})
         return
@@ -152,17 +143,13 @@ async def show_keys(
 @click.argument("name", type=TEXT)
 @click.argument("key", type=TEXT)
 @by_option
-@store_option
+@place_options
 @json_option
 @command_body
-async def reset_breaker(
-    name: str, key: str, by: str | None, store: str | None, as_json: bool
-) -> None:
+async def reset_breaker(name: str, key: str, by: str | None, place: Place, as_json: bool) -> None:
     """Close the breaker NAME of a KEY, and forget what it has counted."""
-    from haulier.services.limits import Limits
-
-    async with existing_store(store) as opened:
-        done = await Limits(opened).reset(name, key, by=by)
+    async with opened_desk(place) as opened:
+        done = await opened.limits().reset(name, key, by=by)
     if as_json:
         emit_json({"name": name, "key": key, "reset": done})
     else:
@@ -172,15 +159,13 @@ async def reset_breaker(
 @limits.command("delete")
 @click.argument("name", type=TEXT)
 @by_option
-@store_option
+@place_options
 @json_option
 @command_body
-async def delete_limit(name: str, by: str | None, store: str | None, as_json: bool) -> None:
+async def delete_limit(name: str, by: str | None, place: Place, as_json: bool) -> None:
     """Delete a limit: it holds nothing back any more. A declared one stays away."""
-    from haulier.services.limits import Limits
-
-    async with existing_store(store) as opened:
-        await Limits(opened).delete(name, by=by)
+    async with opened_desk(place) as opened:
+        await opened.limits().delete(name, by=by)
     if as_json:
         emit_json({"name": name, "deleted": True})
     else:

@@ -117,11 +117,6 @@ def complain(error: HaulierError, *, json_output: bool) -> int:
 # ── Options ──────────────────────────────────────────────────────────────────────────────────
 
 
-by_option = click.option(
-    "--by", metavar="NAME", help="Who changes it.  [default: this user on this host]"
-)
-
-
 def store_option(function: F) -> F:
     """`--store URL`, or HAULIER_STORE; without both the user's app's, or haulier.db."""
     return click.option(
@@ -166,6 +161,30 @@ class Text(click.types.StringParamType):
 
 
 TEXT = Text()
+
+by_option = click.option(
+    "--by", type=TEXT, metavar="NAME", help="Who changes it.  [default: this user on this host]"
+)
+
+payload_option = click.option(
+    "--payload",
+    default="{}",
+    help="The payload as a JSON object; '-' reads it from standard input.",
+)
+
+
+def line_options(function: F) -> F:
+    """Which line a new job stands in, and where."""
+    for decorate in (
+        click.option(
+            "--priority",
+            metavar="NAME|N",
+            help="low, normal, high, urgent, or a number; higher first.",
+        ),
+        click.option("--queue", help="Another queue than the task's own."),
+    ):
+        function = decorate(function)
+    return function
 
 
 def batch_options(function: F) -> F:
@@ -422,6 +441,14 @@ def batch_document(batch: Batch, unroutable: str | None = None) -> dict[str, Any
         "finish_job": batch.finish_job,
         "within": batch.within,
     }
+
+
+def tell_batch(batch: Batch, done: str, *, as_json: bool) -> None:
+    """What has been done to a batch, on standard output: in words, or how it is now."""
+    if as_json:
+        emit_json(batch_document(batch))
+    else:
+        click.echo(f"{batch.id}  {done}")
 
 
 def states_of(names: Sequence[str]) -> frozenset[JobState] | None:

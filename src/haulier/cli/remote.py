@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from haulier.cli.desk import Origin, Queues
-from haulier.client import answers
+from haulier.client import answers, operating
 from haulier.client import jobs as _jobs
 from haulier.client.attempts import looks
 from haulier.domain.batch import Batch, Counts
 from haulier.domain.configuration import Alteration, Configuration, Setting
+from haulier.domain.event import Event
 from haulier.domain.flow import After, Parent
 from haulier.domain.job import MICROSECOND, Job, JobError, JobState
+from haulier.domain.limits import Breaker, KeyState, Limit, LimitState, Rate
 from haulier.domain.line import Line
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.routing import QueueLine, Unroutable
@@ -29,8 +31,11 @@ from haulier.services.options import Unique
 from haulier.services.selection import CANCELLABLE, DELETABLE, RETRYABLE
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from haulier.client import AsyncClient
     from haulier.client.jobs import Enqueue, Where
+    from haulier.services.limits import LimitOptions
     from haulier.services.options import Options
 
 LARGEST_PAGE = 500
@@ -44,6 +49,35 @@ class ClientDesk:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self.delete = client.delete
+
+    def limits(self) -> ClientLimits:
+        """Its limits."""
+        return ClientLimits(self._client)
+
+    async def last_event(self) -> str:
+        """Where now is: the snapshot at the beginning of a stream tells it."""
+        async with contextlib.aclosing(cast("Any", self._client.events())) as stream:
+            async for message in stream:
+                return str(message.cursor or message.data["cursor"])
+        raise AssertionError
+
+    async def events(self, *, after: str | None) -> Sequence[Event]:
+        """A page of what happened after a cursor."""
+        listing = operating.history(after=after)
+        return [_event(each) for each in (await self._client.ask(listing.first)).found]
+
+    async def follow(self, after: str | None) -> AsyncGenerator[Event, None]:
+        """What happened and happens after a cursor, without an end."""
+        cursor = after
+        while found := await self.events(after=cursor):
+            for event in found:
+                yield event
+            cursor = found[-1].cursor
+        stream = self._client.events(after=cursor)
+        async with contextlib.aclosing(cast("Any", stream)) as messages:
+            async for message in messages:
+                if "seq" in message.data:
+                    yield _event(answers.Event.model_validate(message.data))
 
     async def find(self, where: JobFilter, *, limit: int, cursor: int | None = None) -> Page:
         """A page of jobs, the newest first, without payloads."""
@@ -255,6 +289,66 @@ class ClientDesk:
             )
             for each in await self._client.alterations(limit=limit)
         ]
+
+
+class ClientLimits:
+    """The limits of a server, which knows who changes them."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def all(self) -> Sequence[LimitState]:
+        """All limits by name."""
+        return [
+            LimitState(
+                limit=Limit.from_json(each.model_dump(exclude=_NO_LIMIT)),
+                changed_by=each.changed_by,
+                changed_at=_micros(each.changed_at),
+                declared=each.declared,
+                running=each.running,
+            )
+            for each in await self._client.limits()
+        ]
+
+    async def set(
+        self, name: str, *, by: str | None = None, **options: Unpack[LimitOptions]
+    ) -> bool:
+        """Set a limit; whether it is another one now."""
+        del by
+        words: dict[str, Any] = {
+            word: asdict(value) if isinstance(value, Rate | Breaker) else value
+            for word, value in options.items()
+        }
+        return (await self._client.set_limit(name, **words)).changed
+
+    async def keys(
+        self, name: str, *, limit: int = 100, cursor: str | None = None
+    ) -> Sequence[KeyState]:
+        """How keys stand under a limit."""
+        listing = operating.limit_keys(name, page=limit)
+        call = listing.first if cursor is None else listing.after(cursor)
+        return [
+            KeyState(**each.model_dump(exclude={"ready_at"}), ready_at=_maybe(each.ready_at))
+            for each in (await self._client.ask(call)).found
+        ]
+
+    async def reset(self, name: str, key: str, *, by: str | None = None) -> bool:
+        """Close a breaker; whether it had counted anything."""
+        del by
+        return (await self._client.reset_breaker(name, key)).reset
+
+    async def delete(self, name: str, *, by: str | None = None) -> None:
+        """Take a limit away."""
+        del by
+        await self._client.delete_limit(name)
+
+
+_NO_LIMIT = {"running", "declared", "changed_by", "changed_at"}
+
+
+def _event(event: answers.Event) -> Event:
+    told = event.model_dump(exclude={"cursor", "at"})
+    return Event(**told, at=_micros(event.at))
 
 
 def _options(options: Options) -> Enqueue:

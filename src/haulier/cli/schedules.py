@@ -22,6 +22,8 @@ from haulier.cli.output import (
     existing_store,
     instant,
     json_option,
+    line_options,
+    payload_option,
     store_option,
 )
 from haulier.domain.job import MICROSECOND
@@ -50,7 +52,7 @@ def schedules() -> None:
 async def list_schedules(store: str | None, as_json: bool) -> None:
     """List all schedules in the order of their names."""
     async with _manager(store) as manager:
-        found = [schedule async for schedule in manager.all()]
+        found = await manager.all()
     if as_json:
         emit_json({"schedules": [schedule_document(schedule) for schedule in found]})
         return
@@ -110,15 +112,8 @@ async def show(name: str, ticks: int, store: str | None, as_json: bool) -> None:
     type=click.Choice([each.value for each in Overlap]),
     help="What a tick does while the job of the one before is not done.",
 )
-@click.option(
-    "--payload",
-    default="{}",
-    help="The payload as a JSON object; '-' reads it from standard input.",
-)
-@click.option("--queue", help="Another queue than the task's own.")
-@click.option(
-    "--priority", metavar="NAME|N", help="low, normal, high, urgent, or a number; higher first."
-)
+@payload_option
+@line_options
 @click.option("--key", help="The partition its jobs belong to, such as an account.")
 @batch_options
 @click.option("--app", "user_app", envvar="HAULIER_APP", help="module:attribute of your App.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def webhook() -> None:
-    r"""Have a server told, by signed messages, of what happens to jobs and batches.
+    """Have a server told, by signed messages, of what happens to jobs and batches.
 
     \b
     haulier webhook add https://example.com/hooks --type 'batch.*' --type job.failed

@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 from haulier.client import access as _access
 from haulier.client import jobs as _jobs
 from haulier.client import operating as _operating
+from haulier.client import webhooks as _webhooks
 from haulier.client.answers import JobStatus, Message, StreamTaken
 from haulier.client.attempts import Attempts, looks, request_of, unreachable
 from haulier.client.call import Call, Listing, as_method, line_of
@@ -187,6 +188,15 @@ class AsyncClient:
     revoke = _asked(_access.revoke)
     sessions = _asked(_access.sessions)
     audit = _read(_access.audit)
+
+    webhooks = _asked(_webhooks.webhooks)
+    webhook = _asked(_webhooks.webhook)
+    add_webhook = _asked(_webhooks.add_webhook)
+    change_webhook = _asked(_webhooks.change_webhook)
+    delete_webhook = _asked(_webhooks.delete_webhook)
+    rotate_secret = _asked(_webhooks.rotate_secret)
+    try_webhook = _asked(_webhooks.try_webhook)
+    deliveries = _read(_webhooks.deliveries)
 
     async def wait(
         self, job_id: str, *, timeout: float | None = None, longest_pause: float = 1.0

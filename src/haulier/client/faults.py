@@ -28,6 +28,7 @@ from haulier.exceptions import (
     StoreUnavailableError,
     TokenNotFoundError,
     ValidationError,
+    WebhookNotFoundError,
 )
 
 URN = "urn:haulier:problem:"
@@ -104,6 +105,7 @@ BY_NAME: Mapping[str, Make] = {
     "job-not-found": lambda told: JobNotFoundError(told.subject),
     "schedule-not-found": lambda told: ScheduleNotFoundError(told.subject),
     "limit-not-found": lambda told: LimitNotFoundError(told.subject),
+    "webhook-not-found": lambda told: WebhookNotFoundError(told.subject),
     "token-not-found": lambda told: TokenNotFoundError(told.subject),
     "job-state": _plain(JobStateError),
     "duplicate-job": _taken(DuplicateJobError),

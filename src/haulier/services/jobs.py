@@ -33,6 +33,7 @@ from haulier.services.options import BatchLimits, Options, Plan, checked_limits,
 from haulier.services.payload import Payload, encode, validate
 from haulier.services.registry import Registry, TaskDefinition
 from haulier.services.secrets import Sealer
+from haulier.services.who import who
 
 UNIQUE_CHUNK = 150
 """Jobs with unique names, which are looked at one by one, that one transaction inserts."""
@@ -433,9 +434,11 @@ class JobManager:
             raise JobStateError(f"job {job_id} is {states[job_id]}: nothing to retry")
         return states[job_id]
 
-    async def alter_batch(self, batch_id: str, changes: BatchLimits, *, by: str = "") -> Batch:
+    async def alter_batch(
+        self, batch_id: str, changes: BatchLimits, *, by: str | None = None
+    ) -> Batch:
         """Change limits of a batch while it runs; see `JobStore.alter_batch`."""
-        await self.store.alter_batch(batch_id, checked_limits(changes, by), by=by)
+        await self.store.alter_batch(batch_id, checked_limits(changes), by=who(by))
         return await self.store.batch(batch_id)
 
     async def retry_failed(

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from haulier.domain.configuration import LONGEST_BY
 from haulier.domain.limits import Breaker, KeyState, Limit, LimitState, Rate
 from haulier.exceptions import ConfigurationError, LimitNotFoundError, Problem, ValidationError
 from haulier.ports import JobStore
@@ -155,14 +154,14 @@ class Limits:
         The options are those of LimitOptions; what is left out has its default, also if the present
         limit says otherwise. Raises ValidationError with the field and the reason.
         """
-        return await self._store.limits().put(limit_from(name, **options), by=_who(by))
+        return await self._store.limits().put(limit_from(name, **options), by=who(by))
 
     async def delete(self, name: str, *, by: str | None = None) -> None:
         """Delete a limit. One that code declares stays away, until its declaration is another.
 
         Raises LimitNotFoundError if there is none of that name.
         """
-        if not await self._store.limits().drop(name, by=_who(by)):
+        if not await self._store.limits().drop(name, by=who(by)):
             raise LimitNotFoundError(name)
 
     async def keys(
@@ -183,17 +182,8 @@ class Limits:
 
         Raises LimitNotFoundError if there is no such limit, JobStateError if it is no breaker.
         """
-        return await self._store.limits().reset(name, key, by=_who(by))
+        return await self._store.limits().reset(name, key, by=who(by))
 
-    async def list(self) -> list[LimitState]:
+    async def all(self) -> list[LimitState]:
         """All limits by name, each with who changed it last, and when."""
         return await self._store.limits().list()
-
-
-def _who(by: str | None) -> str:
-    if by is None:
-        return who()
-    if not isinstance(by, str) or not 1 <= len(by) <= LONGEST_BY or not by.isprintable():
-        reason = f"must be a text of 1 to {LONGEST_BY} printable characters"
-        raise ValidationError("the change was refused", [Problem("by", reason)])
-    return by

@@ -95,17 +95,13 @@ class BatchLimits(TypedDict, total=False):
     max_failures: int | None
 
 
-def checked_limits(changes: Mapping[str, Any], by: str) -> dict[str, int | None]:
+def checked_limits(changes: Mapping[str, Any]) -> dict[str, int | None]:
     """The limits as they were given; raises ValidationError for bad ones."""
     problems = [Problem(name, "is no limit of a batch") for name in changes if name not in LIMITS]
     for name in changes.keys() & LIMITS.keys():
         _limit(name, changes[name], LIMITS[name], problems, batch=True)
     if not changes:
         problems.append(Problem("limits", f"name at least one of {', '.join(LIMITS)}"))
-    if not isinstance(by, str) or len(by) > LONGEST_KEY:
-        problems.append(Problem("by", f"must be a text of at most {LONGEST_KEY} characters"))
-    elif by:
-        _key("by", by, problems)
     if problems:
         raise ValidationError("the limits were refused", problems)
     return dict(changes)

@@ -7,7 +7,7 @@ changed at run time stays until then.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypedDict, Unpack, cast
@@ -15,7 +15,6 @@ from typing import Any, TypedDict, Unpack, cast
 import structlog
 from pydantic_core import to_jsonable_python
 
-from haulier.domain.configuration import LONGEST_BY
 from haulier.domain.event import SCHEDULE_PAUSED, SCHEDULE_RESUMED, SCHEDULE_SET
 from haulier.domain.job import Role
 from haulier.domain.retry import RetryPolicy
@@ -177,7 +176,7 @@ class ScheduleManager:
         One that code declares comes back when a worker starts: pause that one instead. `by` is who
         does it, by default the user of this process: its event tells.
         """
-        await self._store.schedules().delete(name, by=_checked_who(by))
+        await self._store.schedules().delete(name, by=who(by))
 
     async def run(self, name: str) -> str:
         """Enqueue its job now, beside its cadence, also while it is paused; returns the job's id.
@@ -205,13 +204,14 @@ class ScheduleManager:
         """The schedule as it is now; raises ScheduleNotFoundError."""
         return await self._store.schedules().get(name)
 
-    async def all(self) -> AsyncIterator[Schedule]:
-        """All schedules in the order of their names."""
+    async def all(self) -> list[Schedule]:
+        """All schedules by name."""
+        found: list[Schedule] = []
         after = ""
         while page := await self._store.schedules().find(after=after, limit=AT_ONCE):
-            for schedule in page:
-                yield schedule
+            found += page
             after = page[-1].name
+        return found
 
     async def ticks(self, name: str, *, before: int | None = None, limit: int = 50) -> list[Tick]:
         """Its last ticks and what became of them, the latest first."""
@@ -242,7 +242,7 @@ class ScheduleManager:
         event: str = SCHEDULE_SET,
     ) -> Schedule:
         """Read, change, write if nobody else has written meanwhile; else all over again."""
-        who = _checked_who(by)
+        changed_by = who(by)
         schedules = self._store.schedules()
         for _ in range(TRIES):
             there: Schedule | None
@@ -253,7 +253,7 @@ class ScheduleManager:
             changed = change(there, (await schedules.due(0)).now)
             if changed == there:
                 return there
-            if await schedules.put(replace(changed, changed_by=who), event):
+            if await schedules.put(replace(changed, changed_by=changed_by), event):
                 return await schedules.get(name)
         raise _busy(name)
 
@@ -399,14 +399,6 @@ def _there(schedule: Schedule | None, name: str) -> Schedule:
     if schedule is None:
         raise ScheduleNotFoundError(name)
     return schedule
-
-
-def _checked_who(by: str | None) -> str:
-    if by is None:
-        return who()
-    if not isinstance(by, str) or not by.isprintable() or not 1 <= len(by) <= LONGEST_BY:
-        raise refused(("by", f"must be 1 to {LONGEST_BY} printable characters"))
-    return by
 
 
 def _busy(name: str) -> StoreUnavailableError:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from haulier.domain.job import JobState
 from haulier.domain.transfer import Mark, Section, Stage, Standing, Tally
 from haulier.exceptions import JobStateError, JobTimeoutError, StoreCorruptError
-from haulier.ports import JobStore, Transferable
+from haulier.parts import Transferable
+from haulier.ports import JobStore
 from haulier.services.ids import new_id
 
 Progress = Callable[[str, Section, int, int], None]

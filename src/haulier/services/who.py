@@ -1,4 +1,4 @@
-"""Who changes something, where nobody says so."""
+"""Who changes something."""
 
 from __future__ import annotations
 
@@ -7,10 +7,24 @@ import os
 import socket
 
 from haulier.domain.configuration import LONGEST_BY
+from haulier.exceptions import Problem, ValidationError
 
 
-def who() -> str:
-    """The user of this process and its host. In a container a user may have no name."""
+def who(by: str | None = None) -> str:
+    """Who does it: `by`, or where nobody says so, the user of this process and its host.
+
+    Raises ValidationError for what cannot be kept.
+    """
+    if by is None:
+        return _this_user()
+    if not isinstance(by, str) or not 1 <= len(by) <= LONGEST_BY or not by.isprintable():
+        reason = f"must be a text of 1 to {LONGEST_BY} printable characters"
+        raise ValidationError("the change was refused", [Problem("by", reason)])
+    return by
+
+
+def _this_user() -> str:
+    """In a container a user may have no name."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):

@@ -22,7 +22,8 @@ from haulier.domain.job import MICROSECOND, Job, JobState, Role
 from haulier.domain.transfer import Mark, Stage
 from haulier.domain.worker import WorkerRow
 from haulier.exceptions import JobNotFoundError
-from haulier.ports import Configurable, JobFilter, JobReader
+from haulier.parts import Configurable
+from haulier.ports import JobFilter, JobReader
 
 if TYPE_CHECKING:
     from haulier.domain.schedule import Due

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 
+from haulier.domain.flow import Otherwise
 from haulier.domain.ids import raw_id, text_id
 from haulier.domain.job import RANK_PER_PRIORITY, JobError, JobState, OnLost, Role
 from haulier.domain.retry import RetryPolicy
+from haulier.domain.transfer import Gate
+from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import JobNotFoundError
 
 STATES = (
@@ -37,6 +40,30 @@ in a lane because of limits."""
 
 WAITING = 6
 """The gate of jobs that wait for other jobs."""
+
+GATES: Mapping[int, Gate | None] = {
+    0: None,
+    PARKED: Gate.PARKED,
+    LET_IN: Gate.LET_IN,
+    ALONE: Gate.ALONE,
+    WAITING: Gate.WAITING,
+}
+"""What a copy says of each gate. Lanes are not copied: the other store makes its own."""
+
+GATE_CODE: Mapping[Gate | None, int | None] = {gate: code or None for code, gate in GATES.items()}
+
+SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
+SCOPE_CODE: Mapping[Scope, int] = {scope: code for code, scope in enumerate(SCOPES)}
+
+CONFLICT_CODE: Mapping[Conflict, int] = {
+    Conflict.SKIP: 0,
+    Conflict.REPLACE: 1,
+    Conflict.REJECT: 2,
+    Conflict.MATCH: 3,
+}
+
+OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
+OTHERWISE_CODE: Mapping[Otherwise, int] = {what: code for code, what in enumerate(OTHERWISE)}
 
 ON_LOST = (OnLost.RETRY, OnLost.FAIL)
 ON_LOST_CODE: Mapping[OnLost, int] = {what: code for code, what in enumerate(ON_LOST)}

@@ -8,28 +8,22 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 
 import structlog
-from pydantic import BaseModel
 
 from haulier.domain.configuration import Configuration
-from haulier.domain.flow import Parent
 from haulier.domain.job import MICROSECOND, Job, JobState, Outcome
 from haulier.domain.moves import Move, Transition, decide
 from haulier.domain.retention import Retention
 from haulier.domain.retry import RetryPolicy
 from haulier.domain.shares import shares_of, weights_of
-from haulier.domain.step import Step
-from haulier.domain.tick import Tick
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import StoreError
-from haulier.ports import JobFilter, JobReader, JobStore, pages
+from haulier.ports import JobFilter, JobStore, pages
 from haulier.services.baggage import carry
 from haulier.services.ids import new_id
 from haulier.services.jobs import JobManager
-from haulier.services.payload import decode
 from haulier.services.registry import Executor
 from haulier.services.schedules import ScheduleManager
 from haulier.worker.around import Around
@@ -41,6 +35,7 @@ from haulier.worker.notes import Notes
 from haulier.worker.outcomes import policy_failed
 from haulier.worker.patience import pause_after
 from haulier.worker.running import Running, RunningJobs, Stop
+from haulier.worker.runtime import WorkerRuntime
 from haulier.worker.steps import StepKeeper
 from haulier.worker.ticking import tick_often
 from haulier.worker.upkeep import prune_often, sweep_often
@@ -52,10 +47,7 @@ _log = structlog.get_logger("haulier.worker")
 
 
 class Session:
-    """One incarnation of a worker; its id is random and used once.
-
-    Is also the runtime that the contexts of its jobs reach through.
-    """
+    """One incarnation of a worker; its id is random and used once."""
 
     def __init__(
         self,
@@ -86,6 +78,7 @@ class Session:
         self._finished: list[Transition] = []
         self._notes = Notes(self._store)
         self._steps = StepKeeper(self._store)
+        self._runtime = WorkerRuntime(self._manager, self._notes, self._steps)
         self._schedules = ScheduleManager(self._store, manager.registry, manager.sealer)
         self._wake = asyncio.Event()
         self._claiming = True
@@ -334,7 +327,7 @@ class Session:
             job,
             entry.definition,
             entry.control,
-            self,
+            self._runtime,
             self._manager,
             self._executors,
             entry.around,
@@ -393,28 +386,3 @@ class Session:
         self._finished.clear()
         self._jobs.halt_all(Stop.LOST)
         self._wake.set()
-
-    # ── What contexts reach through ──────────────────────────────────────────────────────────
-
-    @property
-    def reader(self) -> JobReader:
-        return self._store
-
-    def payload_of(self, job: Job) -> BaseModel:
-        definition = self._manager.registry.get(job.kind)
-        return decode(definition, job.payload, job.id, self._manager.sealer, job.version)
-
-    def report(self, note: Note) -> None:
-        self._notes.take(note)
-
-    def steps_of(self, job: Job) -> Future[list[Step]]:
-        return self._steps.steps_of(job)
-
-    def parents_of(self, job: Job) -> Future[list[Parent]]:
-        return self._steps.parents_of(job)
-
-    def tick_of(self, job: Job) -> Future[Tick | None]:
-        return self._steps.tick_of(job)
-
-    def keep(self, step: Step) -> Future[bool]:
-        return self._steps.keep(step)

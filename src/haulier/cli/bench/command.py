@@ -141,7 +141,7 @@ async def bench(profile: str, store: str | None, as_json: bool, **load: Any) -> 
     long-reader  PostgreSQL: what a snapshot that is held open costs the claim
 
     A benchmark, not a test: run it on a quiet machine, several times, and compare ratios.
-    """  # noqa: D301 - \b is click's own mark
+    """
     if profile == "all" and store is not None:
         raise ConfigurationError("every profile needs a store of its own: leave out --store")
     chosen = PROFILES if profile == "all" else (profile,)

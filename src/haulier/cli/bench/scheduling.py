@@ -89,7 +89,7 @@ async def _make(app: App, prefix: str, count: int, cadence: Interval) -> None:
 async def _make_due(app: App) -> None:
     schedules = app.store.schedules()
     now = (await schedules.due(0)).now
-    found = [each async for each in app.schedules.all() if each.name.startswith("hourly-")]
+    found = [each for each in await app.schedules.all() if each.name.startswith("hourly-")]
     for start in range(0, len(found), AT_ONCE):
         part = found[start : start + AT_ONCE]
         await asyncio.gather(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
-from haulier.domain.flow import Otherwise, Parent
+from haulier.domain.flow import Parent
 from haulier.domain.job import NewJob
 from haulier.domain.transfer import EdgeRecord, JobRecord
 from haulier.exceptions import JobNotFoundError
@@ -15,6 +14,8 @@ from haulier.ports import Inserted, Page
 from haulier.stores.codes import (
     CANCELLED,
     COMPLETED,
+    OTHERWISE,
+    OTHERWISE_CODE,
     STATE_CODE,
     STATES,
     error_from_text,
@@ -22,9 +23,6 @@ from haulier.stores.codes import (
 )
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.rows import WITHOUT_PAYLOAD, Row, job_from_row, storable, uuid_of
-
-OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
-OTHERWISE_CODE: Mapping[Otherwise, int] = {what: code for code, what in enumerate(OTHERWISE)}
 
 _PARENTS = (
     "SELECT e.parent::text, e.otherwise, e.state, n.state, n.result, n.error, n.error_at, p.state "
@@ -37,22 +35,21 @@ _CHILDREN = (
 )
 
 
-class _Insert(Protocol):
-    def __call__(self, **options: Any) -> Awaitable[Inserted]: ...
-
-
 async def insert(
-    connection: Connection, jobs: Sequence[NewJob], add: _Insert, options: dict[str, Any]
+    connection: Connection,
+    jobs: Sequence[NewJob],
+    add: Callable[[], Awaitable[Inserted]],
+    *,
+    schema: str = "",
 ) -> Inserted:
     """Insert jobs by `add`, and let those that name others wait for these; in one transaction."""
-    schema = options["schema"]
     waiting = {job.id: job for job in jobs if job.after}
     named = {each.job_id for job in waiting.values() for each in job.after}
     await connection.execute(f"SELECT {schema}lock_parents($1)", list(named))
     rows = await connection.fetch(
         f"SELECT id::text FROM {schema}jobs WHERE id = ANY ($1::uuid[])", list(waiting)
     )
-    inserted = await add(**options)
+    inserted = await add()
     for job_id in [*(row[0] for row in rows), *inserted.instead]:
         waiting.pop(job_id, None)
     edges = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,16 @@ from haulier.domain import flow
 from haulier.domain.batch import BatchPolicy
 from haulier.domain.ids import derived_id
 from haulier.domain.job import NewJob
-from haulier.domain.unique import Conflict, Scope
 from haulier.exceptions import ConfigurationError
 from haulier.ports import Fence, Inserted
-from haulier.stores.codes import ON_LOST_CODE, PENDING, ROLE_CODE, retry_to_text
+from haulier.stores.codes import (
+    CONFLICT_CODE,
+    ON_LOST_CODE,
+    PENDING,
+    ROLE_CODE,
+    SCOPE_CODE,
+    retry_to_text,
+)
 from haulier.stores.postgres import bulk, flows
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.watching import Change
@@ -24,8 +31,6 @@ from haulier.stores.watching import Change
 ROUNDS = 16
 """Finish callbacks of one batch whose ids are known beforehand; later ones have random ids."""
 
-_SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
-_CONFLICTS = {Conflict.SKIP: 0, Conflict.REPLACE: 1, Conflict.REJECT: 2, Conflict.MATCH: 3}
 
 _ARGUMENTS = 33
 _INSERT = (
@@ -34,70 +39,45 @@ _INSERT = (
 )
 
 
-async def insert(
-    connection: Connection,
-    now: int | None,
-    jobs: Sequence[NewJob],
-    *,
-    fence: Fence | None = None,
-    policy: BatchPolicy | None = None,
-    state: int = PENDING,
-    own_expander: bool = True,
-    schema: str = "",
-) -> Inserted:
-    """Insert jobs, all or none of them; on a foreign connection, name the `schema`."""
-    if any(job.after for job in jobs):
-        options: dict[str, Any] = {"fence": fence, "policy": policy, "schema": schema}
-        return await _insert_waiting(connection, now, jobs, options)
-    return await _insert(
-        connection,
-        now,
-        jobs,
-        fence=fence,
-        policy=policy,
-        state=state,
-        own_expander=own_expander,
-        schema=schema,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insertion:
+    """Jobs to be inserted, and what there is to know of it beside them."""
+
+    jobs: Sequence[NewJob]
+    now: int | None
+    fence: Fence | None = None
+    policy: BatchPolicy | None = None
+    state: int = PENDING
+    own_expander: bool = True
+    schema: str = ""
+    """Before each name of the store: `"its schema".` on a connection that is not the store's."""
 
 
-async def _insert_waiting(
-    connection: Connection, now: int | None, jobs: Sequence[NewJob], options: dict[str, Any]
-) -> Inserted:
-    """Insert jobs of which some wait for others."""
-    flow.check(jobs)
-    if options["schema"]:
-        return await flows.insert(
-            connection, jobs, partial(_insert, connection, now, jobs), options
-        )
+async def insert(connection: Connection, what: Insertion) -> Inserted:
+    """Insert jobs, all or none of them."""
+    if not any(job.after for job in what.jobs):
+        return await _insert(connection, what)
+    flow.check(what.jobs)
+    add = partial(_insert, connection, what)
+    if what.schema:
+        return await flows.insert(connection, what.jobs, add, schema=what.schema)
     async with connection.transaction():
-        return await flows.insert(
-            connection, jobs, partial(_insert, connection, now, jobs), options
-        )
+        return await flows.insert(connection, what.jobs, add)
 
 
-async def _insert(
-    connection: Connection,
-    now: int | None,
-    jobs: Sequence[NewJob],
-    *,
-    fence: Fence | None = None,
-    policy: BatchPolicy | None = None,
-    state: int = PENDING,
-    own_expander: bool = True,
-    schema: str = "",
-) -> Inserted:
+async def _insert(connection: Connection, what: Insertion) -> Inserted:
+    jobs, fence = what.jobs, what.fence
     # Not in a transaction of somebody else, who may have begun it in a way the driver knows not.
-    plain = not schema and state == PENDING and bulk.fit(jobs)
-    if plain and await bulk.insert(connection, now, jobs, fence):
+    plain = not what.schema and what.state == PENDING and bulk.fit(jobs)
+    if plain and await bulk.insert(connection, what.now, jobs, fence):
         return Inserted(len(jobs))
     new, refused, instead = await connection.fetchrow(
-        _INSERT.format(schema=schema),
-        now,
+        _INSERT.format(schema=what.schema),
+        what.now,
         *_columns(jobs),
         *_names(jobs),
-        state,
-        *_rules(jobs, policy or BatchPolicy(), own_expander),
+        what.state,
+        *_rules(jobs, what.policy or BatchPolicy(), what.own_expander),
         fence and fence.job_id,
         fence and fence.lease,
         [job.baggage for job in jobs],
@@ -105,12 +85,10 @@ async def _insert(
     return Inserted(new, dict(zip(refused, instead, strict=True)))
 
 
-async def insert_within(
-    connection: object, schema: str, now: int | None, jobs: Sequence[NewJob], **options: Any
-) -> Inserted:
+async def insert_within(connection: object, schema: str, what: Insertion) -> Inserted:
     """Insert jobs in the transaction that the caller has open; workers hear of its commit."""
     driver = await _driver_of(connection)
-    inserted = await insert(driver, now, jobs, schema=f'"{schema}".', **options)
+    inserted = await insert(driver, replace(what, schema=f'"{schema}".'))
     await driver.execute(
         "SELECT pg_notify($1, $2)", schema, str((Change.READY | Change.EVENTS).value)
     )
@@ -160,8 +138,8 @@ def _names(jobs: Sequence[NewJob]) -> tuple[list[Any], ...]:
     return (
         [place for place, _ in names],
         [name.name for _, name in names],
-        [_SCOPES[name.scope] for _, name in names],
-        [_CONFLICTS[name.conflict] for _, name in names],
+        [SCOPE_CODE[name.scope] for _, name in names],
+        [CONFLICT_CODE[name.conflict] for _, name in names],
         [name.period for _, name in names],
         [name.digest for _, name in names],
     )

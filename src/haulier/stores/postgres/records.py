@@ -12,27 +12,25 @@ from haulier.domain.job import JobError
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
-    Gate,
     JobRecord,
     NameRecord,
     Records,
     Section,
 )
-from haulier.domain.unique import Scope
 from haulier.stores.codes import (
-    ALONE,
+    GATE_CODE,
+    GATES,
     IN_LANE,
-    LET_IN,
     ON_LOST,
     ON_LOST_CODE,
-    PARKED,
     PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
+    SCOPE_CODE,
+    SCOPES,
     STATE_CODE,
     STATES,
-    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -45,18 +43,6 @@ from haulier.stores.postgres import configuring, flows, kept, limiting, schedule
 from haulier.stores.postgres.connection import Connection
 from haulier.stores.postgres.inserting import ROUNDS
 from haulier.stores.postgres.rows import BATCH_TABLES, Row, storable
-
-GATES = {
-    0: None,
-    PARKED: Gate.PARKED,
-    LET_IN: Gate.LET_IN,
-    ALONE: Gate.ALONE,
-    WAITING: Gate.WAITING,
-}
-GATE_CODE = {gate: code or None for code, gate in GATES.items()}
-SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
-SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
-
 
 MORE = PAGE_RECORDS + 1
 """One more row than a page has tells whether there is a following page."""

@@ -179,7 +179,8 @@ async def _do(db: Connection, now: int, mine: Sequence[tuple[Firing, Fired]]) ->
 
     async def insert(policy: BatchPolicy | None = None) -> None:
         if waiting:
-            await inserting.insert(db, now, waiting, policy=policy)
+            what = inserting.Insertion(jobs=waiting, now=now, policy=policy)
+            await inserting.insert(db, what)
             waiting.clear()
 
     for firing, fired in mine:

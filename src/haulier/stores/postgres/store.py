@@ -25,19 +25,16 @@ from haulier.domain.retention import Keep, Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, WorkerRow
 from haulier.exceptions import JobNotFoundError, StoreUnavailableError
-from haulier.parts import Schedules
+from haulier.parts import Configurable, Limiting, Schedules, Transferable
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
-    Configurable,
     Fence,
     Heartbeat,
     Inserted,
     JobFilter,
-    Limiting,
     Page,
-    Transferable,
 )
 from haulier.stores import checking
 from haulier.stores.background import Background
@@ -56,6 +53,7 @@ from haulier.stores.postgres import (
 )
 from haulier.stores.postgres.connection import Connection, Place, translated
 from haulier.stores.postgres.heartbeat import PostgresHeartbeat
+from haulier.stores.postgres.inserting import Insertion
 from haulier.stores.postgres.pool import Pool, Work
 from haulier.stores.postgres.rows import storable, uuid_of
 from haulier.stores.postgres.signals import Signals
@@ -164,15 +162,13 @@ class PostgresStore:
         policy: BatchPolicy | None = None,
         connection: object | None = None,
     ) -> Inserted:
+        def what() -> Insertion:
+            return Insertion(jobs=jobs, now=self._now, fence=fence, policy=policy)
+
         if connection is not None:
             with translated(self._place):
-                return await inserting.insert_within(
-                    connection, self._place.schema, self._now, jobs, fence=fence, policy=policy
-                )
-        inserted = await self._write(
-            lambda db: inserting.insert(db, self._now, jobs, fence=fence, policy=policy),
-            Change.READY,
-        )
+                return await inserting.insert_within(connection, self._place.schema, what())
+        inserted = await self._write(lambda db: inserting.insert(db, what()), Change.READY)
         if any(job.after or job.unique for job in jobs):
             await self._follow()
         return inserted
@@ -187,12 +183,13 @@ class PostgresStore:
     ) -> Inserted:
         async def work(db: Connection) -> Inserted:
             now = self._now
+            begun = Insertion(
+                jobs=[head], now=now, policy=policy, state=RUNNING, own_expander=False
+            )
             async with db.transaction():
-                inserted = await inserting.insert(
-                    db, now, [head], policy=policy, state=RUNNING, own_expander=False
-                )
+                inserted = await inserting.insert(db, begun)
                 if not inserted.instead:
-                    await inserting.insert(db, now, items)
+                    await inserting.insert(db, Insertion(jobs=items, now=now))
                     if sealed:
                         await db.execute("SELECT seal($1, $2)", now, head.id)
                 return inserted

@@ -13,13 +13,16 @@ from haulier.domain.moves import Move, Transition
 from haulier.domain.step import Step
 from haulier.domain.unique import Uniqueness
 from haulier.domain.worker import Demand, Note
-from haulier.stores.codes import ON_LOST_CODE, ROLE_CODE, key_of, retry_to_text
-from haulier.stores.redis.scripts import CONFLICTS, SCOPES
+from haulier.stores.codes import (
+    CONFLICT_CODE,
+    ON_LOST_CODE,
+    ROLE_CODE,
+    SCOPE_CODE,
+    key_of,
+    retry_to_text,
+)
 
 Arg = str | bytes | int
-
-_SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
-_CONFLICT_CODE = {conflict: code for code, conflict in enumerate(CONFLICTS)}
 
 
 def canonical(job_id: str) -> str:
@@ -106,8 +109,8 @@ def _names(unique: tuple[Uniqueness, ...]) -> str:
     names = [
         [
             each.name,
-            _SCOPE_CODE[each.scope],
-            _CONFLICT_CODE[each.conflict],
+            SCOPE_CODE[each.scope],
+            CONFLICT_CODE[each.conflict],
             each.period,
             each.digest.hex(),
         ]

@@ -19,21 +19,22 @@ from haulier.domain.transfer import (
     NameRecord,
 )
 from haulier.stores.codes import (
-    ALONE,
     FAILED,
+    GATE_CODE,
+    GATES,
     ITEM,
-    LET_IN,
     ON_LOST,
     ON_LOST_CODE,
-    PARKED,
+    OTHERWISE,
     PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
+    SCOPE_CODE,
+    SCOPES,
     SINGLE,
     STATE_CODE,
     STATES,
-    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -42,26 +43,16 @@ from haulier.stores.codes import (
 )
 from haulier.stores.redis.keys import escaped
 from haulier.stores.redis.rows import (
-    OTHERWISE,
     Row,
     lines_from,
     parent_from_row,
     steps_from,
     text_of,
 )
-from haulier.stores.redis.scripts import COMPACT, SCOPES
+from haulier.stores.redis.scripts import COMPACT
 
 Command = tuple[Any, ...]
 
-GATES = {
-    0: None,
-    PARKED: Gate.PARKED,
-    LET_IN: Gate.LET_IN,
-    ALONE: Gate.ALONE,
-    WAITING: Gate.WAITING,
-}
-GATE_CODE = {gate: code for code, gate in GATES.items()}
-SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 ACTIVE = 1
 
 AT_ONCE = 500
@@ -230,7 +221,7 @@ def _job_fields(record: JobRecord) -> Iterator[Any]:
         "position": record.position,
         "retry": None if record.retry is None else retry_to_text(record.retry),
         "cancel": record.cancel or None,
-        "gate": GATE_CODE[record.gate] or None,
+        "gate": GATE_CODE[record.gate],
         "uniq": None if record.names is None else _uniq((name, ACTIVE) for name in record.names),
         "on_lost": ON_LOST_CODE[record.on_lost] or None,
         "started": record.started_at,

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from haulier.domain.batch import Batch, Counts
-from haulier.domain.flow import Otherwise, Parent
+from haulier.domain.flow import Parent
 from haulier.domain.job import Job, JobState
 from haulier.domain.line import Line
 from haulier.domain.step import Step
@@ -17,6 +17,7 @@ from haulier.stores.codes import (
     CANCELLED,
     HEARD,
     ON_LOST,
+    OTHERWISE,
     PARKED,
     ROLES,
     RUNNING,
@@ -115,9 +116,6 @@ def lines_from(flat: Sequence[bytes]) -> list[Line]:
         at, text = value.split(b" ", 1)
         found.append(Line(int(lease), int(number), int(at), text.decode()))
     return sorted(found)
-
-
-OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
 
 
 def parent_from_row(row: Row) -> tuple[int, Parent]:

@@ -15,7 +15,7 @@ from haulier.domain.limits import BREAKER_KEPT
 from haulier.domain.line import KEPT_LINES
 from haulier.domain.moves import ALONE_AFTER, MAX_LOST, RULES, after_loss
 from haulier.domain.tick import KEPT_TICKS, TICK_STATES, TickState
-from haulier.domain.unique import Conflict, Scope
+from haulier.domain.unique import Scope
 from haulier.stores import codes
 from haulier.stores.configuring import NOBODY
 from haulier.stores.redis.rows import BATCH_FIELDS, JOB_FIELDS
@@ -50,14 +50,12 @@ CODES = {
     "ALONE": codes.ALONE,
     "WAITING": codes.WAITING,
 }
-SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
-CONFLICTS = (Conflict.SKIP, Conflict.REPLACE, Conflict.REJECT, Conflict.MATCH)
 
 CONSTANTS: dict[str, int] = {
     **CODES,
-    "ACTIVE": SCOPES.index(Scope.ACTIVE),
-    "PERIOD": SCOPES.index(Scope.PERIOD),
-    **{conflict.name: code for code, conflict in enumerate(CONFLICTS)},
+    "ACTIVE": codes.SCOPE_CODE[Scope.ACTIVE],
+    "PERIOD": codes.SCOPE_CODE[Scope.PERIOD],
+    **{conflict.name: code for conflict, code in codes.CONFLICT_CODE.items()},
     # What is done to all items of a batch, slice by slice.
     "CANCELLING": 1,
     "RETRYING": 2,

@@ -26,6 +26,8 @@ from haulier.stores.codes import (
     COMPLETED,
     FAILED,
     HEAD,
+    OTHERWISE,
+    OTHERWISE_CODE,
     PENDING,
     STATE_CODE,
     STATES,
@@ -51,8 +53,6 @@ TO_TELL, TOLD, TO_REVIVE = 1, 2, 3
 TELLING, REVIVING = 1, 2
 """What is under way with the children of a parent."""
 
-OTHERWISE = (Otherwise.CANCEL, Otherwise.RUN)
-OTHERWISE_CODE: Mapping[Otherwise, int] = {what: code for code, what in enumerate(OTHERWISE)}
 
 # In these words the first two are the condition of an index.
 _ENDED = f"children IN (1, 3) AND children = {TO_TELL} AND state > 1"

@@ -14,26 +14,24 @@ from haulier.domain.job import JobError
 from haulier.domain.transfer import (
     BatchRecord,
     EventRecord,
-    Gate,
     JobRecord,
     NameRecord,
     Records,
     Section,
 )
-from haulier.domain.unique import Scope
 from haulier.stores.codes import (
-    ALONE,
-    LET_IN,
+    GATE_CODE,
+    GATES,
     ON_LOST,
     ON_LOST_CODE,
-    PARKED,
     PENDING,
     ROLE_CODE,
     ROLES,
     RUNNING,
+    SCOPE_CODE,
+    SCOPES,
     STATE_CODE,
     STATES,
-    WAITING,
     error_from_text,
     error_to_text,
     rank_of,
@@ -48,17 +46,6 @@ from haulier.stores.sqlite import configuring, flows, kept, limits, schedule_rec
 from haulier.stores.sqlite.lanes import Lanes
 from haulier.stores.sqlite.rows import Row, fetch
 from haulier.stores.sqlite.rules import rules_of
-
-GATES = {
-    0: None,
-    PARKED: Gate.PARKED,
-    LET_IN: Gate.LET_IN,
-    ALONE: Gate.ALONE,
-    WAITING: Gate.WAITING,
-}
-GATE_CODE = {gate: code or None for code, gate in GATES.items()}
-SCOPES = (Scope.PENDING, Scope.ACTIVE, Scope.PERIOD)
-SCOPE_CODE = {scope: code for code, scope in enumerate(SCOPES)}
 
 # ── Jobs ─────────────────────────────────────────────────────────────────────────────────────
 

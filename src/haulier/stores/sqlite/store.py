@@ -25,19 +25,16 @@ from haulier.domain.retention import Retention
 from haulier.domain.step import Step
 from haulier.domain.worker import Demand, Exchange, Note, Renewal, WorkerRow
 from haulier.exceptions import ConfigurationError, JobNotFoundError
-from haulier.parts import Schedules
+from haulier.parts import Configurable, Limiting, Schedules, Transferable
 from haulier.ports import (
     CHUNK,
     DEFAULT_TTL,
     Clock,
-    Configurable,
     Fence,
     Heartbeat,
     Inserted,
     JobFilter,
-    Limiting,
     Page,
-    Transferable,
 )
 from haulier.services.urls import sqlite_url
 from haulier.stores import checking

@@ -15,12 +15,11 @@ from haulier.exceptions import DuplicateJobError, IdempotencyConflictError
 from haulier.stores.codes import (
     PENDING,
     RUNNING,
+    SCOPE_CODE,
 )
 from haulier.stores.sqlite.rows import (
     fetch,
 )
-
-_SCOPES = {Scope.PENDING: 0, Scope.ACTIVE: 1, Scope.PERIOD: 2}
 
 _HOLDER = (
     "SELECT u.job, u.until, u.digest, j.state, "
@@ -89,7 +88,7 @@ def take(db: apsw.Connection, now: int, job: NewJob) -> None:
             (
                 unique.name,
                 raw_id(job.id),
-                _SCOPES[unique.scope],
+                SCOPE_CODE[unique.scope],
                 now + unique.period if unique.scope is Scope.PERIOD else None,
                 unique.digest,
             ),

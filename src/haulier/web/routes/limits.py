@@ -28,7 +28,7 @@ router = APIRouter(prefix=PREFIX, tags=["limits"])
 @router.get("/limits", summary="List limits", dependencies=[VIEWER], responses=problem_responses())
 async def list_limits(jobs: Jobs) -> LimitList:
     """By name, each with who changed it last."""
-    return LimitList(limits=[LimitView.of(state) for state in await Limits(jobs.store).list()])
+    return LimitList(limits=[LimitView.of(state) for state in await Limits(jobs.store).all()])
 
 
 # Names of declared limits have slashes: `fetch/rate`.
