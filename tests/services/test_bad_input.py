@@ -329,7 +329,7 @@ class TestLimits:
         before = await app.store.counts()
         target = batch if verb == "retry_failed" else JobFilter()
         with pytest.raises(ValidationError) as caught:
-            await getattr(app, verb)(target, limit=-1)
+            await getattr(app.batches if verb == "retry_failed" else app, verb)(target, limit=-1)
         assert [problem.field for problem in caught.value.problems] == ["limit"]
         assert await app.store.counts() == before
 

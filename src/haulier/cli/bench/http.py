@@ -112,11 +112,14 @@ async def _watched(
 ) -> tuple[Figures, int]:
     """How fast status is told while a worker process runs at half its peak; and that peak."""
     async with workers(own, environment, replace(load, processes=1)):
-        # What was posted waits: it is the peak's measure.
-        waiting = sum(n for (*_, state), n in (await own.store.counts()).items() if not state.final)
-        began = time.perf_counter()
         await all_settled(own)
-        peak = waiting / (time.perf_counter() - began)
+        # What waits behind a paused queue is the peak's measure.
+        await own.queues.pause("default")
+        await own.enqueue_many("nothing", [{"number": number} for number in range(load.jobs)])
+        began = time.perf_counter()
+        await own.queues.resume("default")
+        await all_settled(own)
+        peak = load.jobs / (time.perf_counter() - began)
         job_id = await own.enqueue("nothing", {"number": 1})
         feeding = asyncio.create_task(_feed(own, peak / 2))
         try:

@@ -81,6 +81,7 @@ PROBES: tuple[tuple[Any, ...], ...] = (
     ("SET", 6, "v", "PX", 1000),
     ("GET", 6),
     ("EXISTS", 6),
+    ("OBJECT ENCODING", 6),
     ("DEL", 1, 2, 3, 4, 5, 6),
     ("PUBLISH", 7, "look"),
 )
@@ -169,7 +170,8 @@ async def _denied(history: History) -> list[str]:
     for command, key, *rest in PROBES:
         keys = [key, *rest] if command in ONLY_KEYS else [key]
         values = [] if command in ONLY_KEYS else rest
-        flat += (1 + len(keys) + len(values), command)
+        words = command.split()
+        flat += (len(words) + len(keys) + len(values), *words)
         flat += (history.key(f"check:{each}") for each in keys)
         flat += values
     answers = await history.script("probe", *flat)
