@@ -11,7 +11,7 @@ from haulier.services.orchestrator import WorkerOrchestrator
 from haulier.web.access import OPERATOR, VIEWER
 from haulier.web.models.starts import CamelStatus, Cancelled, GenerateBody, WorkflowBody
 from haulier.web.problems import problem_responses
-from haulier.web.routes.common import IdempotencyKey, Jobs, started
+from haulier.web.routes.common import IdempotencyKey, Jobs, job_and_batch, started
 from haulier.web.schemas import Started
 
 router = APIRouter(prefix="/api", tags=["aliases"])
@@ -83,8 +83,7 @@ for _name, _kind, _summary in WORKFLOWS:
 )
 async def show_status(jobs: Jobs, job_id: str) -> CamelStatus:
     """In camel case: state, progress, result, error, and when it was made and last moved on."""
-    job = await jobs.store.get(job_id)
-    batch = await jobs.store.batch(job_id) if job.role.heads else None
+    job, batch = await job_and_batch(jobs, job_id)
     return CamelStatus.of(job, batch, time.time_ns() // 1000)
 
 

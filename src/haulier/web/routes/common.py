@@ -9,7 +9,8 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
-from haulier.domain.job import Role
+from haulier.domain.batch import Batch
+from haulier.domain.job import Job, Role
 from haulier.services.jobs import JobManager
 from haulier.services.options import LONGEST_KEY
 from haulier.web.access import identity_of
@@ -56,6 +57,12 @@ IdempotencyKey = Annotated[
         "job; with another body, 409.",
     ),
 ]
+
+
+async def job_and_batch(jobs: JobManager, job_id: str) -> tuple[Job, Batch | None]:
+    """A job, with its batch if it is the head of one; raises JobNotFoundError."""
+    job = await jobs.store.get(job_id)
+    return job, await jobs.store.batch(job_id) if job.role.heads else None
 
 
 def started(job_id: str, response: Response) -> Started:

@@ -22,7 +22,7 @@ from haulier.web.access import (
 )
 from haulier.web.bodies import DeleteBody, JobQuery, RetryBody, SelectionBody, StopBody
 from haulier.web.problems import problem_responses
-from haulier.web.routes.common import ITEMS, PREFIX, Jobs, token
+from haulier.web.routes.common import ITEMS, PREFIX, Jobs, job_and_batch, token
 from haulier.web.schemas import (
     Count,
     ErrorDetail,
@@ -90,8 +90,7 @@ async def show_job(jobs: Jobs, job_id: str) -> JobDetail:
 )
 async def job_status(jobs: Jobs, job_id: str) -> JobStatus:
     """Cheap enough to be asked again and again, also of a batch of a million items."""
-    job = await jobs.store.get(job_id)
-    batch = await jobs.store.batch(job_id) if job.role.heads else None
+    job, batch = await job_and_batch(jobs, job_id)
     return JobStatus.of(job, batch, now=time.time_ns() // 1000)
 
 
